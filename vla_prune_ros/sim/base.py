@@ -1,0 +1,139 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every simulated robot offers, whatever simulates it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """One language task of a suite; `max_steps` counts control steps."""
+
+    name: str
+    instruction: str
+    family: str
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A fixed or mounted pinhole camera; `fovy` in degrees."""
+
+    name: str
+    width: int
+    height: int
+    fovy: float
+
+    @property
+    def focal_length(self) -> float:
+        """Focal length in pixels; pixels are square."""
+        return 0.5 * self.height / math.tan(math.radians(self.fovy) / 2)
+
+
+@dataclass(frozen=True)
+class SimObservation:
+    """What the robot's sensors say at one instant.
+
+    images: camera name -> uint8 [H, W, 3], as the policy was trained on.
+    proprio: float64 [8] = end-effector position (m), axis-angle (rad), two finger joints (m).
+    joint_positions: float64 [7] rad; finger_positions: float64 [2] m.
+    ee_position: float64 [3] m; ee_quaternion: float64 [4] xyzw; time: s since the reset.
+    """
+
+    images: dict[str, np.ndarray]
+    proprio: np.ndarray
+    joint_positions: np.ndarray
+    finger_positions: np.ndarray
+    ee_position: np.ndarray
+    ee_quaternion: np.ndarray
+    time: float
+
+
+class SimulatedRobot(ABC):
+    """A robot, its cameras and a suite of tasks.
+
+    Create, use and close one object in one thread: it owns a rendering context.
+    """
+
+    suite: str
+    control_hz: float
+    tasks: tuple[Task, ...]
+    n_initial_states: int
+    joint_names: tuple[str, ...]
+    cameras: tuple[Camera, ...]
+
+    def task_index(self, task: int | str) -> int:
+        """Index of a task given by index or name; ValueError lists the valid names."""
+        names = [t.name for t in self.tasks]
+        if isinstance(task, str) and not task.lstrip('-').isdigit():
+            if task not in names:
+                raise ValueError(f'unknown task {task!r}; suite {self.suite!r} has {names}')
+            return names.index(task)
+        index = int(task)
+        if not 0 <= index < len(names):
+            raise ValueError(
+                f'task index {index} is outside 0..{len(names) - 1} of suite {self.suite!r}'
+            )
+        return index
+
+    @abstractmethod
+    def reset(self, task: int | str, initial_state: int) -> SimObservation:
+        """Start an episode from fixed initial state `initial_state` of `task`."""
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> SimObservation:
+        """Apply one action for one control period.
+
+        action: float64 [7], environment convention: six deltas in [-1, 1], then the gripper,
+        -1 opens and +1 closes.
+        """
+
+    @abstractmethod
+    def success(self) -> bool:
+        """Whether the current state satisfies the task."""
+
+    @abstractmethod
+    def camera_pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """World position [3] and quaternion xyzw [4] of a camera's optical frame.
+
+        Optical convention (REP-103): z forward, x right, y down.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the rendering context. Call it in the thread that created the robot."""
+
+
+def to_env_action(policy_action: np.ndarray) -> np.ndarray:
+    """Policy action [..., 7] in robot units to the environment's convention.
+
+    The six deltas pass unchanged; the raw gripper (1 open, 0 closed) becomes its sign with
+    -1 = open and +1 = close (OpenVLA-OFT's LIBERO evaluation).
+    """
+    action = np.array(policy_action, dtype=np.float64)
+    action[..., 6] = -np.sign(2.0 * action[..., 6] - 1.0)
+    return action
+
+
+def to_policy_gripper(env_gripper: np.ndarray) -> np.ndarray:
+    """Environment gripper command (-1 open, +1 close) to the raw scale (1 open, 0 closed)."""
+    return (1.0 - np.asarray(env_gripper, dtype=np.float64)) / 2.0
+
+
+def quaternion_to_axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Axis-angle [3] (rad) of a unit quaternion xyzw [4], as robosuite computes it.
+
+    w is clipped to [-1, 1]; near angle 0 the result is the zero vector.
+    """
+    x, y, z, w = (float(v) for v in quaternion)
+    w = min(1.0, max(-1.0, w))
+    den = math.sqrt(1.0 - w * w)
+    if math.isclose(den, 0.0):
+        return np.zeros(3)
+    return np.array([x, y, z]) * (2.0 * math.acos(w) / den)
