@@ -1,0 +1,290 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The published checkpoint layout: strict, read-only loading, and saving.
+
+A directory holds `config.json`, `model.safetensors` (or shards with an index), one
+`action_head--*_checkpoint.pt`, one `proprio_projector--*_checkpoint.pt`, optionally
+`dataset_statistics.json`, and tokenizer files. Nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
+
+if TYPE_CHECKING:
+    from vla_prune_ros.vla.model import OpenVLAOFT
+
+_INDEX = 'model.safetensors.index.json'
+_SINGLE = 'model.safetensors'
+_HEADS = ('action_head', 'proprio_projector')  # module name = file name = one .pt each
+_TOKENIZER_FILES = (
+    'tokenizer.json',
+    'tokenizer.model',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+)
+
+
+def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
+    """Published tensors that no output of the L1 policy depends on: name -> shape."""
+    llama = config.llama
+    shapes = {'language_model.lm_head.weight': (llama.vocab_size, llama.hidden_size)}
+    for name in ('featurizer', 'fused_featurizer'):
+        tower: TowerConfig = getattr(config, name)
+        prefix, dim, hidden = f'vision_backbone.{name}.', tower.dim, tower.mlp_hidden
+        layers = {'norm': (dim,)}
+        block = f'blocks.{tower.depth - 1}.'
+        layers |= {block + 'norm1': (dim,), block + 'norm2': (dim,)}
+        layers |= {block + 'attn.qkv': (3 * dim, dim), block + 'attn.proj': (dim, dim)}
+        layers |= {block + 'mlp.fc1': (hidden, dim), block + 'mlp.fc2': (dim, hidden)}
+        if tower.attn_pool:
+            layers |= {'attn_pool.q': (dim, dim), 'attn_pool.kv': (2 * dim, dim)}
+            layers |= {'attn_pool.proj': (dim, dim), 'attn_pool.norm': (dim,)}
+            layers |= {'attn_pool.mlp.fc1': (hidden, dim), 'attn_pool.mlp.fc2': (dim, hidden)}
+            shapes[prefix + 'attn_pool.latent'] = (1, 1, dim)
+        if tower.layer_scale:
+            shapes |= {f'{prefix}{block}ls{i}.scale_factor': (dim,) for i in (1, 2)}
+        for layer, shape in layers.items():
+            shapes |= {f'{prefix}{layer}.weight': shape, f'{prefix}{layer}.bias': shape[:1]}
+    return shapes
+
+
+def published_shapes(model: OpenVLAOFT) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the safetensors files for this model: name -> shape."""
+    shapes = {
+        _published(name): tuple(p.shape)
+        for name, p in model.named_parameters()
+        if not name.startswith(_HEADS)
+    }
+    return shapes | unused_shapes(model.config)
+
+
+def load_weights(
+    model: OpenVLAOFT, directory: str | Path, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Fill a model that was built on the meta device, one tensor at a time.
+
+    Names and shapes of all files are checked before any weight is read.
+
+    Args:
+        model: its parameters are replaced by those of the files.
+        directory: checkpoint directory; never written to.
+        dtype: floating-point type of the loaded parameters.
+        device: where they go. Unused tensors stay on the CPU in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a tensor or file is not what it must be; the message names it.
+    """
+    directory = Path(directory)
+    heads = {name: _read_head(_head_file(directory, name)) for name in _HEADS}
+    for name, tensors in heads.items():
+        expected = {key: tuple(p.shape) for key, p in getattr(model, name).named_parameters()}
+        found = {key: tuple(t.shape) for key, t in tensors.items()}
+        _compare(found, expected, _head_file(directory, name).name)
+    expected = published_shapes(model)
+    shards = list(_shards(directory))
+    found: dict[str, tuple[int, ...]] = {}
+    for path in shards:
+        with _open(path) as file:
+            for key in file.keys():
+                if key in found:
+                    raise ValueError(f'tensor {key} is in two files of {directory}')
+                found[key] = tuple(file.get_slice(key).get_shape())
+    _compare(found, expected, str(directory))
+    unused = unused_shapes(model.config)
+    for path in shards:
+        with _open(path) as file:
+            for key in file.keys():
+                tensor = file.get_tensor(key)
+                if not tensor.is_floating_point():
+                    raise ValueError(f'tensor {key} in {path.name} has type {tensor.dtype}')
+                if key in unused:
+                    model.unused[key] = tensor
+                else:
+                    _assign(model, _internal(key), tensor.to(device=device, dtype=dtype))
+    for name, tensors in heads.items():
+        for key, tensor in tensors.items():
+            _assign(model, f'{name}.{key}', tensor.to(device=device, dtype=dtype))
+
+
+def save_pretrained(
+    model: OpenVLAOFT,
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    step: int = 1,
+    max_shard_bytes: int = 5_000_000_000,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Write a checkpoint directory in the published layout.
+
+    Tensors that the model never had (a freshly trained one has no lm_head) are written as zeros.
+
+    Args:
+        model: the model, on any device.
+        directory: created if needed; files of the same name are replaced.
+        dtype: type on disk, default the model's; the proprio projector is float32 as published.
+        step: number in the names of the `.pt` files.
+        max_shard_bytes: a larger model is split into shards with an index.
+        tokenizer: directory whose tokenizer files are copied.
+
+    Raises:
+        FileExistsError: the directory holds weights that would become ambiguous.
+    """
+    directory = Path(directory)
+    dtype = dtype or model.dtype
+    directory.mkdir(parents=True, exist_ok=True)
+    mine = {f'{name}--{step}_checkpoint.pt' for name in _HEADS}
+    for name in _HEADS:
+        for path in directory.glob(f'{name}--*.pt'):
+            if path.name not in mine:
+                raise FileExistsError(f'{path} is there already; choose an empty directory')
+    for path in directory.glob('model*.safetensors*'):
+        path.unlink()
+    (directory / 'config.json').write_text(_json(model.config.to_dict()), encoding='utf-8')
+    statistics = dict(model.config.norm_stats)
+    if statistics:
+        (directory / 'dataset_statistics.json').write_text(_json(statistics), encoding='utf-8')
+    parameters = {
+        _published(k): p for k, p in model.named_parameters() if not k.startswith(_HEADS)
+    }
+    _write_shards(directory, _complete(model, parameters), dtype, max_shard_bytes)
+    for name in _HEADS:
+        kind = torch.float32 if name == 'proprio_projector' else dtype
+        state = {k: _to_disk(p, kind) for k, p in getattr(model, name).named_parameters()}
+        torch.save(state, directory / f'{name}--{step}_checkpoint.pt')
+    for name in _TOKENIZER_FILES if tokenizer is not None else ():
+        source = Path(tokenizer) / name
+        if source.is_file() and source.resolve() != (directory / name).resolve():
+            shutil.copyfile(source, directory / name)
+
+
+def _complete(model: OpenVLAOFT, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors = dict(parameters)
+    for key, shape in unused_shapes(model.config).items():
+        tensors[key] = model.unused[key] if key in model.unused else torch.zeros(shape)
+    return tensors
+
+
+def _write_shards(
+    directory: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, limit: int
+) -> None:
+    """Write one file, or shards with an index; holds one shard at a time in host memory."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, tensor in tensors.items():
+        n_bytes = tensor.numel() * dtype.itemsize
+        if shards[-1] and size + n_bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += n_bytes
+    names = [_SINGLE]
+    if len(shards) > 1:
+        names = [f'model-{i + 1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))]
+        total = sum(t.numel() * dtype.itemsize for t in tensors.values())
+        where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {'metadata': {'total_size': total}, 'weight_map': where}
+        (directory / _INDEX).write_text(_json(index), encoding='utf-8')
+    for name, keys in zip(names, shards, strict=True):
+        shard = {key: _to_disk(tensors[key], dtype) for key in keys}
+        save_file(shard, directory / name, metadata={'format': 'pt'})
+
+
+def _shards(directory: Path) -> Iterator[Path]:
+    """Yield the safetensors files, after checking that they are all there."""
+    index, single = directory / _INDEX, directory / _SINGLE
+    if not index.is_file():
+        if not single.is_file():
+            raise FileNotFoundError(f'neither {_SINGLE} nor {_INDEX} in {directory}')
+        yield single
+        return
+    names = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    if single.is_file() and single.name not in names:
+        raise ValueError(f'{directory} holds both {_SINGLE} and {_INDEX}; remove one')
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise FileNotFoundError(f'shard {name} named in {_INDEX} is missing in {directory}')
+    for name in names:
+        yield directory / name
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework='pt', device='cpu')
+    except SafetensorError as error:
+        raise ValueError(f'{path} is not a valid safetensors file: {error}') from error
+
+
+def _head_file(directory: Path, name: str) -> Path:
+    files = sorted(directory.glob(f'{name}--*.pt'))
+    if not files:
+        raise FileNotFoundError(f'no {name}--*_checkpoint.pt in {directory}')
+    if len(files) > 1:
+        listed = ', '.join(f.name for f in files)
+        raise ValueError(f'{directory} holds more than one {name} file: {listed}; keep one')
+    return files[0]
+
+
+def _read_head(path: Path) -> dict[str, Tensor]:
+    """Read a plain state dict, weights only, without the wrapper's `module.` prefix."""
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f'{path} is not a plain state dict of tensors: {error}') from error
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ValueError(f'{path} is not a plain state dict of tensors')
+    return {key.removeprefix('module.'): tensor for key, tensor in state.items()}
+
+
+def _compare(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    if missing := [key for key in expected if key not in found]:
+        raise ValueError(f'{where}: missing tensor(s): {_listed(missing)}')
+    if unexpected := [key for key in found if key not in expected]:
+        raise ValueError(f'{where}: unexpected tensor(s): {_listed(unexpected)}')
+    for key, shape in expected.items():
+        if found[key] != shape:
+            raise ValueError(
+                f'{where}: tensor {key} has shape {[*found[key]]}, expected {[*shape]}'
+            )
+
+
+def _listed(names: list[str]) -> str:
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(names[:5]) + more
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    parent, _, leaf = name.rpartition('.')
+    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+
+
+def _published(name: str) -> str:
+    return f'language_model.model.{name[8:]}' if name.startswith('decoder.') else name
+
+
+def _internal(name: str) -> str:
+    return name.replace('language_model.model.', 'decoder.', 1)
+
+
+def _to_disk(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to('cpu', dtype).contiguous().clone()
+
+
+def _json(data: Mapping) -> str:
+    return json.dumps(data, indent=2) + '\n'

@@ -1,0 +1,252 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVLA-OFT: towers, decoder and head together.
+
+Source: OpenVLA-OFT (arXiv 2502.19645), LIBERO variant with two cameras and proprioception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vla_prune_ros.vla import checkpoint
+from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.decoder import Decoder, DecoderOutput
+from vla_prune_ros.vla.heads import ActionHead, ProprioProjector
+from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
+from vla_prune_ros.vla.vision import VisionBackbone, VisionProjector
+
+
+@dataclass
+class Sequence:
+    """Assembled input of the decoder.
+
+    Attributes:
+        embeddings: [B, n, D].
+        layout: meaning of the rows; with padding, of the longest sample.
+        key_mask: bool [B, n], False on padding behind EOS, or None without padding.
+    """
+
+    embeddings: Tensor
+    layout: TokenLayout
+    key_mask: Tensor | None = None
+
+
+@dataclass
+class OFTOutput:
+    """Everything a pass produces.
+
+    Attributes:
+        actions: normalised, [B, chunk_len, action_dim].
+        readout: states given to the head, after the final norm, [B, n_placeholders, D].
+        embeddings: assembled sequence before any selection, [B, n, D].
+        kept: absolute ids of the visual tokens that entered the last layer, ascending, int64.
+        position_ids: position ids of the rows that left the last layer, int64 [m].
+        layout: the complete sequence.
+    """
+
+    actions: Tensor
+    readout: Tensor
+    embeddings: Tensor
+    kept: Tensor
+    position_ids: Tensor
+    layout: TokenLayout
+
+
+class OpenVLAOFT(nn.Module):
+    """The policy network. `OpenVLAOFT(config)` is randomly initialised, ready to be trained.
+
+    `unused` holds tensors of the published layout that no output depends on (the last block and
+    norm of each tower, the attention pool, lm_head), under their published names and in the dtype
+    of the file, so that a loaded checkpoint can be written back complete.
+    """
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.llama.hidden_size
+        self.vision_backbone = VisionBackbone(config)
+        self.projector = VisionProjector(config.vision_dim, hidden)
+        self.decoder = Decoder(config.llama)
+        self.proprio_projector = ProprioProjector(config.proprio_dim, hidden)
+        self.action_head = ActionHead(config)
+        self.unused: dict[str, Tensor] = {}
+        self.apply(_init_weights)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = 'cpu',
+    ) -> OpenVLAOFT:
+        """Load a checkpoint directory in the published layout, strictly and read-only.
+
+        Raises:
+            FileNotFoundError: the directory or one of its files is missing.
+            ValueError: a tensor is missing, unexpected or misshapen, or a choice is ambiguous.
+        """
+        config = OpenVLAConfig.from_directory(directory)
+        with torch.device('meta'):
+            model = cls(config)
+        checkpoint.load_weights(model, directory, dtype, device)
+        return model.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.decoder.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.norm.weight.device
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Map pixels [B, 6*views, size, size] to visual tokens [B, views*patches, D]."""
+        return self.projector(self.vision_backbone(pixel_values.to(self.dtype)))
+
+    def assemble(
+        self,
+        visual: Tensor,
+        input_ids: Tensor,
+        proprio: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> Sequence:
+        """Put the sequence together: BOS, visual, proprio, prompt, placeholders, EOS, padding.
+
+        Args:
+            visual: visual tokens [B, V, D].
+            input_ids: int64 [B, L], prompt with BOS and the closing blank piece.
+            proprio: normalised state [B, proprio_dim].
+            attention_mask: [B, L], nonzero on prompt tokens, zero on padding at the right.
+        """
+        config, device = self.config, visual.device
+        batch, length = input_ids.shape
+        n_slots = config.n_placeholders
+        if not len(visual) == len(proprio) == batch:
+            raise ValueError('pixel_values, input_ids and proprio have different batch sizes')
+        if proprio.shape[1:] != (config.proprio_dim,):
+            raise ValueError(f'proprio must be [B, {config.proprio_dim}], not {[*proprio.shape]}')
+        if attention_mask is None:
+            lengths = torch.full((batch, 1), length, device=device)
+        else:
+            lengths = attention_mask.long().sum(1, keepdim=True)
+            input_ids = input_ids.masked_fill(attention_mask == 0, config.eos_id)
+        embed = self.decoder.embed_tokens
+        words = embed(nn.functional.pad(input_ids, (0, 1), value=config.eos_id))
+        words = torch.cat([words, words.new_zeros(batch, 1, words.shape[-1])], dim=1)
+        # Columns of words: prompt 0..L-1, EOS at L, the zero vector at L+1.
+        at = torch.arange(length + n_slots + 1, device=device).expand(batch, -1)
+        pick = torch.where(at < lengths, at, length + 1)
+        pick = torch.where(at == lengths + n_slots, length, pick)
+        tail = words.gather(1, pick[..., None].expand(-1, -1, words.shape[-1]))
+        state = self.proprio_projector(proprio.to(self.dtype))[:, None]
+        embeddings = torch.cat([tail[:, :1], visual, state, tail[:, 1:]], dim=1)
+        per_view = config.patches_per_view
+        layout = TokenLayout(visual.shape[1] // per_view, per_view, length, n_slots)
+        if attention_mask is None:
+            return Sequence(embeddings, layout)
+        n = lengths + layout.n_visual + n_slots + 2
+        key_mask = torch.arange(layout.length, device=device).expand(batch, -1) < n
+        return Sequence(embeddings, layout, key_mask)
+
+    def read_out(
+        self, hidden: Tensor, readout_start: int | None = None, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the final-normed states for the head, [B, n_placeholders, D].
+
+        Args:
+            hidden: states after the last layer [B, m, D].
+            readout_start: first state, counted from the end; default: the last prompt token and
+                all placeholders but the last, -58 at published sizes.
+            key_mask: bool [B, m] where there is padding; its False rows are not counted.
+        """
+        n_slots, rows = self.config.n_placeholders, hidden.shape[1]
+        start = -(n_slots + 2) if readout_start is None else readout_start
+        if not -rows <= start <= -n_slots:
+            raise ValueError(f'readout_start {start} is not within {-rows}..{-n_slots}')
+        if key_mask is None:
+            states = hidden.narrow(1, rows + start, n_slots)
+        else:
+            first = key_mask.sum(1, keepdim=True) + start
+            at = first + torch.arange(n_slots, device=hidden.device)
+            states = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.decoder.norm(states)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        proprio: Tensor,
+        selector: TokenSelector | None = None,
+        readout_start: int | None = None,
+        attention_mask: Tensor | None = None,
+        mark: Callable[[str], None] | None = None,
+    ) -> OFTOutput:
+        """Run the policy network.
+
+        Args:
+            pixel_values: [B, 6*views, size, size], see `processor.pixel_values`.
+            input_ids: int64 [B, L], prompt with BOS and the closing blank piece, no placeholders.
+            proprio: normalised state [B, proprio_dim].
+            selector: token selector; batch size 1 only.
+            readout_start: see `read_out`.
+            attention_mask: [B, L] for prompts padded at the right; without a selector only.
+            mark: called with 'vision', 'assemble', 'decoder', 'head' after each stage.
+        """
+        mark = mark or _ignore
+        visual = self.encode_images(pixel_values)
+        mark('vision')
+        sequence = self.assemble(visual, input_ids, proprio, attention_mask)
+        mark('assemble')
+        decoded: DecoderOutput = self.decoder(
+            sequence.embeddings,
+            key_mask=sequence.key_mask,
+            selector=selector,
+            layout=sequence.layout,
+        )
+        mark('decoder')
+        readout = self.read_out(decoded.hidden, readout_start, sequence.key_mask)
+        actions = self.action_head(readout)
+        mark('head')
+        # The tail behind the visual tokens and BOS are always there: no device sync needed.
+        layout = sequence.layout
+        n_kept = len(decoded.entered) - (layout.length - layout.n_visual)
+        return OFTOutput(
+            actions=actions,
+            readout=readout,
+            embeddings=sequence.embeddings,
+            kept=decoded.entered[1 : 1 + n_kept],
+            position_ids=decoded.ids,
+            layout=layout,
+        )
+
+
+def _ignore(stage: str) -> None:
+    pass
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Draw fresh weights: truncated normal of std 1/sqrt(fan in), zero biases, unit norms.
+
+    At width 4096 this is Llama's 0.02; narrow models need the wider draw to train well. Position
+    embeddings get the scale of a patch feature's neighbours, LayerScale starts at 1.
+    """
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        std = module.weight[0].numel() ** -0.5
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        std = module.embedding_dim**-0.5
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+    for name in ('pos_embed', 'cls_token', 'reg_token'):
+        if isinstance(weight := getattr(module, name, None), nn.Parameter):
+            std = weight.shape[-1] ** -0.5
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,0 +1,250 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which tokens take part in the decoder: the token layout and the selector interface.
+
+Ids are places in the complete, unpruned sequence. They are the only names by which tokens are
+known outside the decoder; a row number of a compacted sequence never leaves it. Cut points are
+integers k in 0..n_layers and mean "before layer k" (0: before the decoder, k: after layer k-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where everything is: BOS | views | proprio | prompt after BOS | placeholders | EOS.
+
+    Attributes:
+        n_views: number of cameras.
+        patches_per_view: visual tokens per camera.
+        prompt_length: prompt tokens with BOS and the closing blank piece (L).
+        n_placeholders: empty action slots.
+    """
+
+    n_views: int
+    patches_per_view: int
+    prompt_length: int
+    n_placeholders: int
+
+    @property
+    def n_visual(self) -> int:
+        """Visual tokens of all views; their ids are 1..n_visual."""
+        return self.n_views * self.patches_per_view
+
+    @property
+    def length(self) -> int:
+        """Tokens of the complete sequence."""
+        return self.n_visual + self.prompt_length + self.n_placeholders + 2
+
+    @property
+    def visual(self) -> range:
+        """Ids of all visual tokens."""
+        return range(1, 1 + self.n_visual)
+
+    def view(self, index: int) -> range:
+        """Ids of the visual tokens of one camera, row-major over its patches."""
+        if not 0 <= index < self.n_views:
+            raise IndexError(f'view {index} of {self.n_views}')
+        start = 1 + index * self.patches_per_view
+        return range(start, start + self.patches_per_view)
+
+    @property
+    def proprio(self) -> int:
+        """Id of the robot-state token."""
+        return 1 + self.n_visual
+
+    @property
+    def text(self) -> range:
+        """Ids of the prompt tokens after BOS, the closing blank piece included."""
+        return range(self.proprio + 1, self.proprio + self.prompt_length)
+
+    @property
+    def placeholders(self) -> range:
+        """Ids of the empty action slots; slot k belongs to step k // action_dim."""
+        return range(self.text.stop, self.text.stop + self.n_placeholders)
+
+    @property
+    def eos(self) -> int:
+        """Id of the closing token, the last one."""
+        return self.length - 1
+
+    @property
+    def protected(self) -> tuple[range, range]:
+        """Ids that no selector may drop: BOS, and everything behind the visual tokens."""
+        return range(1), range(self.proprio, self.length)
+
+    def keep(self, visual: Tensor) -> Tensor:
+        """Return the protected ids together with some visual ids, ascending.
+
+        Args:
+            visual: visual ids to keep, any order, no duplicates, int64 [k].
+
+        Returns:
+            int64 [k + length - n_visual] on the device of `visual`.
+        """
+        first, rest = (torch.arange(r.start, r.stop, device=visual.device) for r in self.protected)
+        return torch.cat([first, visual.sort().values, rest])
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Attention probabilities that a selector wants from one layer, for a few query rows.
+
+    Attributes:
+        rows: query ids, ascending.
+        columns: key ids, ascending.
+        entropy: also report the mean entropy of the rows' distributions over all keys.
+        ahead: compute them before the cut point in front of the layer, from the state that enters
+            it, instead of while the layer runs on the survivors.
+    """
+
+    rows: range | Tensor
+    columns: range | Tensor
+    entropy: bool = False
+    ahead: bool = False
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """Softmax over all attended keys of `q k^T / sqrt(d)` after RoPE, in float32.
+
+    Shapes are those of the request, whatever was pruned before: rows and columns that are no
+    longer there hold -inf, so no step here depends on the data (CUDA graphs, no device sync).
+
+    Attributes:
+        probs: [heads, rows, columns].
+        rows, columns: the requested ids, int64.
+        row_present, column_present: bool, whether the id was live (or supplied by a cache).
+        entropy: mean over heads and present rows in nats, scalar, or None if not requested.
+    """
+
+    probs: Tensor
+    rows: Tensor
+    columns: Tensor
+    row_present: Tensor
+    column_present: Tensor
+    entropy: Tensor | None = None
+
+    def received(self) -> Tensor:
+        """Mean over heads and present rows: what each column gets; [columns], absent = -inf."""
+        probs = self.probs.masked_fill(~self.row_present[:, None], 0.0)
+        mean = probs.mean(0).sum(0) / self.row_present.sum()
+        return mean.masked_fill(~self.column_present, -torch.inf)
+
+    def given(self) -> Tensor:
+        """Mean over heads, sum over present columns: what each row gives; [rows], absent = -inf."""
+        probs = self.probs.masked_fill(~self.column_present, 0.0)
+        return probs.mean(0).sum(-1).masked_fill(~self.row_present, -torch.inf)
+
+
+def scatter(values: Tensor, ids: Tensor, length: int) -> Tensor:
+    """Spread per-id values over a vector [length] indexed by absolute id; absent = -inf."""
+    out = torch.full((length,), -torch.inf, dtype=values.dtype, device=values.device)
+    return out.index_copy_(0, ids, values)
+
+
+class SlotCache:
+    """Keys and values of every layer by absolute slot, so that some rows need no recomputing.
+
+    With a cache, live rows write their slots and attention runs over all slots. A pass in which
+    every token is live fills a layer; before that its cached slots hold nothing valid.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        length: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        shape = (length, heads, head_dim)
+        self.length = length
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
+        self.filled = [False] * n_layers
+
+    def update(self, layer: int, ids: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the live rows' keys and values, return those of all slots.
+
+        Args:
+            layer: decoder layer.
+            ids: absolute ids of the live rows, int64 [m].
+            k, v: [1, heads, m, head_dim]; keys already rotated for their position.
+
+        Returns:
+            keys, values: [1, heads, length, head_dim], views of the buffers.
+
+        Raises:
+            ValueError: not all tokens are live and the layer was never filled.
+        """
+        if len(ids) == self.length:
+            self.filled[layer] = True
+        elif not self.filled[layer]:
+            raise ValueError(
+                f'layer {layer} of the cache is read before a complete pass filled it'
+            )
+        out = []
+        for buffer, new in ((self.keys[layer], k), (self.values[layer], v)):
+            buffer.index_copy_(0, ids, new[0].transpose(0, 1).to(buffer.dtype))
+            out.append(buffer.transpose(0, 1)[None])
+        return out[0], out[1]
+
+    def invalidate(self) -> None:
+        """Forget everything; the next pass must compute all tokens."""
+        self.filled = [False] * len(self.filled)
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What a selector wants from one decoder pass.
+
+    Attributes:
+        points: cut points at which `select` is called.
+        scores: score requests by layer.
+        skip_layers: layers that are left out (the residual stream passes through).
+        cache: keys and values that dropped rows leave behind, or None: dropped means gone.
+    """
+
+    points: frozenset[int] = frozenset()
+    scores: Mapping[int, ScoreRequest] = field(default_factory=dict)
+    skip_layers: frozenset[int] = frozenset()
+    cache: SlotCache | None = None
+
+
+@dataclass
+class TokenState:
+    """What a selector sees at a cut point.
+
+    Attributes:
+        layout: the complete sequence.
+        ids: absolute ids of the live rows, ascending, int64 [m].
+        hidden: state of the live rows at this point, [m, D].
+        scores: requested scores of the layers run so far in this pass.
+    """
+
+    layout: TokenLayout
+    ids: Tensor
+    hidden: Tensor
+    scores: dict[int, LayerScores]
+
+
+class TokenSelector(Protocol):
+    """Decides which tokens stay. One object serves one sequence (batch 1) at a time."""
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """Plan a pass over the assembled sequence `embeddings` [n, D]."""
+
+    def select(self, point: int, tokens: TokenState) -> Tensor | None:
+        """Return the absolute ids that stay live, int64 ascending, or None for all of them."""
+
+    def end(self, tokens: TokenState) -> None:
+        """See the state after the last layer (before the final norm) and all scores."""

@@ -1,0 +1,144 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The two vision towers and the projector.
+
+Parameter names are those of the published checkpoints. The last block and the final norm of each
+tower never reach the output, so they are not built (see `checkpoint.unused_shapes`).
+Source: OpenVLA-OFT (arXiv 2502.19645) on timm's ViT.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
+
+
+class _Scale(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale_factor = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale_factor
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, dim = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, n, head_dim]
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(b, n, dim))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))  # exact (erf) GELU in both towers
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block with optional LayerScale."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = _Attention(dim, config.heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = _Mlp(dim, config.mlp_hidden)
+        self.ls1 = _Scale(dim) if config.layer_scale else nn.Identity()
+        self.ls2 = _Scale(dim) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.proj(pixels).flatten(2).transpose(1, 2)  # [B, n_patches, dim], row-major
+
+
+class VisionTower(nn.Module):
+    """A ViT up to its last block but one, where OpenVLA reads the patch features."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embed = _PatchEmbed(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.n_patches, dim))
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        if config.reg_tokens:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, dim))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth - 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels [B, 3, size, size] to patch features [B, n_patches, dim]."""
+        x = self.patch_embed(pixels) + self.pos_embed
+        prefix = []
+        if self.config.class_token:
+            prefix.append(self.cls_token.expand(len(x), -1, -1))
+        if self.config.reg_tokens:
+            prefix.append(self.reg_token.expand(len(x), -1, -1))
+        if prefix:
+            x = torch.cat([*prefix, x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, self.config.n_prefix :]
+
+
+class VisionBackbone(nn.Module):
+    """DINOv2-like and SigLIP-like towers over the same images, features concatenated."""
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__()
+        self.featurizer = VisionTower(config.featurizer)
+        self.fused_featurizer = VisionTower(config.fused_featurizer)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map pixels [B, 6*views, size, size] to features [B, views*n_patches, vision_dim].
+
+        Per view, channels 0-2 carry the first tower's normalisation and 3-5 the second's. All
+        views of a batch go through a tower in one call.
+        """
+        b, channels, height, width = pixel_values.shape
+        if channels == 0 or channels % 6:
+            raise ValueError(f'pixel_values needs 6 channels per view, got {channels}')
+        images = pixel_values.reshape(b * (channels // 6), 6, height, width)
+        features = torch.cat(
+            [self.featurizer(images[:, :3]), self.fused_featurizer(images[:, 3:])], dim=-1
+        )  # [B*views, n_patches, vision_dim]
+        return features.reshape(b, -1, features.shape[-1])
+
+
+class VisionProjector(nn.Module):
+    """Three-layer GELU network from patch features to token embeddings."""
+
+    def __init__(self, vision_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_dim, 4 * vision_dim)
+        self.fc2 = nn.Linear(4 * vision_dim, hidden_size)
+        self.fc3 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [..., vision_dim] to [..., hidden_size]."""
+        return self.fc3(nn.functional.gelu(self.fc2(nn.functional.gelu(self.fc1(features)))))
