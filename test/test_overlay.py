@@ -13,6 +13,7 @@ from vla_prune_ros.evaluation.overlay import (
     kept_grid,
     patch_of_pixel,
 )
+from vla_prune_ros.vla.processor import preprocess_image
 
 GREY = np.full((256, 256, 3), 200, dtype=np.uint8)
 
@@ -41,11 +42,10 @@ def test_crop_border_lies_where_ninety_percent_of_the_area_puts_it():
 @pytest.mark.parametrize('size', [112, 224])
 @pytest.mark.parametrize('point', [(10, 10), (40, 200), (128, 60), (245, 131), (200, 245)])
 def test_grid_agrees_with_the_image_pipeline(size, point):
-    processor = pytest.importorskip('vla_prune_ros.vla.processor')
     image = np.zeros((256, 256, 3), dtype=np.uint8)
     row, column = point
     image[row - 1 : row + 2, column - 1 : column + 2] = 255
-    seen = processor.preprocess_image(image, size=size).astype(float).sum(axis=2)
+    seen = preprocess_image(image, size=size).astype(float).sum(axis=2)
     centre = (seen.sum(1) @ np.arange(size), seen.sum(0) @ np.arange(size)) / seen.sum()
     patches = [int(c // 14) for c in centre]
     index = patch_of_pixel(256, size // 14)
