@@ -100,7 +100,7 @@ def load_weights(
     found: dict[str, tuple[int, ...]] = {}
     for path in shards:
         with _open(path) as file:
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
                 if key in found:
                     raise ValueError(f'tensor {key} is in two files of {directory}')
                 found[key] = tuple(file.get_slice(key).get_shape())
@@ -108,7 +108,7 @@ def load_weights(
     unused = unused_shapes(model.config)
     for path in shards:
         with _open(path) as file:
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
                     raise ValueError(f'tensor {key} in {path.name} has type {tensor.dtype}')
@@ -158,10 +158,7 @@ def save_pretrained(
     statistics = dict(model.config.norm_stats)
     if statistics:
         (directory / 'dataset_statistics.json').write_text(_json(statistics), encoding='utf-8')
-    parameters = {
-        _published(k): p for k, p in model.named_parameters() if not k.startswith(_HEADS)
-    }
-    _write_shards(directory, _complete(model, parameters), dtype, max_shard_bytes)
+    _write_shards(directory, _complete(model), dtype, max_shard_bytes)
     for name in _HEADS:
         kind = torch.float32 if name == 'proprio_projector' else dtype
         state = {k: _to_disk(p, kind) for k, p in getattr(model, name).named_parameters()}
@@ -172,8 +169,10 @@ def save_pretrained(
             shutil.copyfile(source, directory / name)
 
 
-def _complete(model: OpenVLAOFT, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors = dict(parameters)
+def _complete(model: OpenVLAOFT) -> dict[str, Tensor]:
+    """Return every tensor of the safetensors files under its published name."""
+    named = model.named_parameters()
+    tensors = {_published(name): p for name, p in named if not name.startswith(_HEADS)}
     for key, shape in unused_shapes(model.config).items():
         tensors[key] = model.unused[key] if key in model.unused else torch.zeros(shape)
     return tensors

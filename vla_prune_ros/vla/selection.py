@@ -139,7 +139,7 @@ class LayerScores:
         return mean.masked_fill(~self.column_present, -torch.inf)
 
     def given(self) -> Tensor:
-        """Mean over heads, sum over present columns: what each row gives; [rows], absent = -inf."""
+        """Mean over heads, sum over columns: what each row gives; [rows], absent = -inf."""
         probs = self.probs.masked_fill(~self.column_present, 0.0)
         return probs.mean(0).sum(-1).masked_fill(~self.row_present, -torch.inf)
 
@@ -178,7 +178,8 @@ class SlotCache:
         Args:
             layer: decoder layer.
             ids: absolute ids of the live rows, int64 [m].
-            k, v: [1, heads, m, head_dim]; keys already rotated for their position.
+            k: keys [1, heads, m, head_dim], already rotated for their position.
+            v: values of the same shape.
 
         Returns:
             keys, values: [1, heads, length, head_dim], views of the buffers.

@@ -1,0 +1,336 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""One observation in, one action chunk out.
+
+`VLAPolicy` owns the model, the pruning mode and the history across control ticks. It is not
+thread-safe: one thread makes all calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
+from vla_prune_ros.runtime.timers import StageTimer, TimedSelector
+from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla.processor import Processor, pixel_values
+
+_DIMENSIONS = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
+_UNITS = (*['controller input, 1 = full step'] * 6, '1 = open, 0 = close')
+_STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and feels at one moment.
+
+    Attributes:
+        images: camera name -> upright uint8 RGB [H, W, 3].
+        proprio: float64 [8]: end-effector xyz (m), axis-angle (rad), two finger joints (m).
+        instruction: what to do.
+        stamp: time of the observation in seconds.
+    """
+
+    images: Mapping[str, np.ndarray]
+    proprio: np.ndarray
+    instruction: str
+    stamp: float
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """The next actions.
+
+    Attributes:
+        actions: float64 [chunk_len, action_dim] in robot units; gripper raw, 1 = open.
+        stamp: of the observation they answer.
+        kept: ids (1-based in the sequence) of the visual tokens that entered the last layer.
+        mode: pruning mode.
+        timing: stage -> ms: preprocess, vision, select, decoder, head, postprocess, total.
+        sequence: counts the chunks of this policy from 0.
+        reset_reason: why the history was empty before this chunk; None if it was not.
+        n_visual: visual tokens before pruning.
+        stats: numbers of the pruning mode about this pass.
+    """
+
+    actions: np.ndarray
+    stamp: float
+    kept: np.ndarray
+    mode: str
+    timing: dict[str, float]
+    sequence: int
+    reset_reason: str | None
+    n_visual: int
+    stats: dict[str, bool | int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Settings in force; swapped whole by `set_pruning`.
+
+    Attributes:
+        mode: pruning mode.
+        options: all options of the mode with their values.
+        cameras: names of the images, third-person view first.
+        unnorm_key: statistics that scale robot state and actions.
+        readout_start: first read-out state counted from the end; None is the trained one.
+        max_gap: pause between observations in seconds after which the history is dropped.
+    """
+
+    mode: str
+    options: Mapping[str, Any]
+    cameras: tuple[str, ...]
+    unnorm_key: str
+    readout_start: int | None
+    max_gap: float
+
+
+class VLAPolicy:
+    """OpenVLA-OFT with a pruning mode and a history."""
+
+    def __init__(
+        self,
+        model: OpenVLAOFT,
+        processor: Processor,
+        pruning: str = 'none',
+        cameras: tuple[str, ...] = ('agentview', 'wrist'),
+        readout_start: int | None = None,
+        max_gap: float = 5.0,
+        checkpoint: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        """Put a policy together; `from_pretrained` is the usual way.
+
+        Args:
+            model: the network.
+            processor: for the same checkpoint.
+            pruning: name of the pruning mode.
+            cameras: names of the images in an observation, third-person view first.
+            readout_start: see `OpenVLAOFT.read_out`.
+            max_gap: seconds between observations after which the history is dropped.
+            checkpoint: where the weights came from, for `info`.
+            options: options of the pruning mode.
+
+        Raises:
+            ValueError: unknown mode or option.
+        """
+        self.model, self.processor = model, processor
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.history = History()
+        self._selector: PruningMethod = make_selector(pruning, model.config, **options)
+        self.config = PolicyConfig(
+            pruning,
+            self._selector.values,
+            tuple(cameras),
+            processor.unnorm_key,
+            readout_start,
+            max_gap,
+        )
+        self._sequence = 0
+        self._last: Observation | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        pruning: str = 'none',
+        device: torch.device | str = 'cpu',
+        dtype: torch.dtype | str = torch.float32,
+        unnorm_key: str | None = None,
+        **settings: Any,
+    ) -> VLAPolicy:
+        """Load a checkpoint directory with its tokenizer.
+
+        Args:
+            directory: published layout; read only.
+            pruning: name of the pruning mode.
+            device: where the model runs.
+            dtype: of the weights, as torch.dtype or by name ('float32', 'bfloat16').
+            unnorm_key: statistics to use; may be left out when there is one set.
+            settings: further arguments of `VLAPolicy`, options of the mode included.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file or a setting is not what it must be.
+        """
+        if isinstance(dtype, str):
+            named = getattr(torch, dtype, None)
+            if not isinstance(named, torch.dtype) or not named.is_floating_point:
+                raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
+            dtype = named
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device)
+        processor = Processor.from_directory(directory, model.config, unnorm_key)
+        return cls(model, processor, pruning, checkpoint=directory, **settings)
+
+    def step(self, observation: Observation) -> ActionChunk:
+        """Answer an observation with the next action chunk.
+
+        Any exception empties the history, because a cache may be half written.
+
+        Raises:
+            ValueError: the observation is incomplete or malformed.
+            RuntimeError: the network produced numbers that are not finite.
+        """
+        timer = StageTimer(self.model.device)
+        try:
+            self._reset_if_broken(observation)
+            with torch.inference_mode():
+                return self._infer(observation, timer)
+        except BaseException:
+            self.reset('exception')
+            raise
+
+    def record_executed(self, actions: np.ndarray) -> None:
+        """Tell what the robot really did since the last step.
+
+        Args:
+            actions: float64 [k, action_dim] or [action_dim], in the units of the chunk.
+
+        Raises:
+            ValueError: wrong width or not finite.
+        """
+        actions = np.atleast_2d(np.asarray(actions, dtype=np.float64))
+        width = self.model.config.action_dim
+        if actions.ndim != 2 or actions.shape[1] != width or not np.isfinite(actions).all():
+            raise ValueError(f'executed actions must be finite [k, {width}]')
+        self.history.record_executed(actions)
+
+    def set_pruning(self, mode: str, **options: Any) -> None:
+        """Change the pruning mode or its options, from the next step on; empties the history.
+
+        Raises:
+            ValueError: unknown mode or option; the old one stays in force.
+        """
+        selector = make_selector(mode, self.model.config, **options)
+        if (mode, selector.values) == (self.config.mode, self.config.options):
+            return
+        self._selector = selector
+        self.config = PolicyConfig(
+            **{**vars(self.config), 'mode': mode, 'options': selector.values}
+        )
+        self.reset('mode')
+
+    def reset(self, reason: str = 'reset') -> None:
+        """Forget everything across ticks, as at the start of an episode."""
+        self.history.reset(reason)
+        self._selector.reset()
+        self._last = None
+
+    def warm_up(self, n_views: int | None = None) -> None:
+        """Run one dense pass on black images; neither history nor selector takes part."""
+        config = self.model.config
+        views = len(self.config.cameras) if n_views is None else n_views
+        frames = np.zeros((views, config.image_size, config.image_size, 3), np.uint8)
+        ids = torch.full((1, 32), config.eos_id, device=self.model.device)
+        proprio = torch.zeros(1, config.proprio_dim, device=self.model.device)
+        with torch.inference_mode():
+            self.model(pixel_values(frames, self.model.device), ids, proprio).actions.cpu()
+
+    def info(self) -> dict[str, Any]:
+        """Describe what is running: checkpoint, mode, and the meaning of the numbers."""
+        config = self.model.config
+        named = config.action_dim == len(_DIMENSIONS)
+        unnamed = tuple(f'action_{i}' for i in range(config.action_dim))
+        return {
+            'checkpoint': str(self.checkpoint or ''),
+            'sha256': self._sha256,
+            'mode': self.config.mode,
+            'options': dict(self.config.options),
+            'dimension_names': _DIMENSIONS if named else unnamed,
+            'units': _UNITS if named else ('',) * config.action_dim,
+            'control_mode': 'end-effector delta',
+            'chunk_len': config.chunk_len,
+            'proprio_dim': config.proprio_dim,
+            'cameras': self.config.cameras,
+            'image_size': config.image_size,
+            'patches_per_view': config.patches_per_view,
+            'unnorm_key': self.config.unnorm_key,
+            'dtype': str(self.model.dtype).removeprefix('torch.'),
+            'device': str(self.model.device),
+        }
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Digest of all weight files in the order of their names; '' without a directory."""
+        if self.checkpoint is None:
+            return ''
+        digest = hashlib.sha256()
+        files = [*self.checkpoint.glob('*.safetensors'), *self.checkpoint.glob('*.pt')]
+        for path in sorted(files, key=lambda p: p.name):
+            with path.open('rb') as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def _reset_if_broken(self, observation: Observation) -> None:
+        """Drop the history when the observation does not continue the last one."""
+        last = self._last
+        if last is None:
+            return
+        if observation.stamp < last.stamp:
+            self.reset('clock')
+        elif observation.stamp - last.stamp > self.config.max_gap:
+            self.reset('gap')
+        elif observation.instruction != last.instruction:
+            self.reset('instruction')
+
+    def _infer(self, observation: Observation, timer: StageTimer) -> ActionChunk:
+        model, processor = self.model, self.processor
+        frames = processor.frames(self._images(observation))
+        ids, template_tokens = processor.prompt(observation.instruction)
+        proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
+        pixels = pixel_values(frames, model.device)
+        state = torch.from_numpy(proprio).to(model.device, torch.float32)[None]
+        timer.mark('preprocess')
+        self._selector.observe(Tick(frames, template_tokens, self.history))
+        timer.mark('select')
+        out = model(
+            pixels,
+            ids.to(model.device),
+            state,
+            selector=TimedSelector(self._selector, timer),
+            readout_start=self.config.readout_start,
+            mark=lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
+        )
+        normalised = out.actions[0].double().cpu().numpy()
+        if not np.isfinite(normalised).all():
+            raise RuntimeError('the network produced actions that are not finite')
+        actions = processor.normaliser.unnormalise_actions(normalised)
+        kept = out.kept.cpu().numpy()
+        reason, sequence = self.history.reset_reason, self._sequence
+        self.history.close_query(frames)
+        self._last, self._sequence = observation, sequence + 1
+        stats = self._selector.stats()
+        timer.mark('postprocess')
+        return ActionChunk(
+            actions=actions,
+            stamp=observation.stamp,
+            kept=kept,
+            mode=self.config.mode,
+            timing=timer.finish(),
+            sequence=sequence,
+            reset_reason=reason,
+            n_visual=out.layout.n_visual,
+            stats=stats,
+        )
+
+    def _images(self, observation: Observation) -> list[np.ndarray]:
+        missing = [name for name in self.config.cameras if name not in observation.images]
+        if missing:
+            raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
+        return [observation.images[name] for name in self.config.cameras]
+
+    def _proprio(self, observation: Observation) -> np.ndarray:
+        proprio = np.asarray(observation.proprio, dtype=np.float64)
+        dim = self.model.config.proprio_dim
+        if proprio.shape != (dim,) or not np.isfinite(proprio).all():
+            raise ValueError(f'proprio must be {dim} finite numbers')
+        return proprio

@@ -1,0 +1,131 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every pruning mode is: a token selector with declared options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from vla_prune_ros.pruning.history import History
+from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenState
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a mode; ROS parameters and command lines are generated from it.
+
+    Attributes:
+        name: lower_snake.
+        type: bool, int, float or str.
+        default: value in force when nothing is said.
+        description: one line, with the unit.
+        min: smallest number allowed.
+        max: largest number allowed.
+        choices: strings allowed, empty for any.
+    """
+
+    name: str
+    type: type
+    default: bool | int | float | str
+    description: str
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: Any) -> bool | int | float | str:
+        """Return the value in the option's type.
+
+        Raises:
+            ValueError: wrong type or out of range.
+        """
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not self.type:
+            raise ValueError(f'option {self.name} needs {self.type.__name__}, not {value!r}')
+        if self.choices and value not in self.choices:
+            raise ValueError(
+                f'option {self.name}={value!r} is not one of {", ".join(self.choices)}'
+            )
+        # Written so that NaN fails.
+        if self.min is not None and not value >= self.min:
+            raise ValueError(f'option {self.name}={value} is below {self.min}')
+        if self.max is not None and not value <= self.max:
+            raise ValueError(f'option {self.name}={value} is above {self.max}')
+        return value
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a mode may look at before a pass.
+
+    Attributes:
+        frames: current policy images, uint8 [views, S, S, 3]; not yet in the history.
+        template_tokens: boilerplate tokens after BOS, in front of the instruction's words.
+        history: state across ticks; the mode's own part is `history.slots`.
+    """
+
+    frames: np.ndarray
+    template_tokens: int
+    history: History
+
+
+class PruningMethod:
+    """Base of all modes; as it stands it keeps every token.
+
+    What a mode carries from one inference to the next belongs into `tick.history.slots`, which is
+    emptied at every reset. Attributes of the object itself live within one pass.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
+        """Check the option values and keep them as `self.opt`.
+
+        Raises:
+            ValueError: unknown option or bad value; the message lists the valid options.
+        """
+        known = {option.name: option for option in self.options}
+        if unknown := sorted(values.keys() - known.keys()):
+            valid = ', '.join(known) or 'none'
+            raise ValueError(
+                f'pruning mode {self.name!r} has no option {", ".join(unknown)}; '
+                f'valid options: {valid}'
+            )
+        self.config = config
+        self.opt = SimpleNamespace(
+            **{name: o.check(values.get(name, o.default)) for name, o in known.items()}
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Option values in force."""
+        return dict(vars(self.opt))
+
+    def observe(self, tick: Tick) -> None:
+        """See the frames and the history before a pass."""
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """Plan a pass over the assembled sequence [n, D]."""
+        return PassPlan()
+
+    def select(self, point: int, tokens: TokenState) -> Tensor | None:
+        """Return the absolute ids that stay live at a cut point, or None for all."""
+        return None
+
+    def end(self, tokens: TokenState) -> None:
+        """See the state after the last layer."""
+
+    def reset(self) -> None:
+        """Forget what is left of earlier passes; the history is emptied by its owner."""
+
+    def stats(self) -> dict[str, bool | int | float | str]:
+        """Numbers about the last pass, for the statistics topic."""
+        return {}
