@@ -1,0 +1,142 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `evaluate` from its command line to its files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_checkpoint
+
+import vla_prune_ros
+from vla_prune_ros.evaluation import evaluate
+from vla_prune_ros.evaluation.evaluate import make_entries, parse_value
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    return str(tiny_checkpoint(tmp_path_factory.mktemp('checkpoint')))
+
+
+@pytest.fixture
+def command(checkpoint, tmp_path):
+    return [
+        '--checkpoint', checkpoint, '--out', str(tmp_path / 'out'), '--modes', 'none,random',
+        '--option', 'random.keep=5', '--variant', 'late=random,keep=3,layer=2',
+        '--sweep', 'random.keep=1,2', '--episodes', '3', '--tasks', 'pick_up_red,6',
+        '--first-state', '4', '--max-steps', '9', '--workers', '1', '--quiet',
+    ]  # fmt: skip
+
+
+def outcomes(out):
+    """What a run measured, without times."""
+    rows = json.loads((out / 'results.json').read_text())['entries']
+    return [{k: v for k, v in row.items() if k != 'latency_ms'} for row in rows]
+
+
+def test_a_run_writes_all_its_files_and_a_second_one_only_reads_them(command, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert evaluate.main(command) == 0
+    printed = capsys.readouterr().out
+    names = ['none', 'random', 'late', 'random keep=1', 'random keep=2']
+    results = json.loads((out / 'results.json').read_text())
+    assert [row['name'] for row in results['entries']] == names
+    assert all(name in printed for name in names)
+    assert [row['kept_last_layer'] for row in results['entries']] == [32.0, 10.0, 6.0, 2.0, 4.0]
+    assert results['entries'][2]['visual_rows_per_layer'] == [32.0, 32.0, 6.0, 6.0]
+    assert results['entries'][0]['per_task'] == {
+        'pick_up_red': [0, 2],
+        'put_blue_on_plate': [0, 1],
+    }
+    assert results['entries'][1]['paired']['n'] == 3
+    assert len(results['run']['sha256']) == 64
+    assert 'initial states 4 to 5 of 50' in (out / 'report.md').read_text()
+    for name in ('summary.csv', 'episodes.csv', 'success_against_tokens.png', 'actions.png'):
+        assert (out / name).stat().st_size > 0
+    before, log = outcomes(out), (out / 'episodes.jsonl').read_bytes()
+    assert evaluate.main(command) == 0
+    assert (out / 'episodes.jsonl').read_bytes() == log
+    assert outcomes(out) == before
+    assert '15 of 15 episodes were taken over' in (out / 'report.md').read_text()
+
+
+def test_an_interrupted_run_goes_on_and_ends_like_one_without_interruption(command, tmp_path):
+    out, whole = tmp_path / 'out', tmp_path / 'whole'
+    environment = {**os.environ, 'PYTHONPATH': str(Path(vla_prune_ros.__file__).parents[1])}
+    options = [*command, '--workers', '2', '--episodes', '6']
+    run = subprocess.Popen(
+        [sys.executable, '-m', 'vla_prune_ros', 'evaluate', *options],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = out / 'episodes.jsonl'
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_bytes().count(b'\n') > 4):
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert 'the same command goes on from there' in errors
+    assert 'Traceback' not in errors
+    finished = log.read_bytes().count(b'\n') - 1
+    assert 4 <= finished < 30
+    assert evaluate.main(options) == 0
+    assert f'{finished} of 30 episodes were taken over' in (out / 'report.md').read_text()
+    assert evaluate.main([*options, '--out', str(whole)]) == 0
+    assert outcomes(out) == outcomes(whole)
+
+
+def test_other_weights_do_not_mix_into_an_old_directory(command, tmp_path, capsys):
+    assert evaluate.main([*command, '--episodes', '1']) == 0
+    other = str(tiny_checkpoint(tmp_path / 'other', seed=1))
+    assert evaluate.main([*command, '--checkpoint', other]) == 1
+    assert 'different: sha256' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--modes', 'none,nonsense'], "unknown pruning mode 'nonsense'; valid: none, random"),
+        (['--modes', 'none'], '--option for modes that do not run: random'),
+        (['--option', 'random.nonsense=1'], 'valid: keep_ratio, keep'),
+        (['--option', 'random.keep=many'], "random.keep: 'many' is not a int"),
+        (['--option', 'random.keep=17'], 'above 16 patches per view'),
+        (['--option', 'keep=1'], 'not of the form MODE.KEY=VALUE'),
+        (['--variant', 'late=random'], 'entries given twice: late'),
+        (['--tasks', 'juggle'], 'valid: pick_up_red'),
+        (['--episodes', '1000'], 'do not fit into the 50 initial states'),
+        (['--checkpoint', '/nowhere'], '/nowhere'),
+    ],
+)
+def test_a_wrong_command_fails_at_once_and_says_what_is_valid(command, more, message, capsys):
+    assert evaluate.main([*command, *more]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_all_means_every_registered_mode_and_values_get_their_type():
+    from vla_prune_ros.pruning import MODES
+
+    assert [entry.name for entry in make_entries('all', [], [], [])] == list(MODES)
+    assert parse_value('random', 'keep_ratio', '1') == 1.0
+    assert type(parse_value('random', 'keep_ratio', '1')) is float
+    assert parse_value('random', 'redraw', 'episode') == 'episode'
+
+
+def test_failed_episodes_by_exception_make_the_exit_code_nonzero(command, monkeypatch, capsys):
+    from vla_prune_ros.sim.tabletop import TabletopRobot
+
+    def broken(self, action):
+        raise OSError('the arm fell off')
+
+    monkeypatch.setattr(TabletopRobot, 'step', broken)
+    assert evaluate.main([*command, '--episodes', '1']) == 1
+    assert '1 episodes ended in an exception' in capsys.readouterr().err

@@ -1,0 +1,302 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `evaluate`: compare pruning modes in closed loop on one suite."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_prune_ros.evaluation.rollouts import Entry, Episode, Setup
+
+DESCRIPTION = """\
+Run closed-loop episodes of a policy under several pruning modes, from the same initial states
+for every mode, and write episodes.csv, summary.csv, results.json, report.md and pictures. An
+interrupted run goes on where it stopped when the same command is given again."""
+
+EXAMPLES = """\
+examples:
+  evaluate --modes all --episodes 200 --out out/evaluation
+  evaluate --modes none,random --sweep random.keep=8,16,32,48 --episodes 80
+  evaluate --modes none --variant no_local=specprune,use_local=false"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog='evaluate',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument('--checkpoint', help='checkpoint directory; default: the embedded policy')
+    p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
+    p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
+    p.add_argument(
+        '--option', action='append', default=[], metavar='MODE.KEY=VALUE',
+        help='option of one mode; may be repeated',
+    )  # fmt: skip
+    p.add_argument(
+        '--variant', action='append', default=[], metavar='NAME=MODE[,KEY=VALUE...]',
+        help='a further entry under a name of its own; may be repeated',
+    )  # fmt: skip
+    p.add_argument(
+        '--sweep', action='append', default=[], metavar='MODE.KEY=V1,V2,...',
+        help='one further entry for each value of an option; may be repeated',
+    )  # fmt: skip
+    p.add_argument(
+        '--episodes', type=int, default=50,
+        help='episodes of every entry, spread evenly over the tasks (default: 50)',
+    )  # fmt: skip
+    p.add_argument('--tasks', help='task names or indices with commas; default: the whole suite')
+    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
+    p.add_argument('--suite', default='tabletop', help='simulation backend (default: tabletop)')
+    p.add_argument(
+        '--workers', type=int, default=max(1, len(os.sched_getaffinity(0))),
+        help='processes (default: one per core)',
+    )  # fmt: skip
+    p.add_argument('--threads', type=int, default=1, help='torch threads per worker (default: 1)')
+    p.add_argument('--device', default='cpu', help='torch device of every worker (default: cpu)')
+    p.add_argument('--dtype', default='float32', help='float32 or bfloat16 (default: float32)')
+    p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
+    p.add_argument('--max-steps', type=int, help="step limit instead of the tasks' own")
+    p.add_argument('--out', type=Path, default=Path('out/evaluation'), help='output directory')
+    p.add_argument('--quiet', action='store_true', help='no progress bar')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 0 when every episode finished without an exception."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    try:
+        return evaluate(args, argv)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'evaluate: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f'\nevaluate: interrupted; finished episodes are kept in {args.out}, the same command'
+            ' goes on from there',
+            file=sys.stderr,
+        )
+        return 130
+
+
+def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Run, summarise and write everything."""
+    from tqdm import tqdm
+
+    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.evaluation.rollouts import Setup
+    from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
+
+    if args.checkpoint is None:
+        from vla_prune_ros import weights
+
+        args.checkpoint = str(weights.directory(args.suite))
+    setup = Setup(
+        checkpoint=args.checkpoint,
+        suite=args.suite,
+        device=args.device,
+        dtype=args.dtype,
+        unnorm_key=args.unnorm_key,
+        seed=args.seed,
+        threads=args.threads,
+    )
+    entries = make_entries(args.modes, args.option, args.variant, args.sweep)
+    facts = describe(setup, entries)
+    plan = make_plan(entries, facts, args)
+    fingerprint = {k: v for k, v in asdict(setup).items() if k not in ('checkpoint', 'threads')}
+    fingerprint['sha256'] = facts['sha256']
+    log = EpisodeLog(args.out / 'episodes.jsonl', fingerprint)
+    done = sum(log.finished(episode) is not None for episode in plan)
+    often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
+    with tqdm(
+        total=len(plan), initial=done, unit='episode', disable=args.quiet, mininterval=often
+    ) as bar:
+
+        def tick(record: Any) -> None:
+            bar.set_postfix_str(f'{record.episode.entry.name} {record.task_name}', refresh=False)
+            bar.update()
+            if record.error:
+                tqdm.write(f'{record.episode.entry.name}, {record.task_name}: {record.error}')
+
+        records = run_episodes(setup, plan, log, args.workers, tick)
+    run = {
+        'command': command_line(argv, 'evaluate'),
+        'environment': environment(),
+        'workers': args.workers,
+        'notes': notes(facts, entries, plan, done),
+        **asdict(setup),
+        **facts,
+    }
+    rows = write_results(args.out, run, entries, records)
+    return 1 if any(row['exceptions'] for row in rows) else 0
+
+
+def write_results(
+    out: Path, run: dict, entries: Sequence[Entry], records: Sequence[Any]
+) -> list[dict]:
+    """Summarise the records, print the table and write all files; returns the rows."""
+    from vla_prune_ros.evaluation import report, summary
+
+    baseline = next((entry.name for entry in entries if entry.mode == 'none'), None)
+    rows = summary.summarise(entries, records, baseline)
+    pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
+    results = {'run': run, 'baseline': baseline, 'entries': rows}
+    (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    summary.write_summary_csv(rows, out / 'summary.csv')
+    summary.write_episodes_csv(records, out / 'episodes.csv')
+    (out / 'report.md').write_text(report.markdown(run, rows, pictures), encoding='utf-8')
+    print(summary.summary_table(rows))
+    print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
+    for row in rows:
+        if row['exceptions']:
+            print(
+                f'{row["name"]}: {row["exceptions"]} episodes ended in an exception, see'
+                f' {out / "episodes.csv"}',
+                file=sys.stderr,
+            )
+    return rows
+
+
+def make_entries(
+    modes: str, options: Sequence[str], variants: Sequence[str], sweeps: Sequence[str]
+) -> list[Entry]:
+    """Lines of the comparison from the command line.
+
+    Raises:
+        ValueError: an unknown mode or option, a bad value, or a name given twice.
+    """
+    from vla_prune_ros.evaluation.rollouts import Entry
+    from vla_prune_ros.pruning import MODES
+
+    names = list(MODES) if modes == 'all' else [m for m in modes.split(',') if m]
+    for mode in names:
+        _require_mode(mode)
+    by_mode: dict[str, dict[str, Any]] = {}
+    for text in options:
+        mode, key, value = _split_option(text)
+        by_mode.setdefault(mode, {})[key] = parse_value(mode, key, value)
+    if unused := sorted(by_mode.keys() - set(names)):
+        raise ValueError(f'--option for modes that do not run: {", ".join(unused)}')
+    entries = [Entry(mode, mode, by_mode.get(mode, {})) for mode in names]
+    for text in variants:
+        name, _, rest = text.partition('=')
+        mode, *pairs = rest.split(',')
+        _require_mode(mode)
+        values = (pair.partition('=') for pair in pairs)
+        entries.append(Entry(name, mode, {k: parse_value(mode, k, v) for k, _, v in values}))
+    for text in sweeps:
+        mode, key, values = _split_option(text)
+        for value in values.split(','):
+            parsed = {**by_mode.get(mode, {}), key: parse_value(mode, key, value)}
+            entries.append(Entry(f'{mode} {key}={value}', mode, parsed))
+    seen = [entry.name for entry in entries]
+    if double := sorted({name for name in seen if seen.count(name) > 1}):
+        raise ValueError(f'entries given twice: {", ".join(double)}')
+    if not entries:
+        raise ValueError('nothing to run: give --modes, --variant or --sweep')
+    return entries
+
+
+def parse_value(mode: str, key: str, text: str) -> Any:
+    """The value of a mode's option from the command line, in the option's own type."""
+    from vla_prune_ros.pruning import MODES
+
+    options = {option.name: option for option in MODES[mode].options}
+    if key not in options:
+        valid = ', '.join(options) or 'none'
+        raise ValueError(f'mode {mode!r} has no option {key!r}; valid: {valid}')
+    kind = options[key].type
+    try:
+        if kind is bool:
+            return {'true': True, 'false': False}[text.lower()]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise ValueError(f'{mode}.{key}: {text!r} is not a {kind.__name__}') from None
+
+
+def _split_option(text: str) -> tuple[str, str, str]:
+    path, equals, value = text.partition('=')
+    mode, dot, key = path.partition('.')
+    if not (equals and dot and key):
+        raise ValueError(f'{text!r} is not of the form MODE.KEY=VALUE')
+    _require_mode(mode)
+    return mode, key, value
+
+
+def _require_mode(mode: str) -> None:
+    from vla_prune_ros.pruning import MODES
+
+    if mode not in MODES:
+        raise ValueError(f'unknown pruning mode {mode!r}; valid: {", ".join(MODES)}')
+
+
+def describe(setup: Setup, entries: Sequence[Entry]) -> dict:
+    """Facts of checkpoint and suite; building every entry once finds a bad option early."""
+    from vla_prune_ros.evaluation.rollouts import Session
+
+    session = Session(setup)
+    try:
+        for entry in entries:
+            session.policy.set_pruning(entry.mode, **entry.options)
+        info, robot = session.policy.info(), session.robot
+        return {
+            'sha256': info['sha256'],
+            'dimension_names': list(info['dimension_names']),
+            'chunk_len': session.policy.config.chunk_len,
+            'tasks': [task.name for task in robot.tasks],
+            'n_initial_states': robot.n_initial_states,
+        }
+    finally:
+        session.close()
+
+
+def make_plan(entries: Sequence[Entry], facts: dict, args: argparse.Namespace) -> list[Episode]:
+    """All episodes: initial states outermost, so that an interrupted run is still paired."""
+    from vla_prune_ros.evaluation.rollouts import Episode
+
+    tasks = [_task_index(t, facts['tasks']) for t in args.tasks.split(',')] if args.tasks else None
+    tasks = tasks or list(range(len(facts['tasks'])))
+    last = args.first_state + (args.episodes - 1) // len(tasks)
+    if args.episodes < 1 or args.first_state < 0 or last >= facts['n_initial_states']:
+        raise ValueError(
+            f'{args.episodes} episodes over {len(tasks)} tasks from state {args.first_state} on do'
+            f' not fit into the {facts["n_initial_states"]} initial states of each task'
+        )
+    plan = []
+    for k in range(args.episodes):
+        task, state = tasks[k % len(tasks)], args.first_state + k // len(tasks)
+        for entry in entries:
+            plan.append(Episode(entry, task, state, args.max_steps, keep_actions=k == 0))
+    return plan
+
+
+def _task_index(text: str, names: Sequence[str]) -> int:
+    if text in names:
+        return list(names).index(text)
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    raise ValueError(f'unknown task {text!r}; valid: {", ".join(names)}')
+
+
+def notes(facts: dict, entries: Sequence[Entry], plan: Sequence[Episode], done: int) -> list[str]:
+    """Remarks for the head of the report."""
+    states = sorted({episode.state for episode in plan})
+    remarks = [
+        f'{len(plan) // len(entries)} episodes per entry over'
+        f' {len({e.task for e in plan})} of {len(facts["tasks"])} tasks, initial states'
+        f' {states[0]} to {states[-1]} of {facts["n_initial_states"]}'
+    ]
+    if done:
+        remarks.append(f'{done} of {len(plan)} episodes were taken over from an earlier run')
+    return remarks

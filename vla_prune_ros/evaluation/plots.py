@@ -1,0 +1,167 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of an evaluation: readable in print and with any kind of colour vision.
+
+Every function takes summary rows as `summary.summarise` makes them and writes one PNG. Modes
+differ by marker or position as well as by colour (palette: Okabe and Ito 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_PALETTE = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#F0E442')
+_MARKERS = 'osD^vPX*<>'
+_STAGE_HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo', '--', '++')
+CONTROLS = ('random', 'grid')
+
+
+def styles(rows: Sequence[Mapping]) -> dict[str, dict]:
+    """Colour and marker of each method, the same in every picture of one report."""
+    modes = list(dict.fromkeys(row['mode'] for row in rows))
+    return {
+        mode: {
+            'color': _PALETTE[k % len(_PALETTE)],
+            'marker': _MARKERS[k % len(_MARKERS)],
+        }
+        for k, mode in enumerate(modes)
+    }
+
+
+def success_bars(rows: Sequence[Mapping], path: Path) -> None:
+    """Success of each entry with its 95 % Wilson interval, entries from top to bottom."""
+    figure, axes = _figure(7, 1.2 + 0.42 * len(rows))
+    style = styles(rows)
+    for k, row in enumerate(rows):
+        axes.barh(k, 100 * row['success'], color=style[row['mode']]['color'], alpha=0.5)
+        axes.plot([100 * row['low'], 100 * row['high']], [k, k], color='#222222', linewidth=2)
+        label = f'{row["successes"]}/{row["episodes"]}'
+        axes.text(101, k, label, va='center', fontsize=8)
+    axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel('episodes that succeeded (%), bar: 95 % Wilson interval')
+    _save(figure, path)
+
+
+def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
+    """Success against visual tokens computed per layer; several budgets of a mode are joined."""
+    figure, axes = _figure(7, 4.4)
+    style = styles(rows)
+    for mode, look in style.items():
+        points = sorted(
+            (row['visual_rows_mean'], row) for row in rows if row['mode'] == mode
+        )  # fmt: skip
+        x = [tokens for tokens, _ in points]
+        y = np.array([100 * row['success'] for _, row in points])
+        low = y - [100 * row['low'] for _, row in points]
+        high = [100 * row['high'] for _, row in points] - y
+        axes.errorbar(
+            x, y, yerr=[np.maximum(low, 0), np.maximum(high, 0)], capsize=3, markersize=7, **look,
+            linestyle='--' if mode in CONTROLS else '-', label=_with_note(mode),
+        )  # fmt: skip
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel('visual tokens computed per decoder layer (mean over layers and queries)')
+    axes.set_ylabel('success (%), 95 % Wilson interval')
+    figure.legend(fontsize=8, loc='outside right upper')
+    _save(figure, path)
+
+
+def tokens_per_layer(rows: Sequence[Mapping], path: Path) -> None:
+    """Visual tokens computed in each decoder layer, mean over all queries of an entry."""
+    figure, axes = _figure(7, 4)
+    style = styles(rows)
+    for row in rows:
+        look = style[row['mode']]
+        axes.plot(row['visual_rows_per_layer'], label=row['name'], alpha=0.85, **look)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel('decoder layer (0 = first)')
+    axes.set_ylabel('visual tokens computed')
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(fontsize=8, loc='outside right upper')
+    _save(figure, path)
+
+
+def latency_by_stage(rows: Sequence[Mapping], path: Path) -> None:
+    """Median wall time of each stage of a query, stacked; the mark is the p95 of the total."""
+    figure, axes = _figure(7.5, 1.6 + 0.42 * len(rows))
+    stages = list(dict.fromkeys(s for row in rows for s in row['latency_ms'] if s != 'total'))
+    for k, row in enumerate(rows):
+        left = 0.0
+        for s, stage in enumerate(stages):
+            width = (row['latency_ms'].get(stage) or {}).get('p50') or 0.0
+            axes.barh(
+                k, width, left=left, edgecolor='white', label=stage if k == 0 else None,
+                color=_PALETTE[(s + 1) % len(_PALETTE)], hatch=_STAGE_HATCHES[s % 8],
+            )  # fmt: skip
+            left += width
+        p95 = (row['latency_ms'].get('total') or {}).get('p95')
+        if p95 is not None:
+            axes.plot(p95, k, 'k|', markersize=12)
+    axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel('wall time per query (ms): median of each stage; | is p95 of the total')
+    axes.legend(fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(0.5, 1.0))
+    _save(figure, path)
+
+
+def executed_actions(
+    episodes: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    chunk: int,
+    title: str,
+    path: Path,
+) -> None:
+    """What the robot was told in one and the same initial state, one curve per entry.
+
+    Args:
+        episodes: entry name -> executed actions [steps, D] in robot units.
+        names: D dimension names.
+        chunk: actions per query; a faint line marks each query.
+        title: task and initial state.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(8, 1.25 * len(names) + 0.8), dpi=120, layout='constrained')
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for d, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        for k, (entry, actions) in enumerate(episodes.items()):
+            axes.plot(
+                actions[:, d], color=_PALETTE[k % len(_PALETTE)], linewidth=1.3, label=entry,
+                linestyle=('-', '--', '-.', ':')[k % 4],
+            )  # fmt: skip
+        longest = max(len(actions) for actions in episodes.values())
+        for query in range(0, longest, chunk):
+            axes.axvline(query, color='#DDDDDD', linewidth=0.6, zorder=0)
+        axes.set_ylabel(name, fontsize=8)
+        axes.tick_params(labelsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=6, loc='outside lower center')
+    panels[-1].set_xlabel('control step')
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _with_note(mode: str) -> str:
+    if mode == 'none':
+        return 'none (dense)'
+    return f'{mode} (control)' if mode in CONTROLS else mode
+
+
+def _figure(width: float, height: float):
+    figure = Figure(figsize=(width, height), dpi=120, layout='constrained')
+    axes = figure.subplots()
+    axes.grid(axis='both', color='#E5E5E5', linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ('top', 'right'):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

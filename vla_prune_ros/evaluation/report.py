@@ -1,0 +1,171 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of an evaluation: what ran where, the tables, the pictures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from vla_prune_ros.evaluation import plots
+from vla_prune_ros.evaluation.rollouts import EpisodeRecord
+from vla_prune_ros.evaluation.summary import summary_table, table
+
+
+def environment() -> dict:
+    """Versions and hardware, for the head of every result."""
+    import torch
+
+    packages = {}
+    for name in ('vla_prune_ros', 'torch', 'transformers', 'numpy', 'mujoco'):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = 'source tree'
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'python': platform.python_version(),
+        'system': platform.platform(),
+        'cpu': _cpu_name(),
+        'cores': len(os.sched_getaffinity(0)),
+        'gpu': gpu,
+        'packages': packages,
+    }
+
+
+def command_line(arguments: Sequence[str], verb: str) -> str:
+    """The command that made the results, as it can be typed again."""
+    return shlex.join(['python', '-m', 'vla_prune_ros', verb, *arguments])
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def write_pictures(
+    rows: Sequence[dict],
+    records: Sequence[EpisodeRecord],
+    dimension_names: Sequence[str],
+    chunk: int,
+    directory: Path,
+) -> list[tuple[str, str]]:
+    """Draw everything that the rows allow; returns (file name, caption)."""
+    rows = [row for row in rows if row['episodes']]
+    if not rows:
+        return []
+    pictures = [
+        ('success.png', 'Success of each entry.', plots.success_bars),
+        (
+            'success_against_tokens.png',
+            'Success against the visual tokens that the decoder really computed.',
+            plots.success_against_tokens,
+        ),
+        ('tokens_per_layer.png', 'Visual tokens computed in each layer.', plots.tokens_per_layer),
+        ('latency.png', 'Where the time of a query goes.', plots.latency_by_stage),
+    ]
+    for name, _, draw in pictures:
+        draw(rows, directory / name)
+    drawn = [(name, caption) for name, caption, _ in pictures]
+    curves = {r.episode.entry.name: np.array(r.actions) for r in records if r.actions}
+    if curves:
+        one = next(r for r in records if r.actions)
+        title = f'{one.instruction} (initial state {one.episode.state})'
+        plots.executed_actions(curves, dimension_names, chunk, title, directory / 'actions.png')
+        drawn.append(('actions.png', 'Executed actions from one and the same initial state.'))
+    return drawn
+
+
+def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]]) -> str:
+    """The page.
+
+    Args:
+        run: `environment()` plus `command`, `checkpoint`, `sha256`, `suite`, `workers`, `device`,
+            `dtype`, `notes`.
+        rows: from `summary.summarise`.
+        pictures: from `write_pictures`.
+    """
+    env = run['environment']
+    packages = ', '.join(f'{name} {version}' for name, version in env['packages'].items())
+    text = [
+        f'# Closed-loop evaluation, suite `{run["suite"]}`',
+        '',
+        f'    {run["command"]}',
+        '',
+        f'- checkpoint `{run["checkpoint"]}`, sha256 `{run["sha256"]}`',
+        f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}',
+        f'- {env["cpu"]}, {env["cores"]} cores, GPU {env["gpu"] or "none"}; device'
+        f' {run["device"]}, {run["dtype"]}, {run["workers"]} worker processes,'
+        f' {run["threads"]} torch thread(s) each',
+        '- Lockstep, whole chunks open loop, the same initial states for every entry. Exceptions'
+        ' are not failures and are left out of the success rate.',
+        '- FLOPs count 2 per multiply-add, from the rows and keys that each layer really had.'
+        ' Latency is wall time with all workers running, selection and preprocessing included,'
+        ' the first query of each episode left out.',
+        *[f'- {note}' for note in run['notes']],
+        '',
+        summary_table(rows),
+        '',
+    ]
+    for name, caption in pictures:
+        text += [f'![{caption}]({name})', '', caption, '']
+    text += ['## Success by task', '', _task_table(rows), '', '## Time by stage', '']
+    text += [_stage_table(rows), '', '## Visual tokens computed in each layer', '']
+    text += [_layer_table(rows), '']
+    text += ['## FLOPs per query (MFLOP)', '', _flops_table(rows), '']
+    return '\n'.join(text)
+
+
+def _task_table(rows: Sequence[dict]) -> str:
+    tasks = list(dict.fromkeys(task for row in rows for task in row['per_task']))
+    lines = []
+    for task in tasks:
+        counts = [row['per_task'].get(task, (0, 0)) for row in rows]
+        lines.append([task, *[f'{good}/{all_}' for good, all_ in counts]])
+    return table(['task', *[row['name'] for row in rows]], lines)
+
+
+def _stage_table(rows: Sequence[dict]) -> str:
+    stages = list(dict.fromkeys(s for row in rows for s in row['latency_ms']))
+    lines = []
+    for row in rows:
+        cells = []
+        for stage in stages:
+            values = row['latency_ms'].get(stage)
+            has = values and values['n']
+            cells.append(f'{values["p50"]:.2f} / {values["p95"]:.2f}' if has else '-')
+        lines.append([row['name'], *cells])
+    return table(['ms, p50 / p95', *stages], lines)
+
+
+def _layer_table(rows: Sequence[dict]) -> str:
+    depth = max((len(row['visual_rows_per_layer']) for row in rows), default=0)
+    lines = [
+        [row['name'], *[f'{v:.1f}' for v in row['visual_rows_per_layer']]]
+        for row in rows
+        if row['episodes']
+    ]
+    return table(['layer', *range(depth)], lines)
+
+
+def _flops_table(rows: Sequence[dict]) -> str:
+    parts = list(dict.fromkeys(part for row in rows for part in row['flops']))
+    lines = [
+        [row['name'], *[f'{row["flops"].get(p, 0) / 1e6:.2f}' for p in parts],
+         f'{row["flops_total"] / 1e6:.2f}']
+        for row in rows
+    ]  # fmt: skip
+    return table(['part', *parts, 'total'], lines)
