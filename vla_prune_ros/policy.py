@@ -73,7 +73,7 @@ class ActionChunk:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class PolicySettings:
     """Settings in force; swapped whole by `set_pruning`.
 
     Attributes:
@@ -123,10 +123,11 @@ class VLAPolicy:
             ValueError: unknown mode or option.
         """
         self.model, self.processor = model, processor
+        self.config = model.config
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
         self._selector: PruningMethod = make_selector(pruning, model.config, **options)
-        self.config = PolicyConfig(
+        self.settings = PolicySettings(
             pruning,
             self._selector.values,
             tuple(cameras),
@@ -198,7 +199,7 @@ class VLAPolicy:
             ValueError: wrong width or not finite.
         """
         actions = np.atleast_2d(np.asarray(actions, dtype=np.float64))
-        width = self.model.config.action_dim
+        width = self.config.action_dim
         if actions.ndim != 2 or actions.shape[1] != width or not np.isfinite(actions).all():
             raise ValueError(f'executed actions must be finite [k, {width}]')
         self.history.record_executed(actions)
@@ -209,12 +210,12 @@ class VLAPolicy:
         Raises:
             ValueError: unknown mode or option; the old one stays in force.
         """
-        selector = make_selector(mode, self.model.config, **options)
-        if (mode, selector.values) == (self.config.mode, self.config.options):
+        selector = make_selector(mode, self.config, **options)
+        if (mode, selector.values) == (self.settings.mode, self.settings.options):
             return
         self._selector = selector
-        self.config = PolicyConfig(
-            **{**vars(self.config), 'mode': mode, 'options': selector.values}
+        self.settings = PolicySettings(
+            **{**vars(self.settings), 'mode': mode, 'options': selector.values}
         )
         self.reset('mode')
 
@@ -226,8 +227,8 @@ class VLAPolicy:
 
     def warm_up(self, n_views: int | None = None) -> None:
         """Run one dense pass on black images; neither history nor selector takes part."""
-        config = self.model.config
-        views = len(self.config.cameras) if n_views is None else n_views
+        config = self.config
+        views = len(self.settings.cameras) if n_views is None else n_views
         frames = np.zeros((views, config.image_size, config.image_size, 3), np.uint8)
         ids = torch.full((1, 32), config.eos_id, device=self.model.device)
         proprio = torch.zeros(1, config.proprio_dim, device=self.model.device)
@@ -236,23 +237,23 @@ class VLAPolicy:
 
     def info(self) -> dict[str, Any]:
         """Describe what is running: checkpoint, mode, and the meaning of the numbers."""
-        config = self.model.config
+        config = self.config
         named = config.action_dim == len(_DIMENSIONS)
         unnamed = tuple(f'action_{i}' for i in range(config.action_dim))
         return {
             'checkpoint': str(self.checkpoint or ''),
             'sha256': self._sha256,
-            'mode': self.config.mode,
-            'options': dict(self.config.options),
+            'mode': self.settings.mode,
+            'options': dict(self.settings.options),
             'dimension_names': _DIMENSIONS if named else unnamed,
             'units': _UNITS if named else ('',) * config.action_dim,
             'control_mode': 'end-effector delta',
             'chunk_len': config.chunk_len,
             'proprio_dim': config.proprio_dim,
-            'cameras': self.config.cameras,
+            'cameras': self.settings.cameras,
             'image_size': config.image_size,
             'patches_per_view': config.patches_per_view,
-            'unnorm_key': self.config.unnorm_key,
+            'unnorm_key': self.settings.unnorm_key,
             'dtype': str(self.model.dtype).removeprefix('torch.'),
             'device': str(self.model.device),
         }
@@ -277,7 +278,7 @@ class VLAPolicy:
             return
         if observation.stamp < last.stamp:
             self.reset('clock')
-        elif observation.stamp - last.stamp > self.config.max_gap:
+        elif observation.stamp - last.stamp > self.settings.max_gap:
             self.reset('gap')
         elif observation.instruction != last.instruction:
             self.reset('instruction')
@@ -297,7 +298,7 @@ class VLAPolicy:
             ids.to(model.device),
             state,
             selector=TimedSelector(self._selector, timer),
-            readout_start=self.config.readout_start,
+            readout_start=self.settings.readout_start,
             mark=lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
         normalised = out.actions[0].double().cpu().numpy()
@@ -314,7 +315,7 @@ class VLAPolicy:
             actions=actions,
             stamp=observation.stamp,
             kept=kept,
-            mode=self.config.mode,
+            mode=self.settings.mode,
             timing=timer.finish(),
             sequence=sequence,
             reset_reason=reason,
@@ -323,14 +324,14 @@ class VLAPolicy:
         )
 
     def _images(self, observation: Observation) -> list[np.ndarray]:
-        missing = [name for name in self.config.cameras if name not in observation.images]
+        missing = [name for name in self.settings.cameras if name not in observation.images]
         if missing:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
-        return [observation.images[name] for name in self.config.cameras]
+        return [observation.images[name] for name in self.settings.cameras]
 
     def _proprio(self, observation: Observation) -> np.ndarray:
         proprio = np.asarray(observation.proprio, dtype=np.float64)
-        dim = self.model.config.proprio_dim
+        dim = self.config.proprio_dim
         if proprio.shape != (dim,) or not np.isfinite(proprio).all():
             raise ValueError(f'proprio must be {dim} finite numbers')
         return proprio

@@ -77,7 +77,7 @@ def load_weights(
 ) -> None:
     """Fill a model that was built on the meta device, one tensor at a time.
 
-    Names and shapes of all files are checked before any weight is read.
+    The names and shapes of a file are checked before any of its weights is taken over.
 
     Args:
         model: its parameters are replaced by those of the files.
@@ -90,35 +90,38 @@ def load_weights(
         ValueError: a tensor or file is not what it must be; the message names it.
     """
     directory = Path(directory)
-    heads = {name: _read_head(_head_file(directory, name)) for name in _HEADS}
-    for name, tensors in heads.items():
-        expected = {key: tuple(p.shape) for key, p in getattr(model, name).named_parameters()}
-        found = {key: tuple(t.shape) for key, t in tensors.items()}
-        _compare(found, expected, _head_file(directory, name).name)
+    paths = {name: _head_file(directory, name) for name in _HEADS}
     expected = published_shapes(model)
-    shards = list(_shards(directory))
     found: dict[str, tuple[int, ...]] = {}
-    for path in shards:
+    where: dict[str, Path] = {}
+    for path in _shards(directory):
         with _open(path) as file:
             for key in file.keys():  # noqa: SIM118 (not a mapping)
                 if key in found:
-                    raise ValueError(f'tensor {key} is in two files of {directory}')
-                found[key] = tuple(file.get_slice(key).get_shape())
+                    raise ValueError(f'tensor {key} is in {where[key].name} and in {path.name}')
+                found[key], where[key] = tuple(file.get_slice(key).get_shape()), path
     _compare(found, expected, str(directory))
-    unused = unused_shapes(model.config)
-    for path in shards:
-        with _open(path) as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_tensor(key)
-                if not tensor.is_floating_point():
-                    raise ValueError(f'tensor {key} in {path.name} has type {tensor.dtype}')
-                if key in unused:
-                    model.unused[key] = tensor
-                else:
-                    _assign(model, _internal(key), tensor.to(device=device, dtype=dtype))
-    for name, tensors in heads.items():
+    for name, path in paths.items():
+        module = getattr(model, name)
+        tensors = _read_head(path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        _compare(shapes, {key: tuple(p.shape) for key, p in module.named_parameters()}, str(path))
         for key, tensor in tensors.items():
-            _assign(model, f'{name}.{key}', tensor.to(device=device, dtype=dtype))
+            _assign(module, key, tensor, dtype, device)
+        del tensors
+    unused = unused_shapes(model.config)
+    for key, path in where.items():
+        # A mapped file stays resident until it is closed, so each tensor gets its own mapping:
+        # never more than one tensor is held twice.
+        with _open(path) as file:
+            tensor = file.get_tensor(key)
+            if not tensor.is_floating_point():
+                raise ValueError(f'tensor {key} in {path.name} has type {tensor.dtype}')
+            if key in unused:
+                model.unused[key] = tensor.clone()
+            else:
+                _assign(model, _internal(key), tensor, dtype, device)
+            del tensor
 
 
 def save_pretrained(
@@ -201,6 +204,8 @@ def _write_shards(
     for name, keys in zip(names, shards, strict=True):
         shard = {key: _to_disk(tensors[key], dtype) for key in keys}
         save_file(shard, directory / name, metadata={'format': 'pt'})
+        # safetensors writes a private file; give it the permissions of its neighbours.
+        (directory / name).chmod((directory / 'config.json').stat().st_mode)
 
 
 def _shards(directory: Path) -> Iterator[Path]:
@@ -268,9 +273,12 @@ def _listed(names: list[str]) -> str:
     return ', '.join(names[:5]) + more
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _assign(
+    model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str
+) -> None:
     parent, _, leaf = name.rpartition('.')
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+    own = tensor.to(device=device, dtype=dtype, copy=True)  # never a view of a mapped file
+    setattr(model.get_submodule(parent), leaf, nn.Parameter(own))
 
 
 def _published(name: str) -> str:

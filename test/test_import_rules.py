@@ -1,0 +1,122 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Who may know whom (see doc/architecture.md), read from the source and tried in a process."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vla_prune_ros
+
+ROOT = Path(vla_prune_ros.__file__).parent
+# Knowing a room means knowing what it stands on: policy stands on vla, pruning and runtime.
+MAY_KNOW = {
+    'vla': set(),
+    'sim': set(),
+    'weights': set(),
+    'pruning': {'vla'},
+    'runtime': {'vla', 'pruning'},
+    'policy': {'vla', 'pruning', 'runtime'},
+    'training': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights', 'evaluation'},
+    'evaluation': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights'},
+    'nodes': {'pruning', 'policy', 'sim', 'weights'},
+}
+# The demo talks to two nodes over ROS and evaluates what they did: it stands above both rooms.
+EXTRA = {('nodes', name): {'evaluation'} for name in ('demo.py', 'demo_client.py')}
+ROS = {
+    'rclpy',
+    'launch',
+    'launch_ros',
+    'rosbag2_py',
+    'cv_bridge',
+    'ament_index_python',
+    'diagnostic_updater',
+    'message_filters',
+    'tf2_ros',
+}
+
+
+def modules():
+    return sorted(p for p in ROOT.rglob('*.py') if p.parent != ROOT or p.stem == 'policy')
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix('.py')
+
+
+def imports(path):
+    """Absolute names of everything a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            yield node.module
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def is_ros(name):
+    top = name.split('.')[0]
+    return top in ROS or top.endswith(('_msgs', '_srvs', '_interfaces'))
+
+
+def test_the_rooms_are_those_of_the_design():
+    assert {room_of(p) for p in modules()} <= MAY_KNOW.keys()
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_knows_only_the_rooms_below_it(path):
+    room = room_of(path)
+    allowed = MAY_KNOW[room] | {room} | EXTRA.get((room, path.name), set())
+    known = {
+        name.split('.')[1]
+        for name in imports(path)
+        if name.startswith('vla_prune_ros.') and name.split('.')[1] in MAY_KNOW
+    }
+    assert known <= allowed
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_nodes_import_ros(path):
+    if room_of(path) != 'nodes':
+        assert [name for name in imports(path) if is_ros(name)] == []
+
+
+def names(keep):
+    for path in modules():
+        name = '.'.join(path.relative_to(ROOT.parent).with_suffix('').parts)
+        if keep(room_of(path)):
+            yield name.removesuffix('.__init__')
+
+
+def loaded_after_importing(modules, forbidden):
+    code = (
+        'import importlib, sys\n'
+        f'for name in {modules!r}: importlib.import_module(name)\n'
+        f'print(sorted({forbidden!r} & sys.modules.keys()))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_other_rooms_pulls_no_ros():
+    rooms = [*names(lambda room: room != 'nodes')]
+    assert 'vla_prune_ros.policy' in rooms
+    assert loaded_after_importing(rooms, ROS) == '[]'
+
+
+def test_importing_nodes_pulls_no_torch():
+    pytest.importorskip('rclpy')
+    nodes = [*names(lambda room: room == 'nodes')]
+    assert loaded_after_importing(nodes, {'torch', 'transformers', 'mujoco'}) == '[]'
+
+
+def test_importing_the_package_pulls_nothing():
+    heavy = ROS | {'torch', 'numpy', 'mujoco'}
+    assert loaded_after_importing(['vla_prune_ros', 'vla_prune_ros.weights'], heavy) == '[]'

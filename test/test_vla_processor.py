@@ -1,0 +1,210 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Image pipeline, prompt and normalisation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import INSTRUCTIONS, norm_stats
+from tokenizers import Tokenizer
+
+from vla_prune_ros.vla import tokenizer as tokenizer_module
+from vla_prune_ros.vla.processor import (
+    Normaliser,
+    centre_crop,
+    crop_positions,
+    jpeg_round_trip,
+    pixel_values,
+    preprocess_image,
+    resize,
+    resolve_unnorm_key,
+)
+from vla_prune_ros.vla.tokenizer import PromptTokenizer, build_tokenizer
+
+
+@pytest.fixture(scope='module')
+def frames():
+    with np.load(Path(__file__).parent / 'data' / 'preprocess' / 'frames.npz') as arrays:
+        return dict(arrays)
+
+
+def difference(a, b):
+    d = np.abs(a.astype(int) - b.astype(int))
+    return d.max(), d.mean()
+
+
+@pytest.mark.parametrize('index', range(3))
+def test_each_stage_is_within_the_measured_tolerance(frames, index):
+    highest, mean = difference(
+        jpeg_round_trip(frames['raw'][index]), frames['jpeg_decoded'][index]
+    )
+    assert highest <= 14 and mean <= 1.1
+    resized = resize(frames['jpeg_decoded'][index], 224)
+    highest, mean = difference(resized, frames['resized_jpeg'][index])
+    assert highest <= 2 and mean <= 0.2
+    highest, mean = difference(preprocess_image(frames['raw'][index]), frames['crop_jpeg'][index])
+    assert highest <= 12 and mean <= 1.1
+
+
+@pytest.mark.parametrize('source', ['jpeg', 'nojpeg'])
+def test_crop_and_truncation_equal_the_original(frames, source):
+    for image, reference in zip(
+        frames[f'resized_{source}'], frames[f'crop_{source}'], strict=True
+    ):
+        ours = (centre_crop(image).clip(0, 1) * np.float32(255.5)).astype(np.uint8)
+        np.testing.assert_array_equal(ours, reference)
+
+
+def test_crop_in_float_equals_the_original(frames):
+    ours = centre_crop(frames['resized_jpeg'][0])[::8]
+    np.testing.assert_allclose(ours, frames['crop_float_rows'], rtol=0, atol=1e-6)
+
+
+def test_jpeg_step_changes_the_image(frames):
+    assert difference(jpeg_round_trip(frames['raw'][0]), frames['raw'][0])[0] > 0
+
+
+def test_crop_grid_is_that_of_aligned_corners():
+    expected = 5.72181 + 0.9486833 * np.arange(224)
+    np.testing.assert_allclose(crop_positions(224), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [56, 112])
+def test_crop_of_a_ramp_is_the_grid_at_any_size(size):
+    ramp = np.repeat(np.arange(size, dtype=np.uint8)[None, :, None], size, 0).repeat(3, 2)
+    side = 0.9**0.5
+    expected = (1 - side) / 2 * (size - 1) + side * np.arange(size)
+    np.testing.assert_allclose(centre_crop(ramp)[3, :, 1] * 255, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize('index', range(3))
+def test_pixel_constants(frames, index):
+    ours = pixel_values(frames['crop_jpeg'][index][None])[0, :, ::8].numpy()
+    np.testing.assert_allclose(ours, frames[f'pixel_rows_{index}'], rtol=0, atol=1e-6)
+
+
+def test_views_are_stacked_in_order():
+    views = np.stack([np.full((14, 14, 3), v, np.uint8) for v in (0, 255)])
+    pixels = pixel_values(views)
+    assert pixels.shape == (1, 12, 14, 14)
+    assert torch.equal(pixels[0, 3:6], torch.full((3, 14, 14), -1.0))
+    assert torch.equal(pixels[0, 9:], torch.full((3, 14, 14), 1.0))
+
+
+@pytest.mark.parametrize(
+    'image', [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)]
+)
+def test_frames_that_are_not_rgb_bytes_are_refused(image):
+    with pytest.raises(ValueError, match='uint8'):
+        preprocess_image(image)
+
+
+def test_input_frame_is_not_modified(frames):
+    raw = frames['raw'][0].copy()
+    preprocess_image(raw)
+    np.testing.assert_array_equal(raw, frames['raw'][0])
+
+
+def test_actions_survive_the_round_trip_and_the_gripper_is_untouched():
+    normaliser = Normaliser(norm_stats()['tabletop'], 7, 8)
+    normalised = np.random.default_rng(0).uniform(-1.2, 1.2, (8, 7))
+    actions = normaliser.unnormalise_actions(normalised)
+    np.testing.assert_array_equal(actions[:, 6], normalised[:, 6])
+    np.testing.assert_allclose(normaliser.normalise_actions(actions), normalised, atol=1e-12)
+    np.testing.assert_allclose(normaliser.unnormalise_actions(np.ones(7))[:6], 0.75, atol=1e-7)
+
+
+def test_published_statistics_give_the_published_limits():
+    low = [-0.745473, -0.661607, -0.9375, -0.107143, -0.206786, -0.184286, 0.0]
+    high = [0.9375, 0.875893, 0.932143, 0.103929, 0.176786, 0.145714, 1.0]
+    block = {'q01': low, 'q99': high, 'mask': [True] * 6 + [False]}
+    normaliser = Normaliser(
+        {'action': block, 'proprio': norm_stats()['tabletop']['proprio']}, 7, 8
+    )
+    np.testing.assert_allclose(normaliser.unnormalise_actions(-np.ones(7))[:6], low[:6], atol=1e-7)
+    np.testing.assert_allclose(normaliser.unnormalise_actions(np.ones(7))[:6], high[:6], atol=1e-7)
+
+
+def test_proprio_is_clipped_and_the_caller_keeps_its_array():
+    normaliser = Normaliser(norm_stats()['tabletop'], 7, 8)
+    state = np.array([-9.0, -1.0, 0.25, 1.5, 9.0, 0, 0, 0])
+    before = state.copy()
+    np.testing.assert_allclose(
+        normaliser.normalise_proprio(state)[:5], [-1, -1, 0, 1, 1], atol=1e-7
+    )
+    np.testing.assert_array_equal(state, before)
+
+
+def test_statistics_of_another_width_are_refused():
+    with pytest.raises(ValueError, match='proprio statistics'):
+        Normaliser(norm_stats(proprio_dim=7)['tabletop'], 7, 8)
+    with pytest.raises(ValueError, match="'proprio'"):
+        Normaliser({'action': norm_stats()['tabletop']['action']}, 7, 8)
+
+
+def test_unnorm_key_is_the_only_one_or_must_be_known():
+    assert resolve_unnorm_key({'a': 1}, None) == 'a'
+    assert resolve_unnorm_key({'a': 1, 'b_no_noops': 1}, 'b') == 'b_no_noops'
+    with pytest.raises(ValueError, match=r"'c'.*a, b"):
+        resolve_unnorm_key({'a': 1, 'b': 1}, 'c')
+    with pytest.raises(ValueError, match=r'must be given.*a, b'):
+        resolve_unnorm_key({'a': 1, 'b': 1}, None)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('tokenizer')
+    size = build_tokenizer(INSTRUCTIONS, directory)
+    pieces = Tokenizer.from_file(str(directory / 'tokenizer.json'))
+    return PromptTokenizer.from_directory(directory, 1, size), pieces
+
+
+def test_prompt_has_the_template_bos_and_the_closing_blank(tokenizer):
+    prompts, pieces = tokenizer
+    ids = prompts.prompt_ids('Pick up the RED block')
+    assert ids[0] == 1
+    assert [pieces.id_to_token(i) for i in ids[1:]] == [
+        *('▁In', ':', '▁What', '▁action', '▁should', '▁the', '▁robot', '▁take', '▁to'),
+        *('▁pick', '▁up', '▁the', '▁red', '▁block', '?', '\n', 'Out', ':', '▁'),
+    ]
+
+
+def test_template_tokens_are_counted_after_bos(tokenizer):
+    assert tokenizer[0].template_length(INSTRUCTIONS[0]) == 9
+
+
+def test_unseen_words_are_spelled_and_stay_in_the_vocabulary(tokenizer):
+    prompts, pieces = tokenizer
+    ids = prompts.prompt_ids('grasp 2 mugs')
+    assert max(ids) < pieces.get_vocab_size()
+    assert pieces.token_to_id('<unk>') not in ids
+    assert 'grasp 2 mugs' in pieces.decode(ids)
+
+
+def test_tokenizer_files_are_the_same_every_time(tmp_path):
+    for name in 'ab':
+        build_tokenizer(INSTRUCTIONS, tmp_path / name)
+    texts = [(tmp_path / name / 'tokenizer.json').read_text() for name in 'ab']
+    assert texts[0] == texts[1]
+
+
+def test_blank_piece_is_not_doubled_and_bos_is_added_when_missing(monkeypatch):
+    prompts = PromptTokenizer(lambda text: [7, 8, 9], bos_id=1, blank_id=9, vocab_size=10)
+    assert prompts.prompt_ids('x') == [1, 7, 8, 9]
+
+
+def test_empty_instruction_and_foreign_tokenizer_are_refused(tokenizer):
+    with pytest.raises(ValueError, match='empty'):
+        tokenizer[0].prompt_ids(' ')
+    foreign = PromptTokenizer(lambda text: [1, 500], bos_id=1, blank_id=9, vocab_size=100)
+    with pytest.raises(ValueError, match='500'):
+        foreign.prompt_ids('x')
+    with pytest.raises(ValueError, match=tokenizer_module.BLANK):
+        PromptTokenizer(lambda text: [1], bos_id=1, blank_id=None, vocab_size=10)
+
+
+def test_missing_tokenizer_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'tokenizer\.json'):
+        PromptTokenizer.from_directory(tmp_path, 1, 100)
