@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_prune_ros.sim.tabletop.controller import rotation_difference
 from vla_prune_ros.sim.tabletop.tasks import (
+    BLOCK_HALF,
     BLOCK_REST_HEIGHT,
     TABLE_HEIGHT,
     Scene,
@@ -45,13 +46,15 @@ def _pick_up(colour: str, scene: Scene) -> tuple[np.ndarray, float]:
 
 def _put_on_plate(colour: str, scene: Scene) -> tuple[np.ndarray, float]:
     block, plate = scene.blocks[colour], scene.plate
-    if scene.on_plate(colour) and np.linalg.norm(block[:2] - plate[:2]) < 0.04:
-        # let go, then leave upward; sideways only when clear of the block
-        return np.array([*scene.hand[:2], CARRY_HEIGHT]), OPEN
-    if not _grasped(colour, scene):
-        return _approach(colour, scene)
     offset = plate[:2] - block[:2]
     distance = float(np.linalg.norm(offset))
+    touching = block[2] - plate[2] - BLOCK_HALF < 0.016 and distance < 0.035
+    if scene.on_plate(colour) and scene.gripper_open():
+        return np.array([*scene.hand[:2], CARRY_HEIGHT]), OPEN  # leave upward
+    if touching:
+        return scene.hand, OPEN  # let go without lifting
+    if not _grasped(colour, scene):
+        return _approach(colour, scene)
     grip_height = scene.hand[2] - block[2]
     rest = TABLE_HEIGHT + 0.009 + (BLOCK_REST_HEIGHT - TABLE_HEIGHT) + grip_height - 0.004
     # a funnel again: down only near the plate's middle, and up before going sideways
