@@ -1,0 +1,60 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m vla_prune_ros VERB ...`: every command of the package under one name.
+
+A verb is a module with `main(argv) -> int | None`, imported only when it is called. A new command
+is one line in `VERBS`; one whose module is not installed is not offered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    'demo': ('vla_prune_ros.nodes.demo', 'both nodes, several tasks and pruning modes'),
+    'evaluate': ('vla_prune_ros.evaluation.evaluate', 'success rates of pruning modes'),
+    'bench': ('vla_prune_ros.evaluation.bench', 'latency of pruning modes, by stage'),
+    'train': ('vla_prune_ros.training.train', 'demonstrations and behaviour cloning'),
+    'policy_node': ('vla_prune_ros.nodes.policy_node', 'ROS node: the policy'),
+    'sim_bridge': ('vla_prune_ros.nodes.sim_bridge', 'ROS node: a simulated robot'),
+    'replay': ('vla_prune_ros.nodes.replay', 'run the policy over a recorded bag'),
+}
+
+
+def installed() -> dict[str, tuple[str, str]]:
+    """The verbs whose modules exist."""
+    return {verb: entry for verb, entry in VERBS.items() if _exists(entry[0])}
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is missing too
+        return False
+
+
+def usage() -> str:
+    """The help text."""
+    lines = ['usage: python -m vla_prune_ros VERB [arguments]', '', 'verbs:']
+    lines += [f'  {verb:12} {summary}' for verb, (_, summary) in installed().items()]
+    return '\n'.join([*lines, '', 'VERB --help describes one verb.'])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit code is returned, 2 for an unknown verb."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ('-h', '--help'):
+        print(usage())
+        return 0 if argv else 2
+    verb, *rest = argv
+    if verb not in installed():
+        print(f'unknown verb {verb!r}\n\n{usage()}', file=sys.stderr)
+        return 2
+    return importlib.import_module(VERBS[verb][0]).main(rest) or 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
