@@ -1,0 +1,123 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every test run gets a ROS domain of its own; processes started by a test end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent
+
+
+def _claim_domain() -> int:
+    """A ROS domain that no other test run on this machine uses; held until this process ends."""
+    for offset in range(100):
+        domain = 1 + (os.getpid() + offset) % 100  # domains above 101 meet ephemeral ports
+        name = f'/tmp/vla_prune_ros_domain_{domain}_{os.getuid()}.lock'
+        lock = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)  # open as long as we live
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return domain
+        except OSError:
+            os.close(lock)
+    raise RuntimeError('no free ROS domain')
+
+
+os.environ['ROS_DOMAIN_ID'] = str(_claim_domain())
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+class Process:
+    """A verb of the package in a process group of its own."""
+
+    def __init__(self, folder: Path, verb: str, *arguments: str) -> None:
+        self.log_path = folder / f'{verb}_{time.monotonic_ns()}.log'
+        command = [sys.executable, '-m', 'vla_prune_ros', verb, *arguments]
+        with self.log_path.open('w') as log:
+            self.popen = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
+            )
+
+    @property
+    def log(self) -> str:
+        """What the process wrote so far."""
+        return self.log_path.read_text()
+
+    def wait_for_log(self, text: str, timeout: float = 60.0) -> str:
+        """Wait until `text` is in the log."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log:
+            assert self.popen.poll() is None, f'ended early:\n{self.log}'
+            assert time.monotonic() < deadline, f'no {text!r} in:\n{self.log}'
+            time.sleep(0.05)
+        return self.log
+
+    def end(self, number: int = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
+        """Send a signal; returns exit code and seconds until the end."""
+        started = time.monotonic()
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        return self.popen.wait(timeout), time.monotonic() - started
+
+    def kill(self) -> None:
+        """End the process and its children in any case."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+
+@pytest.fixture(scope='module')
+def start_shared(tmp_path_factory):
+    """Starts verbs that live until the end of the module."""
+    folder = tmp_path_factory.mktemp('processes')
+    started: list[Process] = []
+
+    def start(verb: str, *arguments: str) -> Process:
+        started.append(Process(folder, verb, *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts verbs that live until the end of the test."""
+    started: list[Process] = []
+
+    def run(verb: str, *arguments: str) -> Process:
+        started.append(Process(tmp_path, verb, *arguments))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture(scope='session')
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny random checkpoint."""
+    from tiny import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp('checkpoint'))
+
+
+@pytest.fixture(scope='session')
+def ros():
+    """One rclpy for the whole run."""
+    rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+    rclpy.init()
+    yield rclpy
+    rclpy.try_shutdown()

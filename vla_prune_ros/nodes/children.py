@@ -1,0 +1,118 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that must not outlive the one that started them. Imports no ROS."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class ChildDiedError(RuntimeError):
+    """A child ended although it was still needed; the text has the end of its log."""
+
+
+class Children:
+    """A set of child processes, each in a session of its own with its output in a file.
+
+    A session of its own keeps Ctrl-C of the terminal away from them: they end in order, when the
+    context manager is left for whatever reason. If this process is killed, the kernel ends them.
+    """
+
+    def __init__(self, log_directory: Path, environment: Mapping[str, str]) -> None:
+        self._logs = Path(log_directory)
+        self._environment = dict(environment)
+        self._running: dict[str, subprocess.Popen] = {}
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start one process; its output goes to NAME.log."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+        def die_with_parent() -> None:
+            if libc is not None:
+                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+        with self.log(name).open('wb') as log:
+            self._running[name] = subprocess.Popen(
+                command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def log(self, name: str) -> Path:
+        """File with the output of a child."""
+        return self._logs / f'{name}.log'
+
+    def tail(self, name: str, lines: int = 25) -> str:
+        """The end of a child's output."""
+        text = self.log(name).read_text(encoding='utf-8', errors='replace')
+        return '\n'.join(text.splitlines()[-lines:])
+
+    def check(self) -> None:
+        """Raise if a child has ended.
+
+        Raises:
+            ChildDiedError: names the child, its exit code and the end of its log.
+        """
+        for name, process in self._running.items():
+            code = process.poll()
+            if code is not None:
+                raise ChildDiedError(
+                    f'{name} ended with exit code {code}; the end of {self.log(name)}:\n'
+                    f'{self.tail(name)}'
+                )
+
+    def stop(self) -> dict[str, int]:
+        """End all children: SIGINT, after 8 s SIGTERM, after 3 s more SIGKILL, to each session.
+
+        Returns:
+            Exit code by name.
+        """
+        for number, patience in ((signal.SIGINT, 8.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3)):
+            for process in self._running.values():
+                if process.poll() is None:
+                    _signal_session(process.pid, number)
+            for process in self._running.values():
+                try:
+                    process.wait(patience)
+                except subprocess.TimeoutExpired:
+                    continue
+        codes = {name: process.returncode for name, process in self._running.items()}
+        for process in self._running.values():
+            _signal_session(process.pid, signal.SIGKILL)  # what a child may have started
+        self._running.clear()
+        return codes
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop us
+        try:
+            self.stop()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _signal_session(leader: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # it may have gone
+        os.killpg(leader, number)

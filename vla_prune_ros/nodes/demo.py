@@ -1,0 +1,238 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `demo`: a policy moves a simulated robot over ROS 2 under every pruning mode.
+
+Two processes, `policy_node` and `sim_bridge`, talk over DDS on a domain of their own. This one
+sets their parameters, asks for episodes, watches the topics and writes table and pictures. The
+pruning mode changes between episodes while the nodes run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla_prune_ros.nodes.children import ChildDiedError, Children
+
+if TYPE_CHECKING:
+    from vla_prune_ros.evaluation.demo_report import DemoEpisode
+
+DESCRIPTION = """\
+Run the embedded policy on the simulated tabletop over ROS 2, under several pruning modes and on
+several language tasks. Exit code 0 means: every episode ran to its end, every mode was confirmed
+by the statistics of the inferences, and all files were written."""
+# Both families of the tabletop suite and all four colours come first.
+TASKS = '0,5,2,7,4,1,6,3'
+RELIABLE = 'image_raw.subscription.reliability:=reliable'
+NODES = {  # as in config/sim.yaml, but for `episodes`
+    'policy_node': (
+        'use_sim_time:=true',
+        'trigger:=request',
+        'sync.slop:=0.0',
+        'sync.state_slop:=0.0',
+        f'qos_overrides./agentview/{RELIABLE}',
+        f'qos_overrides./wrist/{RELIABLE}',
+    ),
+    'sim_bridge': ('episodes:=0', 'mode:=lockstep'),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog='demo', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
+    p.add_argument('--episodes', type=int, default=4, help='episodes per mode (default: 4)')
+    p.add_argument('--tasks', default=TASKS, help=f'task names or indices (default: {TASKS})')
+    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
+    p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
+    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
+    p.add_argument('--device', default='auto', help='torch device of the policy (default: auto)')
+    p.add_argument('--backend', default='tabletop', help='simulated robot (default: tabletop)')
+    p.add_argument('--out', type=Path, default=Path('out/demo'), help='output directory')
+    p.add_argument(
+        '--domain-id', type=int, default=None,
+        help='ROS_DOMAIN_ID, 0 to 101; default: one drawn at random',
+    )  # fmt: skip
+    p.add_argument(
+        '--patience', type=float, default=90.0,
+        help='seconds to wait for a node to start or an episode to end (default: 90)',
+    )  # fmt: skip
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 only if everything happened."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return run(args, argv)
+    except KeyboardInterrupt:
+        print('\ndemo: interrupted; both nodes were stopped', file=sys.stderr)
+        return 130
+    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
+        print(f'\ndemo: {error}', file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Start the nodes, drive all episodes, stop the nodes, write everything."""
+    isolate(args.domain_id)
+    # Before anything else: rclpy from wheels starts Python anew with another library path.
+    from vla_prune_ros.nodes.demo_client import DemoClient, Wanted
+
+    modes, plan = chosen_modes(args.modes), chosen_episodes(args)
+    print(
+        f'demo: {len(modes)} modes x {len(plan)} episodes on ROS domain'
+        f' {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}'
+    )
+    started, episodes = time.monotonic(), []
+    with Children(args.out, node_environment()) as children:
+        for name, parameters in NODES.items():
+            children.start(name, node_command(name, [*parameters, *own_parameters(name, args)]))
+        try:
+            with DemoClient(children.check, args.patience) as client:
+                client.wait_for_nodes()
+                print(f'demo: both nodes are ready after {time.monotonic() - started:.1f} s')
+                total = len(plan) * len(modes)
+                for task, state in plan:
+                    for mode in modes:
+                        pictures = needs_pictures(episodes, mode)
+                        wanted = Wanted(mode, task, state, args.max_steps, pictures)
+                        episodes.append(client.run_episode(wanted))
+                        print(progress_line(episodes[-1], len(episodes), total), flush=True)
+                info = client.policy_info
+        except ChildDiedError:
+            raise
+        except RuntimeError as error:  # the nodes' own words say why
+            tails = [f'the end of {children.log(n)}:\n{children.tail(n)}' for n in NODES]
+            raise RuntimeError('\n'.join([str(error), *tails])) from None
+        codes = children.stop()
+    for name, code in codes.items():
+        if code:
+            print(f'demo: {name} ended with exit code {code}', file=sys.stderr)
+    write_everything(args.out, modes, episodes, info, argv)
+    print(f'demo: done in {time.monotonic() - started:.0f} s')
+    return 1 if any(codes.values()) else 0
+
+
+def write_everything(
+    out: Path,
+    modes: Sequence[str],
+    episodes: Sequence[DemoEpisode],
+    info: dict,
+    argv: Sequence[str],
+) -> None:
+    """Print the table; write results.json, episode.gif and episodes.png."""
+    from vla_prune_ros.evaluation import demo_report
+    from vla_prune_ros.evaluation.report import command_line, environment
+
+    rows = demo_report.demo_rows(modes, episodes)
+    run = {
+        'command': command_line(argv, 'demo'),
+        'environment': environment(),
+        'policy': info,
+    }
+    print(f'\n{demo_report.demo_table(rows)}\n')
+    demo_report.write_results(out / 'results.json', run, rows, episodes)
+    demo_report.write_animation(out / 'episode.gif', demo_report.choose_episode(episodes))
+    demo_report.write_strip(out / 'episodes.png', episodes)
+    print(f'demo: written {out}/results.json, episode.gif, episodes.png')
+
+
+def chosen_modes(text: str) -> list[str]:
+    """Modes to show.
+
+    Raises:
+        ValueError: a mode is not registered; the message lists those that are.
+    """
+    from vla_prune_ros.pruning import MODES
+
+    modes = list(MODES) if text == 'all' else list(dict.fromkeys(m for m in text.split(',') if m))
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise ValueError(f'unknown pruning mode {", ".join(unknown)!r}; valid: {", ".join(MODES)}')
+    return modes
+
+
+def chosen_episodes(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """(task, initial state) of every episode of a mode: all tasks, then the next state."""
+    tasks = [task for task in args.tasks.split(',') if task]
+    if not tasks or args.episodes < 1:
+        raise ValueError('at least one task and one episode are needed')
+    return [
+        (tasks[k % len(tasks)], args.first_state + k // len(tasks)) for k in range(args.episodes)
+    ]
+
+
+def isolate(domain_id: int | None) -> None:
+    """Keep to this machine and to a ROS domain of our own, here and in the children."""
+    domain_id = random.randint(1, 101) if domain_id is None else domain_id
+    if not 0 <= domain_id <= 101:  # above, DDS ports collide with the system's ephemeral ones
+        raise ValueError(f'ROS domain {domain_id} is not within 0..101')
+    os.environ['ROS_DOMAIN_ID'] = str(domain_id)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
+
+
+def node_environment() -> dict[str, str]:
+    """What the nodes inherit; a log file must not wait for a buffer to fill."""
+    return {**os.environ, 'PYTHONUNBUFFERED': '1'}
+
+
+def node_command(name: str, parameters: Sequence[str]) -> list[str]:
+    """The command line of a node."""
+    command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
+    for parameter in parameters:
+        command += ['-p', parameter]
+    return command
+
+
+def own_parameters(name: str, args: argparse.Namespace) -> list[str]:
+    """Parameters of a node that follow from the command line."""
+    if name == 'sim_bridge':
+        return [f'backend:={args.backend}']
+    parameters = [f'device:={args.device}']
+    if args.checkpoint:
+        parameters.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
+    return parameters
+
+
+def needs_pictures(episodes: Sequence[DemoEpisode], mode: str) -> bool:
+    """Pictures of a mode's first episode, and on until a pictured one with pruning succeeded.
+
+    Publishing every camera frame takes time, and frames take memory.
+    """
+    if all(episode.mode != mode for episode in episodes):
+        return True
+    return mode != 'none' and not any(
+        e.frames and e.success and e.mode != 'none' for e in episodes
+    )
+
+
+def progress_line(e: DemoEpisode, number: int, total: int) -> str:
+    """One line on a finished episode."""
+    kept = sum(len(query.kept) for query in e.queries) / len(e.queries)
+    ms = sorted(query.latency_ms for query in e.queries)[len(e.queries) // 2]
+    return (
+        f'[{number:3d}/{total}] {e.mode:14} {e.task:22}'
+        f' {"success" if e.success else "step limit":10} {e.steps:4d} steps,'
+        f' {kept:5.1f} of {e.queries[0].n_visual} tokens, {ms:6.1f} ms'
+    )
+
+
+def _interrupt(number: int, frame: object) -> None:
+    with suppress(ValueError):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -1,0 +1,226 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Plain values to ROS messages and back. Float64 stays float64, stamps stay nanoseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from vla_prune_ros.nodes.images import fill_rgb
+from vla_prune_ros.sim.base import Camera, quaternion_to_axis_angle
+
+# Names of the action dimensions on the wire. None is a joint of any robot, so that a joint
+# trajectory controller which gets a chunk by a wrong remapping refuses it.
+ACTION_NAMES = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
+NANOSECONDS = 1_000_000_000
+
+SENSOR = qos_profile_sensor_data
+RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+class MessageError(ValueError):
+    """A message whose content cannot be used; the text says why."""
+
+
+def to_ns(stamp: Time | Duration) -> int:
+    """Nanoseconds of a time or duration message."""
+    return stamp.sec * NANOSECONDS + stamp.nanosec
+
+
+def to_time(nanoseconds: int) -> Time:
+    """Time message of non-negative nanoseconds."""
+    seconds, rest = divmod(nanoseconds, NANOSECONDS)
+    return Time(sec=seconds, nanosec=rest)
+
+
+def to_seconds(nanoseconds: int) -> float:
+    """Seconds as the policy gets them."""
+    return nanoseconds / NANOSECONDS
+
+
+# -- actions -----------------------------------------------------------------------------------
+def chunk_message(actions: np.ndarray, stamp: int, period: int) -> JointTrajectory:
+    """A chunk on the wire.
+
+    Args:
+        actions: float64 [n, 7] in robot units.
+        stamp: of the observation that the chunk answers, ns.
+        period: control period, ns; action k belongs to stamp + k * period.
+    """
+    return _trajectory(actions, stamp, period, first=0)
+
+
+def executed_message(actions: np.ndarray, stamp: int, period: int) -> JointTrajectory:
+    """What the robot did up to `stamp`: the last action began one period before it.
+
+    Args:
+        actions: float64 [n, 7], in the order of execution; n may be 0.
+        stamp: of the observation that follows the actions, ns.
+        period: control period, ns.
+    """
+    return _trajectory(actions, stamp, period, first=-len(actions))
+
+
+def _trajectory(actions: np.ndarray, stamp: int, period: int, first: int) -> JointTrajectory:
+    message = JointTrajectory(joint_names=list(ACTION_NAMES))
+    message.header.stamp = to_time(stamp)
+    for k, action in enumerate(actions, start=first):
+        seconds, rest = divmod(k * period, NANOSECONDS)
+        message.points.append(
+            JointTrajectoryPoint(
+                positions=[float(v) for v in action],
+                time_from_start=Duration(sec=seconds, nanosec=rest),
+            )
+        )
+    return message
+
+
+def actions_from(message: JointTrajectory) -> np.ndarray:
+    """Actions float64 [n, 7] of a chunk or of an executed-actions message.
+
+    Raises:
+        MessageError: other joint names, rows of another width, values that are not finite, or
+            times that do not increase.
+    """
+    if tuple(message.joint_names) != ACTION_NAMES:
+        raise MessageError(f'joint_names {message.joint_names}; expected {list(ACTION_NAMES)}')
+    if any(len(point.positions) != len(ACTION_NAMES) for point in message.points):
+        raise MessageError(f'every point needs {len(ACTION_NAMES)} positions')
+    times = [to_ns(point.time_from_start) for point in message.points]
+    if any(b <= a for a, b in pairwise(times)):
+        raise MessageError('time_from_start does not increase')
+    actions = np.array([p.positions for p in message.points], np.float64).reshape(-1, 7)
+    if not np.isfinite(actions).all():
+        raise MessageError('an action is not finite')
+    return actions
+
+
+# -- state -------------------------------------------------------------------------------------
+def pose_message(
+    position: np.ndarray, quaternion: np.ndarray, stamp: int, frame: str
+) -> PoseStamped:
+    """Pose of position [3] (m) and quaternion xyzw [4] in `frame`."""
+    message = PoseStamped()
+    message.header.stamp = to_time(stamp)
+    message.header.frame_id = frame
+    point, orientation = message.pose.position, message.pose.orientation
+    point.x, point.y, point.z = (float(v) for v in position)
+    orientation.x, orientation.y, orientation.z, orientation.w = (float(v) for v in quaternion)
+    return message
+
+
+def pose_from(message: PoseStamped) -> np.ndarray:
+    """End-effector position (m) and axis-angle (rad), float64 [6], as robosuite has them.
+
+    Raises:
+        MessageError: a value is not finite or the quaternion is not of unit length.
+    """
+    p, q = message.pose.position, message.pose.orientation
+    quaternion = np.array([q.x, q.y, q.z, q.w])
+    position = np.array([p.x, p.y, p.z])
+    if not (np.isfinite(quaternion).all() and np.isfinite(position).all()):
+        raise MessageError('a value of the pose is not finite')
+    if abs(math.sqrt(float(quaternion @ quaternion)) - 1.0) > 1e-3:
+        raise MessageError(f'orientation {quaternion.tolist()} is not a unit quaternion')
+    return np.concatenate([position, quaternion_to_axis_angle(quaternion)])
+
+
+def joint_message(names: Sequence[str], positions: Iterable[float], stamp: int) -> JointState:
+    """Joint positions (rad, m) by name."""
+    message = JointState(name=list(names), position=[float(v) for v in positions])
+    message.header.stamp = to_time(stamp)
+    return message
+
+
+def joints_from(message: JointState, names: Sequence[str]) -> np.ndarray:
+    """Positions float64 of the joints called `names`, in that order.
+
+    Raises:
+        MessageError: a joint is missing, names and positions differ in length, or a position is
+            not finite.
+    """
+    if len(message.name) != len(message.position):
+        raise MessageError(f'{len(message.name)} names, {len(message.position)} positions')
+    index = {name: i for i, name in enumerate(message.name)}
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise MessageError(f'no joint {", ".join(missing)}; there are {list(message.name)}')
+    positions = np.array([message.position[index[name]] for name in names], np.float64)
+    if not np.isfinite(positions).all():
+        raise MessageError('a joint position is not finite')
+    return positions
+
+
+# -- cameras -----------------------------------------------------------------------------------
+def image_message(pixels: np.ndarray, stamp: int, frame: str) -> Image:
+    """An rgb8 image of uint8 [H, W, 3]."""
+    message = Image()
+    message.header.stamp = to_time(stamp)
+    message.header.frame_id = frame
+    fill_rgb(message, pixels)
+    return message
+
+
+def camera_info_message(camera: Camera, stamp: int, frame: str) -> CameraInfo:
+    """Intrinsics of an ideal pinhole camera."""
+    f, cx, cy = camera.focal_length, (camera.width - 1) / 2.0, (camera.height - 1) / 2.0
+    message = CameraInfo(height=camera.height, width=camera.width)
+    message.header.stamp = to_time(stamp)
+    message.header.frame_id = frame
+    message.distortion_model = 'plumb_bob'
+    message.d = [0.0] * 5
+    message.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
+    message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    message.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return message
+
+
+# -- key and value -----------------------------------------------------------------------------
+def values_message(
+    name: str,
+    values: Mapping[str, Any],
+    stamp: int,
+    *,
+    summary: str = '',
+    hardware_id: str = '',
+    level: bytes = DiagnosticStatus.OK,
+) -> DiagnosticArray:
+    """One diagnostic status with `values` as text; sequences become comma-separated."""
+    status = DiagnosticStatus(level=level, name=name, message=summary, hardware_id=hardware_id)
+    status.values = [KeyValue(key=str(k), value=_text(v)) for k, v in values.items()]
+    message = DiagnosticArray(status=[status])
+    message.header.stamp = to_time(stamp)
+    return message
+
+
+def values_from(message: DiagnosticArray) -> dict[str, str]:
+    """Keys and values of the first status."""
+    return {pair.key: pair.value for pair in message.status[0].values} if message.status else {}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return 'true' if value else 'false'
+    if isinstance(value, float | np.floating):
+        return repr(float(value))
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        return ','.join(_text(v) for v in value)
+    return str(value)

@@ -1,0 +1,106 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A node's process: start, spin, one way down.
+
+SIGINT and SIGTERM set a flag that the main thread looks at; they never raise, so a second signal
+(launch sends two) cannot break the teardown. The node is closed first, then DDS, so that its
+shared memory goes with it, even if the model is still busy in its thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import Any, Protocol
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+POLL = 0.1  # s, how often a spinning node looks for a signal
+
+
+class StopRequestedError(Exception):
+    """The process was asked to end while it waited for something."""
+
+
+class ClosableNode(Protocol):
+    """What `run_node` needs beyond `rclpy.node.Node`."""
+
+    failed: bool  # whether the node gave up by itself
+
+    def start(self) -> None:
+        """Do the work of start-up that wants a complete node; may raise StopRequestedError."""
+
+    def close(self) -> bool:
+        """Stop own threads within about a second; False if one is still busy."""
+
+
+def ros_arguments(argv: Sequence[str] | None, description: str) -> list[str]:
+    """Arguments for rclpy. Prints help; SystemExit 2 for anything outside `--ros-args ... --`."""
+    from rclpy.utilities import remove_ros_args
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog='Parameters and remappings: --ros-args -p NAME:=VALUE --params-file FILE -r A:=B',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(remove_ros_args(['node', *argv])[1:])
+    return argv
+
+
+def run_node(
+    factory: Callable[[threading.Event], Node], argv: Sequence[str] | None, description: str
+) -> int:
+    """Run the node that `factory` makes until SIGINT, SIGTERM or shutdown of ROS.
+
+    `factory` gets the event that is set when the process is to end. Returns the exit code: 0 after
+    a signal, 1 if the node could not be made or failed.
+    """
+    arguments = ros_arguments(argv, description)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
+    node, code, idle = None, 0, True
+    try:
+        node = factory(stop)
+        executor.add_node(node)
+        node.start()
+        while rclpy.ok() and not stop.is_set():
+            executor.spin_once(timeout_sec=POLL)
+    except StopRequestedError:
+        pass
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if node is not None:
+        idle = node.close()
+        code = max(code, int(node.failed))
+        executor.remove_node(node)
+        node.destroy_node()
+    executor.shutdown(timeout_sec=0)
+    rclpy.try_shutdown()
+    if not idle:  # a thread is inside the model: Python would wait for it, or crash on the way out
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def wait_for(future: Future, stop: threading.Event) -> Any:
+    """Result of a worker's future; StopRequestedError if the process is to end first."""
+    while not stop.is_set():
+        done, _ = wait([future], timeout=POLL)
+        if done:
+            return future.result()
+    raise StopRequestedError
