@@ -406,6 +406,13 @@ def test_index_may_not_point_outside_the_directory(sharded):
     expect(sharded, FileNotFoundError, '../escape.safetensors')
 
 
+@pytest.mark.parametrize('name', ['config.json', 'dataset_statistics.json', INDEX])
+@pytest.mark.parametrize('text', ['{', '[]', ''])
+def test_malformed_json_is_named(sharded, name, text):
+    (sharded / name).write_text(text)
+    expect(sharded, ValueError, name)
+
+
 def test_truncated_file_is_named(directory):
     path = directory / 'model.safetensors'
     path.write_bytes(path.read_bytes()[:-10])

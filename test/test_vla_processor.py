@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image pipeline, prompt and normalisation."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,4 +208,11 @@ def test_empty_instruction_and_foreign_tokenizer_are_refused(tokenizer):
 
 def test_missing_tokenizer_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'tokenizer\.json'):
+        PromptTokenizer.from_directory(tmp_path, 1, 100)
+
+
+def test_sentencepiece_is_asked_for_when_only_its_model_is_there(tmp_path, monkeypatch):
+    (tmp_path / 'tokenizer.model').touch()
+    monkeypatch.setitem(sys.modules, 'sentencepiece', None)
+    with pytest.raises(ImportError, match=r'tokenizer\.model needs the sentencepiece package'):
         PromptTokenizer.from_directory(tmp_path, 1, 100)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
+from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig, read_json
 
 if TYPE_CHECKING:
     from vla_prune_ros.vla.model import OpenVLAOFT
@@ -216,7 +216,9 @@ def _shards(directory: Path) -> Iterator[Path]:
             raise FileNotFoundError(f'neither {_SINGLE} nor {_INDEX} in {directory}')
         yield single
         return
-    names = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    names = sorted(set(read_json(index).get('weight_map', {}).values()))
+    if not names:
+        raise ValueError(f'{index} has no weight_map')
     if single.is_file() and single.name not in names:
         raise ValueError(f'{directory} holds both {_SINGLE} and {_INDEX}; remove one')
     for name in names:

@@ -184,15 +184,16 @@ class OpenVLAConfig:
 
         Raises:
             FileNotFoundError: there is no `config.json`.
+            ValueError: a file is malformed or describes another kind of model.
         """
         directory = Path(directory)
         path = directory / 'config.json'
         if not path.is_file():
             raise FileNotFoundError(f'no config.json in checkpoint directory {directory}')
-        data = json.loads(path.read_text(encoding='utf-8'))
+        data = read_json(path)
         statistics = directory / 'dataset_statistics.json'
         if statistics.is_file():
-            data['norm_stats'] = json.loads(statistics.read_text(encoding='utf-8'))
+            data['norm_stats'] = read_json(statistics)
         return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,6 +224,17 @@ class OpenVLAConfig:
             },
             'norm_stats': dict(self.norm_stats),
         }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a malformed file is named in the ValueError."""
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not valid JSON: {error}') from error
+    if not isinstance(data, dict):
+        raise ValueError(f'{path} does not hold a JSON object')
+    return data
 
 
 def _tower(block: Mapping[str, Any] | None, published: TowerConfig) -> TowerConfig:

@@ -23,7 +23,7 @@ from vla_prune_ros.vla.vision import VisionBackbone, VisionProjector
 
 
 @dataclass
-class Sequence:
+class TokenSequence:
     """Assembled input of the decoder.
 
     Attributes:
@@ -117,7 +117,7 @@ class OpenVLAOFT(nn.Module):
         input_ids: Tensor,
         proprio: Tensor,
         attention_mask: Tensor | None = None,
-    ) -> Sequence:
+    ) -> TokenSequence:
         """Put the sequence together: BOS, visual, proprio, prompt, placeholders, EOS, padding.
 
         Args:
@@ -151,10 +151,10 @@ class OpenVLAOFT(nn.Module):
         per_view = config.patches_per_view
         layout = TokenLayout(visual.shape[1] // per_view, per_view, length, n_slots)
         if attention_mask is None:
-            return Sequence(embeddings, layout)
+            return TokenSequence(embeddings, layout)
         n = lengths + layout.n_visual + n_slots + 2
         key_mask = torch.arange(layout.length, device=device).expand(batch, -1) < n
-        return Sequence(embeddings, layout, key_mask)
+        return TokenSequence(embeddings, layout, key_mask)
 
     def read_out(
         self, hidden: Tensor, readout_start: int | None = None, key_mask: Tensor | None = None
@@ -235,8 +235,8 @@ def _ignore(stage: str) -> None:
 def _init_weights(module: nn.Module) -> None:
     """Draw fresh weights: truncated normal of std 1/sqrt(fan in), zero biases, unit norms.
 
-    At width 4096 this is Llama's 0.02; narrow models need the wider draw to train well. Position
-    embeddings get the scale of a patch feature's neighbours, LayerScale starts at 1.
+    At width 4096 this is about Llama's 0.02; narrow models need the wider draw to train well.
+    Embeddings, those of positions included, have std 1/sqrt(width), and LayerScale starts at 1.
     """
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         std = module.weight[0].numel() ** -0.5
