@@ -90,9 +90,6 @@ def _train(rank: int, config: CloningConfig, meeting: str | None, progress: bool
     average = [p.detach().clone() for p in model.parameters()]
     first = _resume(config, learner, optimizer, average)
     data = DemonstrationSet(config.files, config.cache)
-    batches = data.batches(
-        config.batch_size // workers, seed=(config.seed * 64 + rank) * 1_000_003 + first
-    )
     log = (config.output / 'log.jsonl').open('a') if rank == 0 else None
     bar = tqdm(
         total=config.steps, initial=first, unit='step', disable=not progress or rank > 0,
@@ -103,7 +100,8 @@ def _train(rank: int, config: CloningConfig, meeting: str | None, progress: bool
         rate = _learning_rate(config, step)
         for group in optimizer.param_groups:
             group['lr'] = rate
-        losses = learner.losses(next(batches).to(config.device))
+        batch = data.batch(step, config.batch_size // workers, config.seed, rank, workers)
+        losses = learner.losses(batch.to(config.device))
         losses['total'].backward()
         if meeting is not None:
             _average_gradients(learner, workers)

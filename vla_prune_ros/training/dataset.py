@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -80,13 +80,20 @@ class DemonstrationSet:
         """Robot states, float64 [N, 8]."""
         return self._columns['proprio'].numpy()
 
-    def batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Endless random batches; every pass over the set is a new permutation."""
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            order = torch.randperm(len(self), generator=generator)
-            for start in range(0, len(order) - batch_size + 1, batch_size):
-                yield self._batch(order[start : start + batch_size], generator)
+    def batch(self, step: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """Batch `step` of worker `rank`; a pure function of its arguments.
+
+        Every pass over the set is a new permutation, shared out between the workers, so that an
+        interrupted run that goes on sees what an uninterrupted one would have seen.
+        """
+        together = batch_size * ranks
+        per_epoch = max(1, len(self) // together)
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self), generator=generator)
+        start = place * together + rank * batch_size
+        generator.manual_seed(((seed + 1) * 1_000_003 + step) * 64 + rank)
+        return self._batch(order[start : start + batch_size], generator)
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         c = {k: v[index] for k, v in self._columns.items()}
