@@ -1,0 +1,198 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training: clean labels, crop, grounding targets, and a resumed run that is the same."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vla_prune_ros.sim.tabletop import TabletopRobot
+from vla_prune_ros.sim.tabletop.tasks import TASKS
+from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
+from vla_prune_ros.training.dataset import DemonstrationSet, random_crop
+from vla_prune_ros.training.demonstrations import (
+    CHUNK,
+    CollectionConfig,
+    clean_chunk,
+    collect,
+    record_episode,
+)
+from vla_prune_ros.training.embedded import UNNORM_KEY, fresh_checkpoint
+from vla_prune_ros.training.grounding import N_OBJECTS, Grounding
+from vla_prune_ros.training.train import build_parser
+from vla_prune_ros.vla import OpenVLAOFT
+from vla_prune_ros.vla.processor import centre_crop, crop_positions
+
+
+@pytest.fixture(scope='module')
+def episodes(tmp_path_factory):
+    config = CollectionConfig(tmp_path_factory.mktemp('demonstrations'), episodes=2, stride=6)
+    return config, collect(config, progress=False)
+
+
+@pytest.fixture(scope='module')
+def fresh(episodes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('fresh')
+    fresh_checkpoint(folder, DemonstrationSet(episodes[1], folder / 'frames.npy'), seed=0)
+    return folder
+
+
+def test_an_episode_file_holds_what_its_docstring_says(episodes):
+    with np.load(episodes[1][1]) as data:
+        n = len(data['proprio'])
+        assert n > 3
+        assert data['images'].shape == (n, 2, 112, 112, 3) and data['images'].dtype == np.uint8
+        assert data['actions'].shape == (n, CHUNK, 7) and data['actions'].dtype == np.float32
+        assert set(np.unique(data['actions'][..., 6])) <= {0.0, 1.0}
+        assert data['block_pixels'].shape == (n, 2, 4, 2)
+        assert data['task'] == 1
+
+
+def test_collecting_again_keeps_finished_episodes_and_makes_missing_ones(episodes):
+    config, files = episodes
+    before = {f: f.stat().st_mtime_ns for f in files}
+    with np.load(files[1]) as data:
+        first = {name: data[name] for name in data.files}
+    files[1].unlink()
+    assert collect(config, progress=False) == files
+    assert files[0].stat().st_mtime_ns == before[files[0]]
+    with np.load(files[1]) as data:  # the same seed records the same episode
+        for name, value in first.items():
+            np.testing.assert_array_equal(data[name], value, err_msg=name)
+
+
+def test_labels_are_what_the_expert_does_from_there_without_noise():
+    robot = TabletopRobot(split='train', render=False)
+    robot.reset(5, 0)
+    for _ in range(9):
+        robot.advance(np.array([0.4, -0.3, -0.2, 0, 0, 0, -1.0]))
+    state = robot.save()
+    chunk = clean_chunk(robot, TASKS[5])
+    np.testing.assert_array_equal(robot.save()[0], state[0], 'labelling must not move the robot')
+    for action in chunk:
+        again = clean_chunk(robot, TASKS[5])[0]
+        np.testing.assert_allclose(again, action, atol=1e-5)
+        robot.advance(np.append(action[:6], 1.0 - 2.0 * action[6]))
+
+
+def test_a_learner_that_drives_is_labelled_by_the_expert(tmp_path):
+    robot = TabletopRobot(split='train')
+    config = CollectionConfig(tmp_path, 1, stride=8, expert_share=0.0)
+    still = record_episode(robot, 0, config, lambda *_: np.tile([0, 0, 0, 0, 0, 0, -1.0], (8, 1)))
+    robot.close()
+    assert np.ptp(still['proprio'][:, :3], axis=0).max() < 0.01, 'the learner holds still'
+    assert np.abs(still['actions'][:, 0, :3]).max() > 0.3, 'the expert would not'
+
+
+def test_the_random_crop_at_the_middle_is_the_processors_centre_crop():
+    images = torch.randint(0, 256, (1, 1, 56, 56, 3), dtype=torch.uint8)
+    generator = torch.Generator()
+
+    class Middle:  # torch.rand with every draw at 0.5
+        @staticmethod
+        def rand(*shape, generator):
+            return torch.full(shape, 0.5)
+
+    original = torch.rand
+    torch.rand = Middle.rand
+    try:
+        cropped, offset = random_crop(images, generator)
+    finally:
+        torch.rand = original
+    wanted = centre_crop(images[0, 0].numpy())
+    np.testing.assert_allclose(cropped[0, 0].permute(1, 2, 0).numpy(), wanted, atol=2e-5)
+    assert abs(float(offset[0, 0, 0]) - crop_positions(56)[0]) < 1e-4
+
+
+def test_object_pixels_follow_the_crop():
+    images = torch.zeros(1, 1, 112, 112, 3, dtype=torch.uint8)
+    images[0, 0, 70, 40] = 255
+    cropped, offset = random_crop(images, torch.Generator().manual_seed(3))
+    found = cropped[0, 0, 0].flatten().argmax()
+    moved = (torch.tensor([40.0, 70.0]) - offset[0, 0]) / np.sqrt(0.9)
+    assert abs(moved[0] - found % 112) <= 1 and abs(moved[1] - found // 112) <= 1
+
+
+def test_grounding_is_smallest_where_the_right_patch_stands_out():
+    torch.manual_seed(0)
+    grounding = Grounding(hidden_size=16, grid=4, image_size=56)
+    pixels = torch.full((1, 2, N_OBJECTS, 2), float('nan'))
+    pixels[0, 0, 2] = torch.tensor([30.0, 16.0])  # column 2, row 1 of view 0
+    state, relative = torch.zeros(1, 16), torch.zeros(1, 6)
+    losses = {}
+    for patch in (6, 9):
+        visual = torch.zeros(1, 32, 16)
+        visual[0, patch] = 4.0 * grounding.objects[2].detach()
+        losses[patch] = grounding(visual, state, pixels, torch.tensor([2]), relative)
+    assert losses[6]['where'] < 0.1 < losses[9]['where']
+    assert all(torch.isfinite(v) for v in losses[6].values())
+
+
+def test_batches_of_the_workers_share_out_the_set(episodes, fresh):
+    data = DemonstrationSet(episodes[1], fresh / 'frames.npy')
+    size = len(data) // 4
+    parts = [data.batch(0, size, seed=1, rank=r, ranks=4) for r in range(4)]
+    states = torch.cat([p.proprio for p in parts])
+    assert len(torch.unique(states, dim=0)) == 4 * size
+    again = data.batch(0, size, seed=1, rank=2, ranks=4)
+    assert torch.equal(again.images, parts[2].images)
+
+
+def _config(episodes, fresh, output, **changes):
+    config = CloningConfig(
+        start=fresh,
+        output=output,
+        files=tuple(episodes[1]),
+        cache=fresh / 'frames.npy',
+        steps=6,
+        batch_size=4,
+        warmup=2,
+        save_every=3,
+        log_every=1,
+    )
+    return replace(config, **changes)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(episodes, fresh, tmp_path, monkeypatch):
+    straight = clone(_config(episodes, fresh, tmp_path / 'straight'), progress=False)
+    from vla_prune_ros.training import behaviour_cloning
+
+    saved = behaviour_cloning._save
+
+    def save_and_die(*args):
+        saved(*args)
+        raise KeyboardInterrupt
+
+    config = _config(episodes, fresh, tmp_path / 'broken')
+    with monkeypatch.context() as patch:
+        patch.setattr(behaviour_cloning, '_save', save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            clone(config, progress=False)
+    resumed = clone(config, progress=False)
+    a, b = (OpenVLAOFT.from_pretrained(d).state_dict() for d in (straight, resumed))
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, rtol=0, atol=1e-6, msg=name)
+    steps = [json.loads(line)['step'] for line in (resumed / 'log.jsonl').open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_run_in_the_same_folder_is_refused(episodes, fresh, tmp_path):
+    clone(_config(episodes, fresh, tmp_path, steps=1), progress=False)
+    with pytest.raises(ValueError, match='another training run'):
+        clone(_config(episodes, fresh, tmp_path, steps=2, seed=5), progress=False)
+
+
+def test_two_workers_train_and_write_a_checkpoint_that_loads(episodes, fresh, tmp_path):
+    output = clone(_config(episodes, fresh, tmp_path, workers=2, steps=2), progress=False)
+    model = OpenVLAOFT.from_pretrained(output)
+    assert list(model.config.norm_stats) == [UNNORM_KEY]
+    assert (output / 'tokenizer.json').exists()
+
+
+def test_a_bad_list_of_rounds_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(['tabletop', '--rounds', '480'])
+    assert 'EPISODES:STEPS' in capsys.readouterr().err
