@@ -18,15 +18,10 @@ from vla_prune_ros.evaluation import evaluate
 from vla_prune_ros.evaluation.evaluate import make_entries, parse_value
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    return str(tiny_checkpoint(tmp_path_factory.mktemp('checkpoint')))
-
-
 @pytest.fixture
 def command(checkpoint, tmp_path):
     return [
-        '--checkpoint', checkpoint, '--out', str(tmp_path / 'out'), '--modes', 'none,random',
+        '--checkpoint', str(checkpoint), '--out', str(tmp_path / 'out'), '--modes', 'none,random',
         '--option', 'random.keep=5', '--variant', 'late=random,keep=3,layer=2',
         '--sweep', 'random.keep=1,2', '--episodes', '3', '--tasks', 'pick_up_red,6',
         '--first-state', '4', '--max-steps', '9', '--workers', '1', '--quiet',
@@ -125,10 +120,21 @@ def test_a_wrong_command_fails_at_once_and_says_what_is_valid(command, more, mes
 def test_all_means_every_registered_mode_and_values_get_their_type():
     from vla_prune_ros.pruning import MODES
 
-    assert [entry.name for entry in make_entries('all', [], [], [])] == list(MODES)
+    assert [entry.name for entry in make_entries('all', control='off')] == list(MODES)
     assert parse_value('random', 'keep_ratio', '1') == 1.0
     assert type(parse_value('random', 'keep_ratio', '1')) is float
     assert parse_value('random', 'redraw', 'episode') == 'episode'
+
+
+def test_all_brings_the_random_control_at_other_budgets_for_the_curve():
+    def controls(entries):
+        return [(e.name, e.options) for e in entries if e.name.startswith('random ')]
+
+    shares = ((f'random {r}', {'keep_ratio': r}) for r in (0.125, 0.25, 0.75))
+    assert controls(make_entries('all')) == list(shares)
+    assert controls(make_entries('none')) == []
+    chosen = make_entries('random', ['random.keep=4', 'random.layer=2'], control='0.1')
+    assert controls(chosen) == [('random 0.1', {'layer': 2, 'keep_ratio': 0.1})]
 
 
 def test_failed_episodes_by_exception_make_the_exit_code_nonzero(command, monkeypatch, capsys):

@@ -7,7 +7,6 @@ import os
 
 import numpy as np
 import pytest
-from tiny import tiny_checkpoint
 
 from vla_prune_ros.evaluation.rollouts import Entry, Episode, EpisodeRecord, Session, Setup
 from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
@@ -40,8 +39,8 @@ class Dying(Session):
 
 
 @pytest.fixture(scope='module')
-def setup(tmp_path_factory):
-    return Setup(checkpoint=str(tiny_checkpoint(tmp_path_factory.mktemp('checkpoint'))))
+def setup(checkpoint):
+    return Setup(checkpoint=str(checkpoint))
 
 
 @pytest.fixture(scope='module')

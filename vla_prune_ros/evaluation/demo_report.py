@@ -17,7 +17,7 @@ from vla_prune_ros.evaluation.statistics import percentiles, wilson_interval
 from vla_prune_ros.evaluation.summary import percent, table
 
 CAPTION_HEIGHT = 46
-FRAME_MS = 100  # two control steps of 50 ms: the animation runs in real time
+LAST_FRAME_MS = 1500  # before the animation starts again
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def write_results(
 
 
 def choose_episode(episodes: Sequence[DemoEpisode]) -> DemoEpisode:
-    """The episode worth showing: with pruning, successful, with the most frames kept."""
+    """The episode worth showing: with pruning, then successful, then not by a control."""
     with_pictures = [e for e in episodes if e.frames and e.queries]
     if not with_pictures:
         raise ValueError('no episode has pictures and inference statistics')
@@ -136,7 +136,7 @@ def choose_episode(episodes: Sequence[DemoEpisode]) -> DemoEpisode:
     def merit(episode: DemoEpisode) -> tuple:
         pruned = any(len(query.kept) < query.n_visual for query in episode.queries)
         control = episode.mode in ('random', 'grid')
-        return episode.success, pruned, not control, len(episode.frames)
+        return pruned, episode.success, not control, len(episode.frames)
 
     return max(with_pictures, key=merit)
 
@@ -163,19 +163,16 @@ def query_at(episode: DemoEpisode, stamp: float) -> Query:
     return past[-1] if past else episode.queries[0]
 
 
-def write_animation(path: Path, episode: DemoEpisode, every: int = 2) -> None:
-    """An animated GIF of one episode; it opens in every browser and viewer."""
-    chosen = episode.frames[::every]
-    if chosen[-1] is not episode.frames[-1]:
-        chosen.append(episode.frames[-1])
-    frames = [draw_frame(episode, frame).quantize(96, dither=0) for frame in chosen]
+def write_animation(path: Path, episode: DemoEpisode) -> None:
+    """An animated GIF of one episode in real time; it opens in every browser and viewer."""
+    frames = [draw_frame(episode, frame).quantize(96, dither=0) for frame in episode.frames]
+    steps = np.diff([frame.stamp for frame in episode.frames])
     frames[0].save(
         path,
         save_all=True,
         append_images=frames[1:],
-        duration=[FRAME_MS * every // 2] * (len(frames) - 1) + [1500],
+        duration=[*(round(1000 * float(step)) for step in steps), LAST_FRAME_MS],
         loop=0,
-        optimize=False,
     )
 
 

@@ -27,6 +27,8 @@ examples:
   evaluate --modes none,random --sweep random.keep=8,16,32,48 --episodes 80
   evaluate --modes none --variant no_local=specprune,use_local=false"""
 
+CONTROL = '0.125,0.25,0.75'
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -50,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--sweep', action='append', default=[], metavar='MODE.KEY=V1,V2,...',
         help='one further entry for each value of an option; may be repeated',
+    )  # fmt: skip
+    p.add_argument(
+        '--control', default=None, metavar='R1,R2,...',
+        help='also run random pruning that keeps these shares of each view, for the curve of'
+        f' success against tokens; "off" for none (default with --modes all: {CONTROL})',
     )  # fmt: skip
     p.add_argument(
         '--episodes', type=int, default=50,
@@ -111,7 +118,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         seed=args.seed,
         threads=args.threads,
     )
-    entries = make_entries(args.modes, args.option, args.variant, args.sweep)
+    entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
     facts = describe(setup, entries)
     plan = make_plan(entries, facts, args)
     fingerprint = {k: v for k, v in asdict(setup).items() if k not in ('checkpoint', 'threads')}
@@ -169,9 +176,13 @@ def write_results(
 
 
 def make_entries(
-    modes: str, options: Sequence[str], variants: Sequence[str], sweeps: Sequence[str]
+    modes: str,
+    options: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    sweeps: Sequence[str] = (),
+    control: str | None = None,
 ) -> list[Entry]:
-    """Lines of the comparison from the command line.
+    """Lines of the comparison from the command line; see its help.
 
     Raises:
         ValueError: an unknown mode or option, a bad value, or a name given twice.
@@ -200,6 +211,11 @@ def make_entries(
         for value in values.split(','):
             parsed = {**by_mode.get(mode, {}), key: parse_value(mode, key, value)}
             entries.append(Entry(f'{mode} {key}={value}', mode, parsed))
+    control = control or (CONTROL if modes == 'all' else 'off')
+    inherited = {k: v for k, v in by_mode.get('random', {}).items() if k != 'keep'}
+    for share in control.split(',') if control != 'off' else ():
+        ratio = parse_value('random', 'keep_ratio', share)
+        entries.append(Entry(f'random {share}', 'random', {**inherited, 'keep_ratio': ratio}))
     seen = [entry.name for entry in entries]
     if double := sorted({name for name in seen if seen.count(name) > 1}):
         raise ValueError(f'entries given twice: {", ".join(double)}')
@@ -243,6 +259,8 @@ def _require_mode(mode: str) -> None:
 
 def describe(setup: Setup, entries: Sequence[Entry]) -> dict:
     """Facts of checkpoint and suite; building every entry once finds a bad option early."""
+    import torch
+
     from vla_prune_ros.evaluation.rollouts import Session
 
     session = Session(setup)
@@ -259,6 +277,9 @@ def describe(setup: Setup, entries: Sequence[Entry]) -> dict:
         }
     finally:
         session.close()
+        del session  # the workers load their own; a GPU may not hold one more
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def make_plan(entries: Sequence[Entry], facts: dict, args: argparse.Namespace) -> list[Episode]:
