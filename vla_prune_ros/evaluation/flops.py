@@ -108,7 +108,8 @@ def layer_work(
         ahead_rows = score_products = 0
         if request is not None and request.ahead:
             ahead_rows, score_products = live, _products(request, live)
-        live = cuts.get(index, live)
+        if index in cuts:
+            live = plan.rows(cuts[index], layout)
         if index in plan.skip_layers:
             layers.append(LayerWork(0, 0, ahead_rows, score_products))
             continue

@@ -9,10 +9,12 @@ A directory holds `config.json`, `model.safetensors` (or shards with an index), 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +124,24 @@ def load_weights(
             else:
                 _assign(model, _internal(key), tensor, dtype, device)
             del tensor
+
+
+def weights_digest(directory: str | Path) -> str:
+    """SHA-256 over all weight files of a checkpoint directory in the order of their names."""
+    directory = Path(directory)
+    files = [*directory.glob('*.safetensors'), *directory.glob('*.pt')]
+    seen = ((p, p.stat()) for p in sorted(files, key=lambda p: p.name))
+    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in seen))
+
+
+@lru_cache(maxsize=16)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open('rb') as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def save_pretrained(

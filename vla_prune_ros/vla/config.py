@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,10 @@ class OpenVLAConfig:
     eos_id: int = 2
     pad_id: int = 32000
     norm_stats: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    # Pruning mode that the weights were fine-tuned for; empty: trained with every token.
+    pruning_trained: str = ''
+    # Directory it was read from, for files that lie beside a checkpoint.
+    source: Path | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         a, b = self.featurizer, self.fused_featurizer
@@ -167,7 +171,7 @@ class OpenVLAConfig:
             if text.get(key, good) != good:
                 raise ValueError(f'config.json: text_config.{key}={text[key]!r} is not supported')
         llama = {ours: text[k] for ours, k in _LLAMA_KEYS.items() if text.get(k) is not None}
-        plain = {'chunk_len', 'action_dim', 'proprio_dim'} & data.keys()
+        plain = {'chunk_len', 'action_dim', 'proprio_dim', 'pruning_trained'} & data.keys()
         special = {'bos_id': 'bos_token_id', 'eos_id': 'eos_token_id', 'pad_id': 'pad_token_id'}
         return cls(
             featurizer=_tower(vision.get('featurizer'), DINO),
@@ -194,7 +198,7 @@ class OpenVLAConfig:
         statistics = directory / 'dataset_statistics.json'
         if statistics.is_file():
             data['norm_stats'] = read_json(statistics)
-        return cls.from_dict(data)
+        return replace(cls.from_dict(data), source=directory)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of a `config.json` in the published field names."""
@@ -212,6 +216,7 @@ class OpenVLAConfig:
             'chunk_len': self.chunk_len,
             'action_dim': self.action_dim,
             'proprio_dim': self.proprio_dim,
+            'pruning_trained': self.pruning_trained,
             'text_config': {
                 'model_type': 'llama',
                 'pad_token_id': self.pad_id,

@@ -189,23 +189,31 @@ class Decoder(nn.Module):
         selector: TokenSelector,
         layout: TokenLayout,
     ) -> DecoderOutput:
-        """The pass with a selector: cuts, scores, skipped layers, cached keys."""
+        """The pass with a selector: cuts, scores, skipped layers, cached keys.
+
+        Rows of `x` behind the live ones fill up a bucket; `mask` hides their keys.
+        """
         n, complete, everything = len(ids), rope, ids
         plan = selector.begin(layout, x[0])
         self._check(plan, layout, n)
         scores: dict[int, LayerScores] = {}
-        entered = ids
+        entered, mask = ids, None
         for index in range(len(self.layers) + 1):
             request = plan.scores.get(index)
             if request is not None and request.ahead:
                 q, k, _ = self.layers[index].qkv(x, rope)
                 scores[index] = side_product(q[0], k[0], request, ids, ids)
             if index in plan.points:
-                kept = selector.select(index, TokenState(layout, ids, x[0], scores))
+                live = x[0, : len(ids)]
+                kept = selector.select(index, TokenState(layout, ids, live, scores))
                 if kept is not None:
                     check_kept(kept, ids, layout)
                     x = x[:, torch.searchsorted(ids, kept)]
-                    ids, rope = kept, complete[..., kept, :]
+                    ids, rope, mask = kept, complete[..., kept, :], None
+                    if filling := plan.rows(len(ids), layout) - len(ids):
+                        x, rope = (nn.functional.pad(t, (0, 0, 0, filling)) for t in (x, rope))
+                        rows = torch.arange(x.shape[1], device=x.device)
+                        mask = (rows < len(ids))[None, None, None]  # [1, 1, 1, rows]
             if index == len(self.layers):
                 break
             entered = ids
@@ -219,7 +227,8 @@ class Decoder(nn.Module):
                 key_ids = everything
             if request is not None and not request.ahead:
                 scores[index] = side_product(q[0], k[0], request, ids, key_ids)
-            x = layer.finish(x, q, k, v, None)
+            x = layer.finish(x, q, k, v, mask)
+        x = x[:, : len(ids)]
         selector.end(TokenState(layout, ids, x[0], scores))
         return DecoderOutput(x, ids, entered)
 
@@ -234,6 +243,8 @@ class Decoder(nn.Module):
             raise ValueError(f'layers {sorted(layers)} are not within 0..{depth - 1}')
         if unscored := sorted({*plan.scores} & plan.skip_layers):
             raise ValueError(f'scores are requested from skipped layers {unscored}')
+        if plan.cache is not None and plan.bucket:
+            raise ValueError('a plan has either a cache or a bucket, not both')
         if plan.cache is not None and plan.cache.length != n:
             raise ValueError(f'the cache has {plan.cache.length} slots, the sequence {n} tokens')
 
@@ -244,12 +255,13 @@ def side_product(
     """Explicit attention of a few rows, beside the fused kernel.
 
     Args:
-        q: rotated queries of the live rows [heads, m, head_dim].
-        k: rotated attended keys [heads, keys, head_dim].
+        q: rotated queries of the live rows [heads, m, head_dim]; more rows are ignored.
+        k: rotated attended keys [heads, keys, head_dim]; more rows are ignored.
         request: the rows and columns wanted.
         ids: absolute ids of the live rows, int64 [m].
         key_ids: absolute ids of the keys, int64 [keys].
     """
+    k = k[:, : len(key_ids)]
     rows, columns = (_as_ids(r, ids.device) for r in (request.rows, request.columns))
     row_at, row_present = _locate(rows, ids)
     column_at, column_present = _locate(columns, key_ids)

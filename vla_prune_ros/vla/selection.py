@@ -213,12 +213,23 @@ class PassPlan:
         scores: score requests by layer.
         skip_layers: layers that are left out (the residual stream passes through).
         cache: keys and values that dropped rows leave behind, or None: dropped means gone.
+        bucket: after a cut the visual rows are filled up to a multiple of this with rows that
+            nobody attends to, so that few different shapes occur; 0: no filling.
     """
 
     points: frozenset[int] = frozenset()
     scores: Mapping[int, ScoreRequest] = field(default_factory=dict)
     skip_layers: frozenset[int] = frozenset()
     cache: SlotCache | None = None
+    bucket: int = 0
+
+    def rows(self, live: int, layout: TokenLayout) -> int:
+        """Rows computed after a cut that left `live` tokens: those and the filling."""
+        if not self.bucket:
+            return live
+        others = layout.length - layout.n_visual
+        visual = -(-(live - others) // self.bucket) * self.bucket
+        return others + max(live - others, min(visual, layout.n_visual))
 
 
 @dataclass

@@ -1,0 +1,26 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Published layer numbers and token counts, carried over to models of other sizes.
+
+The methods were published for 32 decoder layers and 256 patches per camera.
+"""
+
+from __future__ import annotations
+
+import math
+
+PUBLISHED_LAYERS = 32
+PUBLISHED_PATCHES = 256
+
+
+def scaled_layer(layer: int, depth: int) -> int:
+    """Place of a published 0-based layer (or cut point) in a model of `depth` layers.
+
+    Rounded up, so that what needs some full layers before it gets at least that share of them.
+    """
+    return min(math.ceil(layer * depth / PUBLISHED_LAYERS), depth - 1)
+
+
+def scaled_count(count: float, patches: int) -> int:
+    """A published number of patches of one camera where a camera has `patches`; halves go up."""
+    return math.floor(count * patches / PUBLISHED_PATCHES + 0.5)
