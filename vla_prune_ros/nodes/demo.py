@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ several language tasks. Exit code 0 means: every episode ran to its end, every m
 by the statistics of the inferences, and all files were written."""
 # Both families of the tabletop suite and all four colours come first.
 TASKS = '0,5,2,7,4,1,6,3'
+RESULTS, ANIMATION, STRIP = 'results.json', 'episode.gif', 'episodes.png'
 RELIABLE = 'image_raw.subscription.reliability:=reliable'
 NODES = {  # as in config/sim.yaml, but for `episodes`
     'policy_node': (
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.nodes.demo_client import DemoClient, Wanted
 
     modes, plan = chosen_modes(args.modes), chosen_episodes(args)
+    for name in (RESULTS, ANIMATION, STRIP):
+        (args.out / name).unlink(missing_ok=True)  # nothing old may pass for a result of this run
     print(
         f'demo: {len(modes)} modes x {len(plan)} episodes on ROS domain'
         f' {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}'
@@ -134,7 +136,7 @@ def write_everything(
     info: dict,
     argv: Sequence[str],
 ) -> None:
-    """Print the table; write results.json, episode.gif and episodes.png."""
+    """Print the table; write the results, the animation and the strip of pictures."""
     from vla_prune_ros.evaluation import demo_report
     from vla_prune_ros.evaluation.report import command_line, environment
 
@@ -145,10 +147,10 @@ def write_everything(
         'policy': info,
     }
     print(f'\n{demo_report.demo_table(rows)}\n')
-    demo_report.write_results(out / 'results.json', run, rows, episodes)
-    demo_report.write_animation(out / 'episode.gif', demo_report.choose_episode(episodes))
-    demo_report.write_strip(out / 'episodes.png', episodes)
-    print(f'demo: written {out}/results.json, episode.gif, episodes.png')
+    demo_report.write_results(out / RESULTS, run, rows, episodes)
+    demo_report.write_animation(out / ANIMATION, demo_report.choose_episode(episodes))
+    demo_report.write_strip(out / STRIP, episodes)
+    print(f'demo: written to {out}: {RESULTS}, {ANIMATION}, {STRIP}')
 
 
 def chosen_modes(text: str) -> list[str]:
@@ -203,7 +205,9 @@ def own_parameters(name: str, args: argparse.Namespace) -> list[str]:
     """Parameters of a node that follow from the command line."""
     if name == 'sim_bridge':
         return [f'backend:={args.backend}']
-    parameters = [f'device:={args.device}']
+    cores = len(os.sched_getaffinity(0))
+    # The simulation renders on the other cores; threads that wait for a core cost most.
+    parameters = [f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
     if args.checkpoint:
         parameters.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
     return parameters
@@ -233,6 +237,4 @@ def progress_line(e: DemoEpisode, number: int, total: int) -> str:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    with suppress(ValueError):
-        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

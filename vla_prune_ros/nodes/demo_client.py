@@ -29,6 +29,7 @@ from vla_prune_ros.nodes.messages import LATCHED, RELIABLE, to_ns, to_seconds, v
 POLICY, BRIDGE = 'vla_policy', 'sim_bridge'
 CAMERAS = ('agentview', 'wrist')
 EVERY = 2  # of so many camera frames one is kept: 10 Hz look smooth enough
+START_GRACE = 3.0  # s in which a policy that is not active must begin to change
 TICK = 0.2  # s between two looks at the children while nothing arrives
 
 
@@ -98,11 +99,22 @@ class DemoClient:
             self._wait(client.services_are_ready, f'the parameter services of /{name}')
         self._wait(self._reset.service_is_ready, f'/{BRIDGE}/reset_episode')
         self._wait(self._lifecycle.service_is_ready, f'/{POLICY}/get_state')
-        # The node answers only after its start, which loads the model and activates it.
-        state = self._call(self._lifecycle, GetState.Request()).current_state
-        if state.id != State.PRIMARY_STATE_ACTIVE:
-            raise RuntimeError(f'/{POLICY} is {state.label} and not active')
+        self._wait_until_active()
         self._wait(lambda: self.policy_info, f'/{POLICY}/policy_info')
+
+    def _wait_until_active(self) -> None:
+        """A state that is neither active nor on the way there for a while is a failed start."""
+        still = time.monotonic()
+        while True:
+            state = self._call(self._lifecycle, GetState.Request()).current_state
+            if state.id == State.PRIMARY_STATE_ACTIVE:
+                return
+            if state.id >= State.TRANSITION_STATE_CONFIGURING:
+                still = time.monotonic()
+            if time.monotonic() - still > START_GRACE:
+                raise RuntimeError(f'/{POLICY} is {state.label} and not active')
+            self._check()
+            self._executor.spin_once(timeout_sec=TICK)
 
     def run_episode(self, wanted: Wanted) -> DemoEpisode:
         """Switch the mode, run one episode and collect what the topics tell about it.
