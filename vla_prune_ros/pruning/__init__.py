@@ -8,6 +8,7 @@ from typing import Any
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
 from vla_prune_ros.pruning.history import History
+from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.pruning.none import NoPruning
 from vla_prune_ros.pruning.random import RandomDrop
 from vla_prune_ros.vla.config import OpenVLAConfig
@@ -16,6 +17,7 @@ MODES: dict[str, type[PruningMethod]] = {
     method.name: method
     for method in (
         NoPruning,
+        LightVLA,
         RandomDrop,
     )
 }

@@ -1,0 +1,192 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""LightVLA: each patch votes for the patch it needs, before the decoder; the others are dropped.
+
+Source: LightVLA (arXiv 2509.12594) and its released code. The rule has no weights of its own and
+no budget; it is the method only together with weights that were fine-tuned for it. What differs
+from the release: batches with padding (padded prompt tokens are masked), and the lowest id wins
+among equal scores.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla_prune_ros.pruning.base import Option, PruningMethod
+from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenState
+
+NOISES = ('uniform', 'gumbel')
+_EPS = 1e-6
+
+
+def unit(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last dimension, in float32; dtype as given."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + _EPS)).to(x.dtype)
+
+
+def patch_scores(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Tensor:
+    """How much each patch wants each patch: S = n(softmax(P T^t / sqrt(D)) T) P^t / sqrt(D).
+
+    Args:
+        patches: visual embeddings of all cameras [..., N, D].
+        task: robot state, prompt, placeholders and EOS, [..., M, D].
+        task_mask: bool [..., M], False on padding; None without padding.
+
+    Returns:
+        [..., N, N], row i are the scores of patch i, in the dtype of `patches`.
+    """
+    scale = 1.0 / math.sqrt(patches.shape[-1])
+    p, t = unit(patches), unit(task)
+    logits = (p @ t.transpose(-1, -2)) * scale  # [..., N, M]
+    if task_mask is not None:
+        logits = logits.masked_fill(~task_mask[..., None, :], -torch.inf)
+    queries = unit(logits.softmax(-1) @ t)  # [..., N, D]
+    return (queries @ p.transpose(-1, -2)) * scale
+
+
+def noise_scale(step: int, steps: int) -> float:
+    """Amplitude of the training noise: 1 at step 0, linearly down to 0 at `steps`."""
+    return min(1.0, max(0.0, 1.0 - step / steps))
+
+
+def draw_noise(
+    shape: torch.Size, kind: str = 'uniform', generator: torch.Generator | None = None, **to: Any
+) -> Tensor:
+    """Training noise of amplitude 1: uniform in 0..1 (the released code) or standard Gumbel.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in NOISES:
+        raise ValueError(f'unknown noise {kind!r}; valid: {", ".join(NOISES)}')
+    if kind == 'uniform':
+        return torch.rand(shape, generator=generator, **to)
+    return -torch.empty(shape, **to).exponential_(generator=generator).log()
+
+
+def straight_through(
+    patches: Tensor, task: Tensor, task_mask: Tensor | None = None, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Training-time selection: hard choice in the forward pass, softmax in the backward pass.
+
+    Every row stays and is replaced by the patch it chose; a patch that is chosen twice is there
+    twice, both times at its own position.
+
+    Args:
+        patches: see `patch_scores`.
+        task: see `patch_scores`.
+        task_mask: see `patch_scores`.
+        noise: added to the scores, [..., N, N]; None for none.
+
+    Returns:
+        The chosen embeddings [..., N, D] and the chosen patches, int64 [..., N] in 0..N-1.
+    """
+    scores = patch_scores(patches, task, task_mask)
+    if noise is not None:
+        scores = scores + noise
+    chosen = scores.argmax(-1)
+    soft = scores.softmax(-1)
+    hard = torch.nn.functional.one_hot(chosen, scores.shape[-1]).to(soft.dtype)
+    return (hard + (soft - soft.detach())) @ patches, chosen
+
+
+def select_for_training(
+    embeddings: Tensor,
+    layout: TokenLayout,
+    key_mask: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Apply `straight_through` to assembled sequences.
+
+    Args:
+        embeddings: [B, n, D].
+        layout: meaning of the rows, of the longest sample.
+        key_mask: bool [B, n], False on padding behind EOS, or None.
+        noise: [B, N, N] for N visual tokens, or None.
+
+    Returns:
+        Embeddings [B, n, D] and position ids int64 [B, n] for the decoder, which still needs
+        `key_mask`.
+    """
+    first, rest = layout.visual.start, layout.visual.stop
+    patches, task = embeddings[:, first:rest], embeddings[:, rest:]
+    task_mask = None if key_mask is None else key_mask[:, rest:]
+    selected, chosen = straight_through(patches, task, task_mask, noise)
+    positions = torch.arange(layout.length, device=embeddings.device)
+    positions = positions.repeat(len(embeddings), 1)
+    positions[:, first:rest] = first + chosen
+    return torch.cat([embeddings[:, :first], selected, task], dim=1), positions
+
+
+class LightVLA(PruningMethod):
+    """Keeps the patches that at least one patch chose; the count follows from the data."""
+
+    name = 'lightvla'
+    summary = 'patches chosen by attention to task and state (needs weights trained for it)'
+    options = (
+        Option(
+            'precision',
+            str,
+            'model',
+            'type of the scores; model: that of the weights',
+            choices=('model', 'float32'),
+        ),
+        Option('bucket', int, 0, 'kept patches are padded to a multiple of this; 0: not', 0),
+        Option(
+            'padding',
+            str,
+            'mask',
+            'what fills a bucket; mask: rows that nobody attends to, so that nothing changes; '
+            'patches: the next best patches',
+            choices=('mask', 'patches'),
+        ),
+    )
+
+    def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
+        super().__init__(config, **values)
+        if config.pruning_trained != self.name:
+            self.note = 'these weights were not trained for lightvla: this is not the method'
+            warnings.warn(
+                'mode lightvla runs on weights that were not fine-tuned for it; the result says '
+                'nothing about LightVLA (train lightvla makes such weights)',
+                stacklevel=2,
+            )
+        self._kept = 0
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """One cut, before the first layer."""
+        masked = self.opt.bucket if self.opt.padding == 'mask' else 0
+        return PassPlan(points=frozenset({0}), bucket=masked)
+
+    def select(self, point: int, tokens: TokenState) -> Tensor:
+        """Return the chosen patches and everything protected."""
+        layout, hidden = tokens.layout, tokens.hidden
+        if self.opt.precision == 'float32':
+            hidden = hidden.float()
+        first, rest = layout.visual.start, layout.visual.stop
+        scores = patch_scores(hidden[first:rest], hidden[rest:])  # [N, N]
+        keep = torch.zeros(layout.n_visual, dtype=torch.bool, device=hidden.device)
+        keep[scores.argmax(-1)] = True
+        if self.opt.bucket and self.opt.padding == 'patches':
+            self._fill(keep, scores)
+        kept = keep.nonzero().flatten()
+        self._kept = len(kept)
+        return layout.keep(first + kept)
+
+    def _fill(self, keep: Tensor, scores: Tensor) -> None:
+        """Mark further patches, those with the highest score from any patch, up to a bucket."""
+        missing = -int(keep.sum()) % self.opt.bucket
+        best = scores.amax(0).masked_fill(keep, torch.inf)
+        order = best.argsort(descending=True, stable=True)
+        keep[order[: int(keep.sum()) + missing]] = True
+
+    def stats(self) -> dict[str, bool | int | float | str]:
+        """How many patches were chosen, and whether the weights know the rule."""
+        return {'kept': self._kept, 'trained': not self.note}
