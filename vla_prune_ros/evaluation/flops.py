@@ -30,7 +30,7 @@ class LayerWork:
     """What one decoder layer did.
 
     Attributes:
-        rows: rows computed; 0 when the layer was skipped.
+        rows: rows computed, filling of a bucket included; 0 when the layer was skipped.
         keys: keys that each row attended to.
         ahead_rows: rows whose queries, keys and values were computed once more, before a cut, for
             scores only.
@@ -102,21 +102,23 @@ def layer_work(
         depth: number of decoder layers.
         cuts: cut point -> live tokens after it.
     """
-    live, layers = layout.length, []
+    live = rows = layout.length  # rows: the live ones and those that fill up a bucket
+    layers = []
     for index in range(depth):
         request = plan.scores.get(index)
         ahead_rows = score_products = 0
         if request is not None and request.ahead:
-            ahead_rows, score_products = live, _products(request, live)
+            ahead_rows, score_products = rows, _products(request, live)
         if index in cuts:
-            live = plan.rows(cuts[index], layout)
+            live, rows = cuts[index], plan.rows(cuts[index], layout)
         if index in plan.skip_layers:
             layers.append(LayerWork(0, 0, ahead_rows, score_products))
             continue
-        keys = live if plan.cache is None else layout.length
         if request is not None and not request.ahead:
-            score_products = _products(request, keys)
-        layers.append(LayerWork(live, keys, ahead_rows, score_products))
+            seen = live if plan.cache is None else layout.length
+            score_products = _products(request, seen)
+        keys = rows if plan.cache is None else layout.length
+        layers.append(LayerWork(rows, keys, ahead_rows, score_products))
     return tuple(layers)
 
 
