@@ -8,7 +8,6 @@ thread-safe: one thread makes all calls.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ import torch
 
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.runtime.timers import StageTimer, TimedSelector
+from vla_prune_ros.vla.checkpoint import weights_digest
 from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.processor import Processor, pixel_values
 
@@ -204,6 +204,26 @@ class VLAPolicy:
             raise ValueError(f'executed actions must be finite [k, {width}]')
         self.history.record_executed(actions)
 
+    def observe(self, images: Mapping[str, np.ndarray]) -> None:
+        """Show the camera images of a control step at which no chunk is asked for.
+
+        Call it after `record_executed` of the action that led there. It costs the preprocessing of
+        one observation, and nothing if the pruning mode looks at queried frames only.
+
+        Args:
+            images: as in an observation.
+
+        Raises:
+            ValueError: a camera is missing or an image malformed.
+        """
+        if self._selector.every_frame:
+            self.history.observe(self.processor.frames(self._images(images)))
+
+    @property
+    def wants_query(self) -> bool:
+        """Whether the pruning mode asks for a query before the running chunk is over."""
+        return self._selector.wants_query(self.history)
+
     def set_pruning(self, mode: str, **options: Any) -> None:
         """Change the pruning mode or its options, from the next step on; empties the history.
 
@@ -243,8 +263,11 @@ class VLAPolicy:
         return {
             'checkpoint': str(self.checkpoint or ''),
             'sha256': self._sha256,
+            'pruning_trained': config.pruning_trained,
             'mode': self.settings.mode,
             'options': dict(self.settings.options),
+            'note': self._selector.note,
+            'readout_start': self._readout_start,
             'dimension_names': _DIMENSIONS if named else unnamed,
             'units': _UNITS if named else ('',) * config.action_dim,
             'control_mode': 'end-effector delta',
@@ -258,18 +281,16 @@ class VLAPolicy:
             'device': str(self.model.device),
         }
 
+    @property
+    def _readout_start(self) -> int:
+        """First read-out state, counted from the end, -58 for a trained OFT head."""
+        start = self.settings.readout_start
+        return -(self.config.n_placeholders + 2) if start is None else start
+
     @cached_property
     def _sha256(self) -> str:
         """Digest of all weight files in the order of their names; '' without a directory."""
-        if self.checkpoint is None:
-            return ''
-        digest = hashlib.sha256()
-        files = [*self.checkpoint.glob('*.safetensors'), *self.checkpoint.glob('*.pt')]
-        for path in sorted(files, key=lambda p: p.name):
-            with path.open('rb') as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return '' if self.checkpoint is None else weights_digest(self.checkpoint)
 
     def _reset_if_broken(self, observation: Observation) -> None:
         """Drop the history when the observation does not continue the last one."""
@@ -285,7 +306,7 @@ class VLAPolicy:
 
     def _infer(self, observation: Observation, timer: StageTimer) -> ActionChunk:
         model, processor = self.model, self.processor
-        frames = processor.frames(self._images(observation))
+        frames = processor.frames(self._images(observation.images))
         ids, template_tokens = processor.prompt(observation.instruction)
         proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
         pixels = pixel_values(frames, model.device)
@@ -293,10 +314,12 @@ class VLAPolicy:
         timer.mark('preprocess')
         self._selector.observe(Tick(frames, template_tokens, self.history))
         timer.mark('select')
+        inputs = (pixels, ids.to(model.device), state)
+        if (rehearsal := self._selector.rehearsal) is not None:
+            model(*inputs, selector=rehearsal)
+            timer.mark('rehearsal')
         out = model(
-            pixels,
-            ids.to(model.device),
-            state,
+            *inputs,
             selector=TimedSelector(self._selector, timer),
             readout_start=self.settings.readout_start,
             mark=lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
@@ -323,11 +346,11 @@ class VLAPolicy:
             stats=stats,
         )
 
-    def _images(self, observation: Observation) -> list[np.ndarray]:
-        missing = [name for name in self.settings.cameras if name not in observation.images]
+    def _images(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        missing = [name for name in self.settings.cameras if name not in images]
         if missing:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
-        return [observation.images[name] for name in self.settings.cameras]
+        return [images[name] for name in self.settings.cameras]
 
     def _proprio(self, observation: Observation) -> np.ndarray:
         proprio = np.asarray(observation.proprio, dtype=np.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vla_prune_ros.pruning.history import History
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenState
+from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenSelector, TokenState
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,20 @@ class Option:
     min: float | None = None
     max: float | None = None
     choices: tuple[str, ...] = ()
+
+    def parse(self, text: str) -> bool | int | float | str:
+        """Read a value from a command line.
+
+        Raises:
+            ValueError: not of the option's type or out of range.
+        """
+        try:
+            value = {'true': True, 'false': False}[text] if self.type is bool else self.type(text)
+        except (KeyError, ValueError):
+            raise ValueError(
+                f'option {self.name} needs {self.type.__name__}, not {text!r}'
+            ) from None
+        return self.check(value)
 
     def check(self, value: Any) -> bool | int | float | str:
         """Return the value in the option's type.
@@ -80,11 +94,15 @@ class PruningMethod:
 
     What a mode carries from one inference to the next belongs into `tick.history.slots`, which is
     emptied at every reset. Attributes of the object itself live within one pass.
+
+    `note` says what a reader of results must know about the mode on this checkpoint; often ''.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
+    every_frame: bool = False  # reads the frames between two queries, too
+    note: str = ''
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         """Check the option values and keep them as `self.opt`.
@@ -109,8 +127,17 @@ class PruningMethod:
         """Option values in force."""
         return dict(vars(self.opt))
 
+    @property
+    def rehearsal(self) -> TokenSelector | None:
+        """Selector of a pass to run and to forget before the real one; None for no such pass."""
+        return None
+
     def observe(self, tick: Tick) -> None:
         """See the frames and the history before a pass."""
+
+    def wants_query(self, history: History) -> bool:
+        """Whether the rest of the running chunk should be dropped for a new query."""
+        return False
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Plan a pass over the assembled sequence [n, D]."""

@@ -13,25 +13,27 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Frame:
-    """Policy images of one query.
+    """Policy images of one control step.
 
     Attributes:
         step: control step at which they were taken, counted in executed actions since the reset.
         images: uint8 [views, S, S, 3], after resize and crop.
+        queried: a query was answered from them.
     """
 
     step: int
     images: np.ndarray
+    queried: bool
 
 
 class History:
     """State across control ticks: frames, executed actions, and what a pruning mode stores.
 
-    A frame enters only when its query is over (`close_query`), so that a "previous" frame read
-    during a query is never the current one.
+    The frame of a query enters only when the query is over (`close_query`), and `previous` passes
+    over one that `observe` stored for the same step, so a "previous" frame is never the current.
 
     Attributes:
-        frames: frames of past queries, oldest first, at most `capacity`.
+        frames: one frame per control step, oldest first, at most `capacity`.
         executed: actions executed since the last query, oldest first, each float64 [action_dim].
         step: control steps executed since the reset.
         queries: completed queries since the reset.
@@ -62,10 +64,35 @@ class History:
             self.executed.append(action)
             self.step += 1
 
+    def observe(self, images: np.ndarray) -> None:
+        """Store policy images between two queries, those after the last executed action."""
+        if not (self.frames and self.frames[-1].queried and self.frames[-1].step == self.step):
+            self._store(Frame(self.step, images, queried=False))
+
+    def previous(self, distance: int) -> Frame | None:
+        """Find the frame to compare the current one with.
+
+        Args:
+            distance: control steps to go back, at least 1.
+
+        Returns:
+            The newest frame at least that old; the oldest frame if none is; None if there is no
+            earlier frame. Without any executed action the frame of the last query counts as older.
+        """
+        earlier = [f for f in self.frames if f.step < self.step or f.queried]
+        old_enough = [f for f in earlier if f.step <= self.step - distance]
+        return old_enough[-1] if old_enough else next(iter(earlier), None)
+
     def close_query(self, images: np.ndarray) -> None:
         """Store the current policy images once nothing will read "previous" frames any more."""
-        self.frames.append(Frame(self.step, images))
+        self._store(Frame(self.step, images, queried=True))
         self.executed.clear()
         self.last_query_step = self.step
         self.queries += 1
         self.reset_reason = None
+
+    def _store(self, frame: Frame) -> None:
+        """Append a frame; a newer one of the same step takes its place."""
+        if self.frames and self.frames[-1].step == frame.step:
+            self.frames.pop()
+        self.frames.append(frame)
