@@ -24,6 +24,7 @@ from tqdm import tqdm
 from vla_prune_ros.sim.tabletop.tasks import COLOURS, TASKS
 from vla_prune_ros.training.dataset import Batch, DemonstrationSet
 from vla_prune_ros.training.grounding import Grounding, grounding_loss
+from vla_prune_ros.training.lightvla import Finetuning, merged, prepare, training_pass
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
 from vla_prune_ros.vla.config import DINO_MEAN, DINO_STD, SIGLIP_MEAN, SIGLIP_STD, OpenVLAConfig
@@ -41,7 +42,8 @@ class CloningConfig:
     tokenizer are kept); output: receives the trained checkpoint and the training state; files:
     episode files; steps: optimiser steps; batch_size: samples per step over all workers;
     learning_rate: peak, reached after `warmup` steps and brought down to a tenth by a cosine;
-    ema: decay of the averaged weights that are saved; grounding: auxiliary losses on or off.
+    ema: decay of the averaged weights that are saved; grounding: auxiliary losses on or off;
+    lightvla: fine-tune for the mode `lightvla`, without auxiliary losses.
     """
 
     start: Path
@@ -56,6 +58,7 @@ class CloningConfig:
     weight_decay: float = 0.02
     ema: float = 0.998
     grounding: bool = True
+    lightvla: Finetuning | None = None
     save_every: int = 500
     log_every: int = 50
     workers: int = 1
@@ -82,12 +85,15 @@ def _train(rank: int, config: CloningConfig, meeting: str | None, progress: bool
         torch.set_num_threads(1)
         dist.init_process_group('gloo', init_method=meeting, rank=rank, world_size=workers)
     torch.manual_seed(config.seed)
-    model = OpenVLAOFT.from_pretrained(config.start, device=config.device).train()
+    large = config.lightvla is not None and config.lightvla.lora_rank and config.device != 'cpu'
+    dtype = torch.bfloat16 if large else torch.float32
+    model = OpenVLAOFT.from_pretrained(config.start, dtype, config.device).train()
     learner = Learner(model, config)
     optimizer = torch.optim.AdamW(
         _parameter_groups(learner, config.weight_decay), lr=0.0, betas=(0.9, 0.95), fused=True
     )
-    average = [p.detach().clone() for p in model.parameters()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in trained]
     first = _resume(config, learner, optimizer, average)
     data = DemonstrationSet(config.files, config.cache)
     log = (config.output / 'log.jsonl').open('a') if rank == 0 else None
@@ -101,7 +107,7 @@ def _train(rank: int, config: CloningConfig, meeting: str | None, progress: bool
         for group in optimizer.param_groups:
             group['lr'] = rate
         batch = data.batch(step, config.batch_size // workers, config.seed, rank, workers)
-        losses = learner.losses(batch.to(config.device))
+        losses = learner.losses(batch.to(config.device), step, rank)
         losses['total'].backward()
         if meeting is not None:
             _average_gradients(learner, workers)
@@ -110,7 +116,7 @@ def _train(rank: int, config: CloningConfig, meeting: str | None, progress: bool
         optimizer.zero_grad()
         decay = min(config.ema, (step + 1) / (step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(average, list(model.parameters()), 1.0 - decay)
+            torch._foreach_lerp_(average, trained, 1.0 - decay)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         if rank:
@@ -141,6 +147,11 @@ class Learner(torch.nn.Module):
     def __init__(self, model: OpenVLAOFT, config: CloningConfig) -> None:
         super().__init__()
         self.model = model
+        self._config = config
+        if config.lightvla is not None:
+            if config.grounding:
+                raise ValueError('LightVLA is trained on the L1 loss alone: switch grounding off')
+            prepare(model, config.lightvla)
         sizes: OpenVLAConfig = model.config
         statistics = next(iter(sizes.norm_stats.values()))
         self._normaliser = Normaliser(statistics, sizes.action_dim, sizes.proprio_dim)
@@ -172,21 +183,39 @@ class Learner(torch.nn.Module):
                     {k[len(name) :]: v for k, v in state.items() if k.startswith(name)}
                 )
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`action` (L1 on the normalised chunk), the grounding losses, and their `total`."""
+    def losses(self, batch: Batch, step: int = 0, rank: int = 0) -> dict[str, Tensor]:
+        """`action` (L1 on the normalised chunk), the grounding losses, and their `total`.
+
+        For LightVLA there is `kept` beside them, the mean number of different patches chosen;
+        optimiser step and worker decide over its noise.
+        """
         pixels = (batch.images[:, :, None] - self._mean) / self._std  # [B, V, 2, 3, S, S]
         proprio = self._normaliser.normalise_proprio(batch.proprio.cpu().numpy())
         wanted = self._normaliser.normalise_actions(batch.actions.cpu().numpy())
         device = batch.images.device
         lengths = self._lengths[batch.task]
         at = torch.arange(int(lengths.max()), device=device)
-        out = self.model(
+        inputs = (
             pixels.flatten(1, 3),
             self._prompts[batch.task][:, : len(at)],
             torch.as_tensor(proprio, dtype=torch.float32, device=device),
-            attention_mask=at < lengths[:, None],
         )
+        mask = at < lengths[:, None]
         wanted = torch.as_tensor(wanted, dtype=torch.float32, device=device)
+        config = self._config
+        if config.lightvla is not None:
+            seed = ((config.seed + 2) * 1_000_003 + step) * 64 + rank
+            actions, kept = training_pass(
+                self.model,
+                *inputs,
+                mask,
+                config.lightvla,
+                (step, config.steps),
+                torch.Generator(device).manual_seed(seed),
+            )
+            loss = F.l1_loss(actions, wanted)
+            return {'action': loss, 'total': loss, 'kept': kept}
+        out = self.model(*inputs, attention_mask=mask)
         losses = {'action': F.l1_loss(out.actions, wanted)}
         losses['total'] = losses['action']
         if self.grounding is not None:
@@ -204,8 +233,9 @@ class Learner(torch.nn.Module):
 
 
 def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    others = [p for p in module.parameters() if p.ndim < 2]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
     return [
         {'params': matrices, 'weight_decay': weight_decay},
         {'params': others, 'weight_decay': 0.0},
@@ -232,7 +262,8 @@ def _average_gradients(module: torch.nn.Module, workers: int) -> None:
 def _identity(config: CloningConfig) -> dict:
     """What must be equal for a state to be resumed."""
     names = ('steps', 'batch_size', 'learning_rate', 'seed', 'grounding')
-    return {name: asdict(config)[name] for name in names} | {'files': len(config.files)}
+    identity = {name: asdict(config)[name] for name in names} | {'files': len(config.files)}
+    return identity | ({} if config.lightvla is None else {'lightvla': asdict(config.lightvla)})
 
 
 def _resume(
@@ -250,7 +281,7 @@ def _resume(
             f'{path} belongs to another training run ({state["identity"]}); '
             'remove it to start anew'
         )
-    learner.load_state_dict(state['learner'])
+    learner.load_state_dict(learner.state_dict() | state['learner'])
     optimizer.load_state_dict(state['optimizer'])
     for mine, saved in zip(average, state['average'], strict=True):
         mine.copy_(saved)
@@ -267,21 +298,21 @@ def _save(
     state = {
         'identity': _identity(config),
         'step': step,
-        'learner': learner.state_dict(),
+        'learner': {n: p.detach() for n, p in learner.named_parameters() if p.requires_grad},
         'optimizer': optimizer.state_dict(),
         'average': average,
     }
     partial = config.output / (STATE_FILE + '.partial')
     torch.save(state, partial)
     partial.rename(config.output / STATE_FILE)
-    model = learner.model
-    current = [p.detach().clone() for p in model.parameters()]
-    _assign(model, average)
-    save_pretrained(model, config.output, step=1, tokenizer=config.start)
-    _assign(model, current)
+    trained = [p for p in learner.model.parameters() if p.requires_grad]
+    current = [p.detach().clone() for p in trained]
+    _assign(trained, average)
+    save_pretrained(merged(learner.model), config.output, step=1, tokenizer=config.start)
+    _assign(trained, current)
 
 
-def _assign(model: torch.nn.Module, values: list[Tensor]) -> None:
+def _assign(parameters: list[Tensor], values: list[Tensor]) -> None:
     with torch.no_grad():
-        for parameter, value in zip(model.parameters(), values, strict=True):
+        for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
