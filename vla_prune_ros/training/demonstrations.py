@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ class CollectionConfig:
     image_size: pixels of the stored frames; stride: mean number of steps between samples;
     noise: largest standard deviation of the injected action noise; policy: checkpoint directory
     of a learner that drives (None: the expert drives); expert_share: share of chunks in which
-    the expert takes over from the learner.
+    the expert takes over from the learner; detour: longest detour in steps. In a detour the hand
+    first serves another instruction; without them its position alone tells which block is meant,
+    and the learner need not look.
     """
 
     directory: Path
@@ -47,6 +50,7 @@ class CollectionConfig:
     noise: float = 0.45
     policy: Path | None = None
     expert_share: float = 0.25
+    detour: int = 0
     seed: int = 0
 
     def path(self, episode: int) -> Path:
@@ -97,6 +101,8 @@ def _worker(config: CollectionConfig, episodes: list[int], queue) -> None:
     try:
         for _ in _record_all(config, episodes):
             queue.put(None)
+            if not multiprocessing.parent_process().is_alive():
+                return  # whoever wanted the episodes was killed
     except BaseException:
         queue.put(traceback.format_exc())
         raise
@@ -110,7 +116,7 @@ def _record_all(config: CollectionConfig, episodes: Iterable[int]) -> Iterable[i
             arrays = record_episode(robot, episode, config, learner)
             path = config.path(episode)
             # written under another name first: an interrupted run leaves no half file
-            partial = path.with_suffix('.partial')
+            partial = path.with_suffix(f'.{os.getpid()}.partial')
             with partial.open('wb') as file:
                 np.savez_compressed(file, **arrays)
             partial.rename(path)
@@ -163,7 +169,8 @@ def record_episode(
     drift, slip, queue = np.zeros(6), 0, []
     samples: dict[str, list] = {}
     done_for = 0
-    for _ in range(task.max_steps):
+    detour, other = _detour(task, config.detour, rng)
+    for step in range(detour + task.max_steps):
         if learner is not None and not queue:
             if rng.random() < config.expert_share:
                 queue = [None] * CHUNK
@@ -174,7 +181,8 @@ def record_episode(
             for name, value in _sample(robot, task, config.image_size).items():
                 samples.setdefault(name, []).append(value)
         planned = queue.pop(0) if learner is not None else None
-        action = expert_action(task, robot.scene()) if planned is None else planned
+        wanted = other if step < detour else task
+        action = expert_action(wanted, robot.scene()) if planned is None else planned
         if learner is None:
             drift = 0.8 * drift + 0.6 * rng.normal(0.0, sigma, 6) * [1, 1, 1, 0.15, 0.15, 0.15]
             slip = slip - 1 if slip else (rng.random() < _SLIP_RATE) * rng.integers(2, 6)
@@ -186,6 +194,16 @@ def record_episode(
             break
     arrays = {name: np.stack(values) for name, values in samples.items()}
     return {**arrays, 'task': np.array(index)}
+
+
+def _detour(
+    task: TabletopTask, longest: int, rng: np.random.Generator
+) -> tuple[int, TabletopTask]:
+    """How many steps to serve another instruction first, and which."""
+    if not longest:
+        return 0, task
+    others = [t for t in TASKS if t.colour != task.colour]
+    return int(rng.integers(4, longest + 1)), others[rng.integers(len(others))]
 
 
 def _sample(robot: TabletopRobot, task: TabletopTask, size: int) -> dict[str, np.ndarray]:

@@ -35,14 +35,16 @@ SIZES = OpenVLAConfig(
 class Recipe:
     """Stages of the embedded policy's training.
 
-    Behaviour cloning on `episodes` noisy expert episodes for `steps` optimiser steps; then, for
-    each entry of `rounds`, (DAgger episodes driven by the learner, further steps on everything).
+    Behaviour cloning on `episodes` noisy expert episodes and `detours` more that begin with a
+    detour, for `steps` optimiser steps; then, for each entry of `rounds`, (DAgger episodes driven
+    by the learner, further steps on everything).
     """
 
     out: Path
-    episodes: int = 1200
+    episodes: int = 840
+    detours: int = 560
     steps: int = 5000
-    rounds: tuple[tuple[int, int], ...] = ((480, 4000), (480, 4000))
+    rounds: tuple[tuple[int, int], ...] = ((600, 4000), (600, 4000))
     workers: int = 4
     device: str = 'cpu'
     seed: int = 0
@@ -59,6 +61,14 @@ def train_embedded(recipe: Recipe, progress: bool = True) -> Path:
         recipe.demonstrations, recipe.episodes, stride=4, seed=recipe.seed
     )
     files = collect(collection, recipe.workers, progress)
+    detours = replace(
+        collection,
+        directory=recipe.out / 'detours',
+        first=recipe.episodes,
+        episodes=recipe.detours,
+        detour=36,
+    )
+    files += collect(detours, recipe.workers, progress)
     start = recipe.out / 'fresh'
     if not (start / 'dataset_statistics.json').exists():
         fresh_checkpoint(start, DemonstrationSet(files, recipe.out / 'frames.npy'), recipe.seed)

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vla_prune_ros.pruning.lightvla import NOISES
+from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
 from vla_prune_ros.training.embedded import Recipe, train_embedded
+from vla_prune_ros.training.lightvla import Finetuning
 
 
 def _rounds(text: str) -> tuple[tuple[int, int], ...]:
@@ -36,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     default = Recipe(out=Path('out/train'))
     tabletop.add_argument('--out', type=Path, default=default.out, help='working folder')
     tabletop.add_argument('--episodes', type=int, default=default.episodes)
+    tabletop.add_argument('--detours', type=int, default=default.detours)
     tabletop.add_argument('--steps', type=int, default=default.steps)
     tabletop.add_argument(
         '--rounds',
@@ -47,24 +52,82 @@ def build_parser() -> argparse.ArgumentParser:
     tabletop.add_argument('--workers', type=int, default=os.cpu_count())
     tabletop.add_argument('--device', default=default.device, help='cpu or cuda')
     tabletop.add_argument('--seed', type=int, default=default.seed)
+    lightvla = stages.add_parser(
+        'lightvla',
+        help='fine-tune a trained policy for the pruning mode lightvla',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    lightvla.add_argument(
+        '--start', type=Path, required=True, help='checkpoint directory of a dense policy'
+    )
+    lightvla.add_argument(
+        '--data', type=Path, default=default.out, help='folder searched for episode files'
+    )
+    lightvla.add_argument('--cache', type=Path, help='unpacked frames; default: in --out')
+    lightvla.add_argument('--out', type=Path, default=Path('out/lightvla'), help='new checkpoint')
+    lightvla.add_argument('--steps', type=int, default=4000)
+    lightvla.add_argument('--batch-size', type=int, default=32)
+    lightvla.add_argument('--learning-rate', type=float, default=3e-4)
+    lightvla.add_argument(
+        '--noise', choices=NOISES, default='uniform', help='on the scores, fading to 0 at the end'
+    )
+    lightvla.add_argument(
+        '--lora-rank', type=int, default=0,
+        help='train adapters of this rank (32 for a 7B model, needs peft) and the heads; '
+        '0 trains all weights',
+    )  # fmt: skip
+    lightvla.add_argument(
+        '--fresh-heads', action='store_true', help='new action head and proprio projector'
+    )
+    lightvla.add_argument('--workers', type=int, default=os.cpu_count())
+    lightvla.add_argument('--device', default=default.device, help='cpu or cuda')
+    lightvla.add_argument('--seed', type=int, default=default.seed)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a training stage; returns the exit code."""
     args = build_parser().parse_args(argv)
+    try:
+        checkpoint = _tabletop(args) if args.what == 'tabletop' else _lightvla(args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f'train: {error}', file=sys.stderr)
+        return 1
+    print(f'trained checkpoint: {checkpoint}')
+    return 0
+
+
+def _tabletop(args: argparse.Namespace) -> Path:
     recipe = Recipe(
         out=args.out,
         episodes=args.episodes,
+        detours=args.detours,
         steps=args.steps,
         rounds=args.rounds,
         workers=args.workers,
         device=args.device,
         seed=args.seed,
     )
-    checkpoint = train_embedded(recipe)
-    print(f'trained checkpoint: {checkpoint}')
-    return 0
+    return train_embedded(recipe)
+
+
+def _lightvla(args: argparse.Namespace) -> Path:
+    return clone(
+        CloningConfig(
+            start=args.start,
+            output=args.out,
+            files=tuple(sorted(args.data.rglob('episode_*.npz'))),
+            cache=args.cache or args.out / 'frames.npy',
+            steps=args.steps,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            grounding=False,
+            lightvla=Finetuning(args.noise, args.lora_rank, args.fresh_heads),
+            workers=args.workers,
+            device=args.device,
+            seed=args.seed,
+        )
+    )
 
 
 if __name__ == '__main__':
