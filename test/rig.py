@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -45,6 +45,17 @@ def model(size: str) -> OpenVLAOFT:
 def deep_config(depth: int = 32, **changes) -> OpenVLAConfig:
     """A model as deep as the published one, still tiny."""
     return tiny_config(llama=LlamaConfig(32, depth, 4, 40, 256), **changes)
+
+
+@cache
+def deep_model() -> OpenVLAOFT:
+    """A model of published depth with 36 patches per view."""
+    torch.manual_seed(3)
+    towers = {
+        name: replace(getattr(tiny_config(), name), image_size=84)
+        for name in ('featurizer', 'fused_featurizer')
+    }
+    return OpenVLAOFT(deep_config(**towers)).eval()
 
 
 def frames(config: OpenVLAConfig, seed: int, views: int = 2) -> np.ndarray:
@@ -129,3 +140,9 @@ class Rig:
         """As the policy resets."""
         self.history.reset('reset')
         self.selector.reset()
+
+
+def visual(rig: Rig, point: int) -> set[int]:
+    """Visual ids that a cut of the last pass left."""
+    n = rig.views * rig.model.config.patches_per_view
+    return {i for i in rig.trace.cuts[point] if 1 <= i <= n}

@@ -7,18 +7,24 @@ from __future__ import annotations
 from typing import Any
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.fastv import FastV
+from vla_prune_ros.pruning.grid import GridDrop
 from vla_prune_ros.pruning.history import History
 from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.pruning.none import NoPruning
 from vla_prune_ros.pruning.random import RandomDrop
+from vla_prune_ros.pruning.specprune import SpecPrune
 from vla_prune_ros.vla.config import OpenVLAConfig
 
 MODES: dict[str, type[PruningMethod]] = {
     method.name: method
     for method in (
         NoPruning,
+        SpecPrune,
         LightVLA,
+        FastV,
         RandomDrop,
+        GridDrop,
     )
 }
 

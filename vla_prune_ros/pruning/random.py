@@ -4,18 +4,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.history import History
+from vla_prune_ros.pruning.reference import Reference, parse_options, same_kind
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenState
+from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenSelector, TokenState
 
 
 class RandomDrop(PruningMethod):
-    """Keeps a fixed number of patches per view, drawn uniformly without replacement.
+    """Keeps patches of each view drawn uniformly without replacement.
+
+    How many is fixed, or follows another mode (`matched_to`): that mode then gets a pass of its
+    own in front of each real one, the rehearsal, and as many random patches survive each of its
+    cuts. If the model is called without a rehearsal, the mode decides within the pass, from random
+    survivors; for a mode that remembers scores the counts are then only near its own.
 
     A reset does not rewind the generator: the draws follow from the seed and the number of draws
     before, so episodes differ from each other and a whole run can be repeated.
@@ -27,6 +35,8 @@ class RandomDrop(PruningMethod):
         Option('keep_ratio', float, 0.5, 'share of each view kept, if keep is 0', 0.0, 1.0),
         Option('keep', int, 0, 'patches of each view kept; 0 means by keep_ratio', 0),
         Option('layer', int, 0, 'full layers before the cut; 0 cuts before the first', 0),
+        Option('matched_to', str, '', 'mode whose cuts and counts are copied; empty: none'),
+        Option('matched_options', str, '', 'options of that mode, NAME=VALUE NAME=VALUE ...'),
         Option(
             'redraw',
             str,
@@ -45,32 +55,96 @@ class RandomDrop(PruningMethod):
         if self.opt.layer >= depth:
             raise ValueError(f'option layer={self.opt.layer} is not below {depth} layers')
         self.budget = self.opt.keep or max(1, round(self.opt.keep_ratio * patches))
+        self._reference = _reference(self.opt.matched_to, self.opt.matched_options, config)
+        if self._reference is not None:
+            self.every_frame = self._reference.method.every_frame
+            self.note = self._reference.method.note
+        self._rehearsed = False
         self._generator = torch.Generator().manual_seed(self.opt.seed)
         self._slots: dict[str, Any] = {}
+
+    @property
+    def rehearsal(self) -> TokenSelector | None:
+        """The mode that is copied, noting its counts."""
+        return self._reference
 
     def observe(self, tick: Tick) -> None:
         """Remember where an episode's draw is kept."""
         self._slots = tick.history.slots
+        if self._reference is not None:
+            self._reference.method.observe(tick)
+
+    def wants_query(self, history: History) -> bool:
+        """As the mode that is copied."""
+        return self._reference is not None and self._reference.method.wants_query(history)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
-        """Draw, or keep the episode's draw."""
+        """Draw an order of the patches, or keep the episode's."""
         if self.opt.redraw == 'inference' or 'random' not in self._slots:
             drawn = [
                 layout.view(view).start
-                + torch.randperm(layout.patches_per_view, generator=self._generator)[: self.budget]
+                + torch.randperm(layout.patches_per_view, generator=self._generator)
                 for view in range(layout.n_views)
             ]
-            self._slots['random'] = torch.cat(drawn)
-        return PassPlan(points=frozenset({self.opt.layer}))
+            self._slots['random'] = torch.stack(drawn)
+        reference = self._reference
+        if reference is None:
+            return PassPlan(points=frozenset({self.opt.layer}))
+        self._rehearsed, reference.finished = reference.finished, False
+        if not self._rehearsed:
+            return reference.begin(layout, embeddings)
+        plan = replace(reference.plan, scores={})
+        return plan if plan.cache is None else self._with_own_cache(plan)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
-        """Return the drawn patches and everything protected."""
-        return tokens.layout.keep(self._slots['random'].to(tokens.ids.device))
+        """Return the first patches of each view in the order drawn, and everything protected."""
+        order = self._slots['random']  # [views, patches]
+        counts = [self.budget] * len(order)
+        if self._reference is not None:
+            if not self._rehearsed:
+                self._reference.select(point, tokens)
+            counts = self._reference.counts[point]
+        kept = torch.cat([ids[:count] for ids, count in zip(order, counts, strict=True)])
+        return tokens.layout.keep(kept.to(tokens.ids.device))
+
+    def end(self, tokens: TokenState) -> None:
+        """Let the mode that is copied see the end of a pass that was its own, too."""
+        if self._reference is not None and not self._rehearsed:
+            self._reference.end(tokens)
+            self._reference.finished = False
 
     def reset(self) -> None:
         """Forget the episode's draw."""
         self._slots = {}
+        if self._reference is not None:
+            self._reference.method.reset()
+            self._reference.finished = False
 
     def stats(self) -> dict[str, bool | int | float | str]:
-        """Budget per view and where the cut is."""
-        return {'keep_per_view': self.budget, 'layer': self.opt.layer, 'seed': self.opt.seed}
+        """Budget per view and where the cut is, or whose counts were copied."""
+        if self._reference is None:
+            return {'keep_per_view': self.budget, 'layer': self.opt.layer, 'seed': self.opt.seed}
+        theirs = self._reference.method.stats()
+        return {**theirs, 'matched_to': self.opt.matched_to, 'seed': self.opt.seed}
+
+    def _with_own_cache(self, plan: PassPlan) -> PassPlan:
+        """Replace the cache by one that the random rows write; it starts with a complete pass."""
+        own = self._slots.get('random_cache')
+        if own is not None and own.length == plan.cache.length:
+            return replace(plan, cache=own)
+        own = self._slots['random_cache'] = same_kind(plan.cache)
+        return PassPlan(skip_layers=plan.skip_layers, cache=own)
+
+
+def _reference(mode: str, options: str, config: OpenVLAConfig) -> Reference | None:
+    from vla_prune_ros.pruning import MODES, make_selector  # they list this mode, too
+
+    if not mode:
+        if options:
+            raise ValueError('option matched_options needs matched_to')
+        return None
+    if mode == RandomDrop.name:
+        raise ValueError('option matched_to=random: random cannot copy itself')
+    if mode not in MODES:
+        raise ValueError(f'option matched_to={mode!r} is not one of {", ".join(MODES)}')
+    return Reference(make_selector(mode, config, **parse_options(MODES[mode], options)))

@@ -1,0 +1,204 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""SpecPrune: each ablation switch changes what it says and nothing else; weights; buckets."""
+
+import pytest
+import torch
+from rig import SIZES, Rig, deep_model, model, moves, visual
+from tiny import tiny_config
+
+from vla_prune_ros.pruning import make_selector
+from vla_prune_ros.pruning.importance import Importance, rank_weights
+from vla_prune_ros.vla.selection import LayerScores
+
+SLOW, FAST = moves(8, (0, 0, -0.1)), moves(8, (0.8, 0, 0))
+
+
+@pytest.fixture(scope='module')
+def deep():
+    return deep_model()
+
+
+def episode(net, queries=3, **options):
+    """An episode of slow motion up to a query."""
+    rig = Rig(net, 'specprune', **options)
+    for seed in range(queries):
+        rig.tick(seed, SLOW if seed else None)
+    return rig
+
+
+@pytest.mark.parametrize(
+    ('switch', 'empty', 'others'),
+    [
+        ('use_global', 'global', ('local', 'dynamic')),
+        ('use_dynamic', 'dynamic', ('local', 'global')),
+        ('use_local', 'local', ('dynamic', 'global')),
+    ],
+)
+def test_switch_of_a_set_empties_it_and_leaves_the_others(deep, switch, empty, others):
+    # Up to the second query the state is still the same.
+    rigs = [episode(deep, 2, **{switch: value}) for value in (True, False)]
+    full, less = (rig.selector.stats() for rig in rigs)
+    kept, kept_less = (visual(rig, 2) for rig in rigs)
+    assert full[empty] > 0 == less[empty]
+    assert [full[k] for k in others] == [less[k] for k in others]
+    assert kept_less < kept
+
+
+def test_without_layer_cuts_only_the_one_cut_is_left(deep):
+    full, less = (episode(deep, layer_cuts=value) for value in (True, False))
+    assert less.trace.plan.points == {2}
+    assert less.trace.plan.scores.keys() == {0, 1, 14, 31}
+    second = [episode(deep, 2, layer_cuts=value) for value in (True, False)]
+    assert second[0].trace.cuts[2] == second[1].trace.cuts[2]
+    assert len(full.trace.at_end) < len(less.trace.at_end)
+
+
+def test_without_confidence_only_the_choice_of_layer_cuts_changes(deep):
+    second = [episode(deep, 2, confidence_weighting=value) for value in (True, False)]
+    weighted, plain = (rig.trace for rig in second)
+    assert weighted.cuts.keys() == plain.cuts.keys()
+    assert weighted.cuts[2] == plain.cuts[2]
+    assert [len(c) for c in weighted.cuts.values()] == [len(c) for c in plain.cuts.values()]
+    assert weighted.plan.scores.keys() == plain.plan.scores.keys()
+    assert not any(r.entropy for r in plain.plan.scores.values())
+
+
+def test_without_controller_the_mode_stays_coarse():
+    on, off = (episode(model(SIZES[1]), controller=value) for value in (True, False))
+    assert on.selector.stats()['motion'] == 'fine'
+    assert off.selector.stats()['motion'] == 'coarse'
+    assert off.selector.stats()['local'] < on.selector.stats()['local']
+
+
+def test_entropy_weighs_layers_against_each_other():
+    """Two layers with opposite order: the one with the lower entropy wins."""
+
+    def layer(values, entropy):
+        probs = torch.tensor(values).view(1, 1, -1)
+        here = torch.ones(3, dtype=torch.bool)
+        return LayerScores(
+            probs, torch.tensor([9]), torch.arange(1, 4), torch.tensor([True]), here,
+            torch.tensor(entropy),
+        )  # fmt: skip
+
+    for confidence, best in ((True, 1), (False, 3)):
+        gathered = Importance(torch.zeros(3), 0.2, 1e-6, 5.3, confidence)
+        gathered.update(layer([0.5, 0.2, 0.1], 1.0), 3)
+        gathered.update(layer([0.1, 0.2, 0.5], 3.0), 3)
+        assert gathered.best(torch.arange(1, 4), 1).tolist() == [best]
+
+
+def test_rank_weights_fall_a_hundredfold_and_sum_to_one():
+    scores = torch.tensor([0.3, -torch.inf, 0.9, 0.5, 0.1])
+    weights = rank_weights(scores, 4, 5.3)
+    assert weights.sum().item() == pytest.approx(1.0)
+    assert weights[1] == 0
+    assert weights[2] > weights[3] > weights[0] > weights[4] > 0
+    assert (weights[2] / weights[4]).item() == pytest.approx(100, rel=0.01)
+    assert rank_weights(torch.tensor([0.7]), 1, 5.3).tolist() == [1.0]
+
+
+def test_mean_of_the_deep_layers_keeps_one_budget_and_union_up_to_two(deep):
+    sizes = {}
+    for merge in ('union', 'mean'):
+        rig = Rig(deep, 'specprune', global_merge=merge)
+        rig.tick(0)
+        rig.tick(1, FAST)
+        sizes[merge] = rig.selector.stats()['global']
+    budget = 2 * 3  # two views, 30 * 0.8 * 36 / 256
+    assert sizes['mean'] == budget < sizes['union'] <= 2 * budget
+
+
+def test_dropped_tokens_return_only_by_change_or_first_layers(deep):
+    options = {'use_dynamic': False, 'use_local': False, 'layer_cuts': False}
+    rig = Rig(deep, 'specprune', **options)
+    rig.tick(0)
+    rig.tick(1, FAST)
+    assert rig.selector.stats()['returned'] == 0
+    before = visual(rig, 2)
+    rig.tick(2, FAST)
+    assert rig.selector.stats()['returned'] == 0
+    assert visual(rig, 2) <= before
+    rig = episode(deep, layer_cuts=False, use_global=False)
+    dropped = rig.history.slots['specprune'].dropped
+    kept = visual(rig, 2)
+    assert dropped.flatten().nonzero().flatten().add(1).tolist() == sorted({*range(1, 73)} - kept)
+    rig.tick(7, SLOW)
+    returned = visual(rig, 2) - kept
+    assert rig.selector.stats()['returned'] == len(returned) > 0
+
+
+def test_statistics_agree_with_what_was_cut(deep):
+    rig = episode(deep)
+    stats = rig.selector.stats()
+    assert stats['kept'] == len(visual(rig, 2))
+    for view in range(2):
+        ids = range(1 + 36 * view, 37 + 36 * view)
+        assert stats[f'kept_view_{view}'] == len(visual(rig, 2) & {*ids})
+    for layer in (5, 10, 15, 20):
+        assert stats[f'kept_after_layer_{layer}'] == len(visual(rig, layer + 1))
+    assert stats['reference_distance'] == 16
+    assert all(type(v) in (bool, int, float, str) for v in stats.values())
+
+
+@pytest.mark.parametrize('sizes', ['512,256,168,128,96', '400', '96,300'])
+def test_buckets_give_fixed_sizes_and_only_add(deep, sizes):
+    allowed = {72, *(int(int(s) * 72 / 512 + 0.5) for s in sizes.split(','))}
+    options = {'k_local': 24, 'layer_cuts': False}
+    for seed in range(3):
+        pair = [
+            Rig(deep, 'specprune', **options, **extra)
+            for extra in ({}, {'buckets': True, 'bucket_sizes': sizes})
+        ]
+        for rig in pair:
+            rig.tick(seed)
+            rig.tick(seed + 5, FAST)
+        free, full = (visual(rig, 2) for rig in pair)
+        assert free <= full and len(full) in allowed
+        assert len(full) == min(size for size in allowed if size >= len(free))
+        scores = sum(pair[1].trace.scores[k] for k in (0, 1))
+        added, left = full - free, {*range(1, 73)} - full
+        if added and left:
+            assert min(scores[i - 1] for i in added) >= max(scores[i - 1] for i in left)
+
+
+def test_bucket_sizes_make_the_later_counts_fixed_too(deep):
+    counts = set()
+    for seed in range(4):
+        rig = Rig(deep, 'specprune', buckets=True, bucket_sizes='400')
+        rig.tick(seed)
+        rig.tick(seed + 5, FAST)
+        counts.add(tuple(len(c) for c in rig.trace.cuts.values()))
+    assert len(counts) == 1
+
+
+def test_entering_fine_within_a_chunk_asks_for_a_query_only_on_request():
+    for requery in (False, True):
+        rig = Rig(model(SIZES[0]), 'specprune', requery_on_enter=requery)
+        rig.tick(0)
+        rig.tick(1, FAST)
+        assert not rig.selector.wants_query(rig.history)
+        rig.history.record_executed(moves(1, (0.1, 0, 0)))
+        assert rig.selector.wants_query(rig.history) is requery
+        rig.tick(2)
+        assert rig.selector.stats()['motion'] == 'fine'
+        assert not rig.selector.wants_query(rig.history)
+
+
+@pytest.mark.parametrize(
+    ('options', 'text'),
+    [
+        ({'use_local': False, 'use_global': False, 'use_dynamic': False}, 'use_local'),
+        ({'global_layers': '14,x'}, 'global_layers'),
+        ({'global_layers': ''}, 'global_layers'),
+        ({'cut_layers': '5,32'}, 'cut_layers'),
+        ({'bucket_sizes': '-5'}, 'bucket_sizes'),
+        ({'leave_rotation': 0.1}, 'leave_rotation'),
+        ({'fine_factor': 0.9}, 'fine_factor'),
+        ({'global_merge': 'max'}, 'global_merge'),
+    ],
+)
+def test_impossible_options_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        make_selector('specprune', tiny_config(), **options)

@@ -1,0 +1,292 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""SpecPrune-VLA: keep what was important, what changed, and what the first layers look at.
+
+Source: arXiv 2509.05614. The first query after a reset is dense. Later ones run the first layers
+on all tokens, cut once to V_global | V_dynamic | V_local, and cut a little more in deeper layers.
+A controller that follows the executed actions chooses between coarse and fine budgets. Where
+paper and release disagree or are silent, the choice is noted beside the code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_prune_ros.pruning.base import PruningMethod, Tick
+from vla_prune_ros.pruning.controller import SpeedController, Thresholds
+from vla_prune_ros.pruning.frames import patch_similarity, to_patches
+from vla_prune_ros.pruning.history import History
+from vla_prune_ros.pruning.importance import Importance
+from vla_prune_ros.pruning.scaling import scaled_count
+from vla_prune_ros.pruning.scores import instruction_rows, top_per_view, visual_ids
+from vla_prune_ros.pruning.specprune_options import (
+    OPTIONS,
+    Budgets,
+    budgets,
+    scale_layers,
+    whole_numbers,
+)
+from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
+
+
+@dataclass
+class _Memory:
+    """What one query leaves to the next.
+
+    Attributes:
+        controller: follows the executed actions.
+        fine: mode of the last query.
+        deep: scores of its deep layers [layers, views, patches], absent tokens -inf; no layers
+            without V_global, None before the first query.
+        dropped: tokens it left without a deep score, bool [views, patches].
+    """
+
+    controller: SpeedController = field(default_factory=SpeedController)
+    fine: bool = False
+    deep: Tensor | None = None
+    dropped: Tensor | None = None
+
+
+@dataclass
+class _Pass:
+    """What one query needs between its cut points."""
+
+    dense: bool
+    budget: Budgets
+    importance: Importance | None
+    dynamic: Tensor | None = None  # bool [views, patches]
+    sizes: dict[str, int | Tensor] = field(default_factory=dict)
+
+
+class SpecPrune(PruningMethod):
+    """Speculative pruning with memory of the last query, frame differences and first layers."""
+
+    name = 'specprune'
+    summary = 'SpecPrune-VLA: last query, changed patches and first layers decide'
+    options = OPTIONS
+    every_frame = True
+
+    def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
+        super().__init__(config, **values)
+        opt, depth = self.opt, config.llama.n_layers
+        if not (opt.use_local or opt.use_global or opt.use_dynamic):
+            raise ValueError('one of the options use_local, use_global, use_dynamic must be true')
+        self.full_layers = min(opt.full_layers, depth - 1)
+        deep = whole_numbers('global_layers', opt.global_layers)
+        deep = scale_layers('global_layers', deep, depth, self.full_layers, depth - 1)
+        self.global_layers = tuple(dict.fromkeys(deep)) if opt.use_global else ()
+        cuts = whole_numbers('cut_layers', opt.cut_layers)
+        cuts = scale_layers('cut_layers', cuts, depth, self.full_layers, depth - 2)
+        # A cut behind the last layer would be none. Cuts that meet in a layer add up.
+        possible = opt.layer_cuts and self.full_layers <= depth - 2
+        self.cuts = Counter(cuts if possible else ())
+        self.bucket_sizes = sorted(whole_numbers('bucket_sizes', opt.bucket_sizes))
+        self.thresholds = Thresholds(
+            opt.enter_translation,
+            opt.enter_rotation,
+            opt.leave_translation,
+            opt.leave_rotation,
+            opt.hold_steps,
+        )
+        self._slots: dict[str, Any] = {}
+        self._frames: tuple[np.ndarray, np.ndarray] | None = None  # current, reference
+        self._template_tokens = 0
+        self._distance = 0
+        self._pass: _Pass | None = None
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._slots, self._frames, self._pass, self._distance = {}, None, None, 0
+
+    def observe(self, tick: Tick) -> None:
+        """Follow the executed actions and choose the reference frame."""
+        self._slots, self._template_tokens = tick.history.slots, tick.template_tokens
+        memory = self._follow(tick.history)
+        memory.fine = memory.controller.fine
+        reference = None
+        if self.opt.use_dynamic:
+            reference = tick.history.previous(self.wanted_distance(tick.history))
+        self._frames, self._distance = None, 0
+        if reference is not None:
+            self._frames = tick.frames, reference.images
+            self._distance = tick.history.step - reference.step
+
+    def wants_query(self, history: History) -> bool:
+        """Whether fine motion began within the running chunk, if `requery_on_enter` is on."""
+        if not self.opt.requery_on_enter:
+            return False
+        self._slots = history.slots
+        memory = self._follow(history)
+        return memory.deep is not None and memory.controller.fine and not memory.fine
+
+    def wanted_distance(self, history: History) -> int:
+        """Return how many control steps back the reference frame should be; faster is nearer.
+
+        V_global is as old as the last query. A nearer frame would hide what changed in between,
+        so by default the distance is no shorter than that (the paper has no such limit).
+        """
+        opt = self.opt
+        speed = 0.0
+        if history.executed:
+            speed = float(np.linalg.norm(np.sum([a[:3] for a in history.executed], axis=0)))
+        steps = math.floor(opt.distance_base + opt.distance_slope * speed) + opt.distance_offset
+        if opt.clamp_to_last_query and history.last_query_step is not None:
+            steps = max(steps, history.step - history.last_query_step)
+        return max(1, steps)
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """Plan the pass; compare the frames on the device of the model."""
+        opt, memory, shape = self.opt, self._memory, (layout.n_views, layout.patches_per_view)
+        dense = memory.deep is None or memory.deep.shape[1:] != shape
+        device = embeddings.device
+        importance = None
+        if self.cuts and not dense:
+            zeros = torch.zeros(layout.n_visual, device=device)
+            importance = Importance(
+                zeros, opt.beta, opt.eps, opt.rank_decay, opt.confidence_weighting
+            )
+        now = _Pass(dense, budgets(opt, layout.patches_per_view, memory.fine), importance)
+        now.sizes['kept'] = layout.n_visual
+        self._pass = now
+        rows = instruction_rows(layout, self._template_tokens)
+        requests = {layer: ScoreRequest(rows, layout.visual) for layer in self.global_layers}
+        if dense:
+            return PassPlan(scores=requests)
+        if self._frames is not None:
+            now.dynamic = self._changed(now.budget.changed, device)
+        weighted = importance is not None and opt.confidence_weighting
+        scored = {*self.cuts}
+        if opt.use_local or opt.buckets or importance is not None:
+            scored |= {*range(self.full_layers)}
+        requests |= {
+            layer: ScoreRequest(rows, layout.visual, entropy=weighted) for layer in scored
+        }
+        points = {self.full_layers, *(layer + 1 for layer in self.cuts)}
+        return PassPlan(points=frozenset(points), scores=requests)
+
+    def select(self, point: int, tokens: TokenState) -> Tensor:
+        """Make the one cut to the union of the sets, or a small one in a deeper layer."""
+        if point == self.full_layers:
+            return self._union(tokens)
+        return self._layer_cut(point - 1, tokens)
+
+    def end(self, tokens: TokenState) -> None:
+        """Leave the deep scores to the next query."""
+        layout, memory = tokens.layout, self._memory
+        shape = (layout.n_views, layout.patches_per_view)
+        deep = [tokens.scores[layer].received() for layer in self.global_layers]
+        if deep:
+            memory.deep = torch.stack(deep).view(-1, *shape)
+            memory.dropped = memory.deep.isneginf().all(0)
+        else:
+            memory.deep = tokens.hidden.new_empty(0, *shape)
+            memory.dropped = torch.ones(shape, dtype=torch.bool, device=tokens.ids.device)
+            memory.dropped.view(-1)[_visual(tokens) - 1] = False
+
+    def stats(self) -> dict[str, bool | int | float | str]:
+        """Mode, set sizes, kept tokens per view and after each cut, age of the reference frame."""
+        now = self._pass
+        if now is None:
+            return {}
+        tensors = {name: n for name, n in now.sizes.items() if isinstance(n, Tensor)}
+        counted = torch.stack([*tensors.values()]).tolist() if tensors else []  # one device sync
+        return {
+            'motion': 'fine' if self._memory.fine else 'coarse',
+            'dense': now.dense,
+            'reference_distance': self._distance,
+            **now.sizes,
+            **dict(zip(tensors, counted, strict=True)),
+        }
+
+    @property
+    def _memory(self) -> _Memory:
+        return self._slots.setdefault(self.name, _Memory())
+
+    def _follow(self, history: History) -> _Memory:
+        memory = self._memory
+        if self.opt.controller:
+            memory.controller.follow([*history.executed], history.step, self.thresholds)
+        return memory
+
+    def _changed(self, count: int, device: torch.device) -> Tensor:
+        """V_dynamic: the least similar patches of each view, bool [views, patches]."""
+        size = self.config.featurizer.patch_size
+        current, reference = (to_patches(f, size).to(device) for f in self._frames)
+        similarity = patch_similarity(current, reference)
+        change = (-similarity).masked_fill(similarity >= self.opt.tau, -torch.inf)
+        return top_per_view(change, count)
+
+    def _recalled(self, deep: Tensor, count: int) -> Tensor:
+        """V_global from the deep scores of the last query, bool [views, patches]."""
+        if self.opt.global_merge == 'union':
+            return torch.stack([top_per_view(layer, count) for layer in deep]).any(0)
+        # Who was cut between the layers received nothing in the later one.
+        mean = deep.clamp(min=0.0).mean(0).masked_fill(deep.isneginf().all(0), -torch.inf)
+        return top_per_view(mean, count)
+
+    def _union(self, tokens: TokenState) -> Tensor:
+        layout, memory, now = tokens.layout, self._memory, self._pass
+        shape = (layout.n_views, layout.patches_per_view)
+        scores = {layer: s for layer, s in tokens.scores.items() if layer < self.full_layers}
+        received = {layer: s.received().view(shape) for layer, s in scores.items()}
+        nothing = torch.zeros(shape, dtype=torch.bool, device=tokens.ids.device)
+        local, recalled, changed = nothing, nothing, nothing
+        if self.opt.use_local:
+            best = [top_per_view(s, now.budget.local) for s in received.values()]
+            local = torch.stack(best).any(0)
+        if self.opt.use_global:
+            recalled = self._recalled(memory.deep, now.budget.recalled)
+        if now.dynamic is not None:
+            changed = now.dynamic
+        keep = local | recalled | changed
+        if now.importance is not None:
+            for layer in range(self.full_layers):
+                now.importance.update(scores[layer], layout.n_visual)
+        if self.opt.buckets:
+            keep = self._fill(keep, sum(received.values()))
+        visual = visual_ids(keep)
+        sizes = {'local': local, 'global': recalled, 'dynamic': changed}
+        sizes['returned'] = keep & memory.dropped
+        sizes |= {f'kept_view_{view}': mask for view, mask in enumerate(keep)}
+        now.sizes = {name: mask.sum() for name, mask in sizes.items()}
+        now.sizes['kept'] = len(visual)
+        return layout.keep(visual)
+
+    def _fill(self, keep: Tensor, score: Tensor) -> Tensor:
+        """Add the best other tokens up to the next bucket size; never takes one away."""
+        n_visual, kept = keep.numel(), int(keep.sum())
+        sizes = [_scaled_total(size, n_visual) for size in self.bucket_sizes]
+        target = min((size for size in sizes if size >= kept), default=n_visual)
+        order = score.masked_fill(keep, torch.inf).flatten().argsort(descending=True, stable=True)
+        full = torch.zeros_like(keep)
+        full.view(-1)[order[:target]] = True
+        return full
+
+    def _layer_cut(self, layer: int, tokens: TokenState) -> Tensor | None:
+        live, layout, now = _visual(tokens), tokens.layout, self._pass
+        now.importance.update(tokens.scores[layer], len(live))
+        floor = _scaled_total(self.opt.min_tokens, layout.n_visual)
+        count = len(live)
+        for _ in range(self.cuts[layer]):
+            count -= max(0, min(int(self.opt.cut_share * count + 1e-9), count - floor))
+        now.sizes[f'kept_after_layer_{layer}'] = count
+        return layout.keep(now.importance.best(live, count))
+
+
+def _visual(tokens: TokenState) -> Tensor:
+    """Ids of the live visual tokens; BOS is in front and the rest behind, all protected."""
+    behind = tokens.layout.length - tokens.layout.n_visual - 1
+    return tokens.ids[1 : len(tokens.ids) - behind]
+
+
+def _scaled_total(count: int, n_visual: int) -> int:
+    """Tokens of all views that stand for `count` of the published two views."""
+    return scaled_count(count / 2, n_visual)
