@@ -39,7 +39,7 @@ def generate_launch_description() -> LaunchDescription:
             description='lockstep: time waits for the policy; realtime: it does not',
         ),
         DeclareLaunchArgument(
-            'task', default_value='', description='first task, by name or index; empty: the first'
+            'task', default_value='', description='first task; empty: the first of the suite'
         ),
         DeclareLaunchArgument(
             'episodes', default_value='-1', description='episodes to run; -1: without end'

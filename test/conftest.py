@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import vla_prune_ros
+
+_numbers = itertools.count()
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
 
@@ -35,6 +39,11 @@ def _claim_domain() -> int:
 
 os.environ['ROS_DOMAIN_ID'] = str(_claim_domain())
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+# Processes started by tests use the package that the tests import, installed or not.
+_package = str(Path(vla_prune_ros.__file__).parent.parent)
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    filter(None, [_package, os.environ.get('PYTHONPATH', '')])
+)
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
@@ -104,6 +113,12 @@ def start(tmp_path):
     yield run
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A ROS namespace that no other test uses: for DDS a killed process lives for seconds."""
+    return f'/test{next(_numbers)}'
 
 
 @pytest.fixture(scope='session')

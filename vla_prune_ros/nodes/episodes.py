@@ -23,6 +23,7 @@ from vla_prune_ros.nodes.execution import ChunkPlayer
 from vla_prune_ros.sim.base import SimObservation, SimulatedRobot, to_env_action
 
 NANOSECONDS = 1_000_000_000
+FIRST_PATIENCE = 0.25  # s, after which a first unanswered request is sent again
 IDLE = 0.1  # s of wall clock between two looks at the world while nothing happens
 
 
@@ -207,6 +208,7 @@ class Episodes(threading.Thread):
         executed: list[np.ndarray] = []
         while not status.success and status.step < status.max_steps:
             actions = self._ask(robot, observation, executed, status)
+            actions = actions[: self._settings.horizon or None]
             executed = []
             for k, action in enumerate(actions[: status.max_steps - status.step]):
                 self._check()
@@ -228,33 +230,40 @@ class Episodes(threading.Thread):
         executed: list[np.ndarray],
         status: EpisodeStatus,
     ) -> np.ndarray:
-        """The chunk for this observation; sent again and again until it is answered."""
+        """The chunk for this observation; sent again, ever more rarely, until it is answered."""
         status.queries += 1
         self._link.report(status, self._now)
         actions = np.reshape(executed, (-1, 7))
+        patience = FIRST_PATIENCE
         while True:
             self._link.request(actions, self._now)
             self._link.observation(robot, observation, self._now)
-            deadline = time.monotonic() + self._settings.chunk_timeout
+            deadline = time.monotonic() + min(patience, self._settings.chunk_timeout)
             while (left := deadline - time.monotonic()) > 0:
                 self._check()
                 answer = self._link.chunk(min(left, IDLE))
                 if answer is None:
                     self._link.clock(self._now)
                 elif answer[0] == self._now:
-                    return answer[1][: self._settings.horizon or None]
+                    return answer[1]
             status.resent += 1
+            patience *= 2
 
     # -- real time -----------------------------------------------------------------------------
     def _play_realtime(
         self, robot: SimulatedRobot, observation: SimObservation, status: EpisodeStatus
     ) -> None:
-        """Step by the wall clock; a robot without an action holds still."""
+        """Step by the wall clock; a robot without an action holds still.
+
+        The clock starts with the first chunk: a policy that still loads does not cost the episode.
+        """
         period = round(NANOSECONDS / robot.control_hz)
         player = ChunkPlayer(self._settings.horizon, self._settings.prefetch)
         hold = np.array([0.0, 0, 0, 0, 0, 0, 1.0])  # raw gripper: open
         executed: list[np.ndarray] = []
         asked: float | None = None  # wall time of the request that is not answered yet
+        player.observe(self._now)
+        player.add(self._now, self._ask(robot, observation, [], status))
         tick = time.monotonic()
         while not status.success and status.step < status.max_steps:
             self._check()

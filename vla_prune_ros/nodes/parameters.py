@@ -92,7 +92,7 @@ BRIDGE = (
         'lockstep: time stands still during inference; realtime: it runs with the wall clock',
         choices=('lockstep', 'realtime'),
     ),
-    Spec('task', '', 'task name or index; empty: the first. From the next reset', read_only=False),
+    Spec('task', '', 'task name; empty: the first. From the next reset', read_only=False),
     Spec(
         'initial_state', 0, 'fixed initial state. From the next reset', 0, MAX_INT,
         read_only=False,

@@ -26,6 +26,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
@@ -95,8 +96,11 @@ class PolicyNode(LifecycleNode):
         self._info = self.create_publisher(DiagnosticArray, '~/policy_info', LATCHED)
         # Before the model loads. A latched reader does not match a volatile writer (ros2 topic
         # pub), and a volatile reader misses what was latched before it came: so both.
+        expected = SubscriptionEventCallbacks(incompatible_qos=lambda event: None)
         for qos in (RELIABLE, LATCHED):
-            self.create_subscription(String, 'instruction', self._on_instruction, qos)
+            self.create_subscription(
+                String, 'instruction', self._on_instruction, qos, event_callbacks=expected
+            )
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
         # Sim time may stand still, a watchdog may not.
@@ -112,7 +116,7 @@ class PolicyNode(LifecycleNode):
     def close(self) -> bool:
         """Stop for good; False if the model is still busy."""
         self._active = False
-        return self._worker.stop(timeout=1.0)
+        return self._worker.stop(timeout=0.5)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once."""
@@ -133,7 +137,6 @@ class PolicyNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to take data."""
-        self._forget('reset')
         self._failures = 0
         self._inputs.subscribe()
         self._active = True
@@ -143,7 +146,7 @@ class PolicyNode(LifecycleNode):
         """Stop taking data and forget."""
         self._active = False
         self._inputs.unsubscribe()
-        self._forget('reset')
+        self._forget()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -194,7 +197,7 @@ class PolicyNode(LifecycleNode):
 
     # -- services and parameters ---------------------------------------------------------------
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._forget('reset')
+        self._forget()
         response.success = self._policy is not None
         response.message = 'history cleared' if response.success else 'no policy is loaded'
         return response
@@ -203,19 +206,19 @@ class PolicyNode(LifecycleNode):
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
         self._enabled = request.data
-        self._forget('reset')
+        self._forget()
         response.success = True
         response.message = 'enabled' if request.data else 'disabled: no chunks are published'
         self.get_logger().info(response.message)
         return response
 
-    def _forget(self, reason: str) -> None:
+    def _forget(self) -> None:
         """Empty everything that reaches from one inference into the next."""
         self._worker.clear()
         self._inputs.clear()
         self._last_chunk = None
         self._working_on = -1
-        self._worker.post(lambda: self._policy and self._policy.reset(reason))
+        self._worker.post(lambda: self._policy and self._policy.reset())
 
     def _values(self) -> dict[str, Any]:
         return {name: self.get_parameter(name).value for name in self._specs}

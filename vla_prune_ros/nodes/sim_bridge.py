@@ -41,6 +41,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.episodes import Episodes, EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.messages import (
+    EPISODES,
     LATCHED,
     NANOSECONDS,
     RELIABLE,
@@ -91,7 +92,7 @@ class SimBridge(Node):
         self._pose = self.create_publisher(PoseStamped, 'ee_pose', RELIABLE)
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
-        self._episode = self.create_publisher(DiagnosticArray, '~/episode', LATCHED)
+        self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
         self._tf = self._tf_publisher()
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
@@ -122,12 +123,13 @@ class SimBridge(Node):
     # -- Link, called in the simulation thread -------------------------------------------------
     def ready(self) -> bool:
         """Whether a policy takes data and gives chunks."""
-        there = self._joints.get_subscription_count() and self.count_publishers(
-            self.resolve_topic_name('action_chunk')
+        chunks = self.count_publishers(self.resolve_topic_name('action_chunk'))
+        there = chunks > 0 and all(
+            publisher.get_subscription_count() for publisher in (self._joints, self._pose)
         )
         if not there:
             self.get_logger().info('waiting for a policy', throttle_duration_sec=5.0)
-        return bool(there)
+        return there
 
     def next_plan(self, robot: SimulatedRobot, requested: bool) -> Plan | None:
         """The episode that was asked for, or the next of the schedule, or None."""

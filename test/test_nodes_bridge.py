@@ -1,0 +1,237 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""sim_bridge as its own process, alone and together with policy_node, over DDS."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+
+from geometry_msgs.msg import PoseStamped
+from peer import PERIOD, Peer
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.nodes.images import decode_rgb
+from vla_prune_ros.sim import make_robot, to_env_action
+from vla_prune_ros.sim.tabletop.tasks import TASKS
+
+STEPS = 20  # limit of an episode here: two and a half chunks
+
+
+def bridge(namespace: str, *words: str, **parameters) -> list[str]:
+    """Command line of a bridge."""
+    parameters = {'max_steps': STEPS} | parameters
+    pairs = [f'{name.replace("__", ".")}:={value}' for name, value in parameters.items()]
+    settings = (word for pair in pairs for word in ('-p', pair))
+    return ['--ros-args', '-r', f'__ns:={namespace}', *words, *settings]
+
+
+class Robot(Peer):
+    """Takes the place of the policy, or with `answers` off only watches."""
+
+    def __init__(self, namespace: str, answers: bool = True) -> None:
+        super().__init__(namespace)
+        self.clocks: list[int] = []
+        self.requests: list[JointTrajectory] = []  # repeated ones left out
+        self.repeated = 0
+        self.seen: dict[str, dict[int, object]] = {}
+        node = self.node
+        if answers:
+            self.answers = node.create_publisher(JointTrajectory, 'action_chunk', m.RELIABLE)
+        node.create_subscription(
+            Clock, '/clock', lambda c: self.clocks.append(m.to_ns(c.clock)), m.RELIABLE
+        )
+        node.create_subscription(JointTrajectory, 'executed_actions', self._on_request, m.RELIABLE)
+        for kind, topic in [
+            (Image, 'agentview/image_raw'),
+            (Image, 'wrist/image_raw'),
+            (CameraInfo, 'wrist/camera_info'),
+            (JointState, 'joint_states'),
+            (PoseStamped, 'ee_pose'),
+        ]:
+            store = self.seen[topic] = {}
+            node.create_subscription(
+                kind, topic, lambda x, s=store: s.update({m.to_ns(x.header.stamp): x}), m.RELIABLE
+            )
+
+    def _on_request(self, message: JointTrajectory) -> None:
+        if message in self.requests:
+            self.repeated += 1
+        else:
+            self.requests.append(message)
+
+    def answer(self, n: int, actions: np.ndarray, delay: float = 0.0) -> int:
+        """Answer the n-th request; returns its stamp."""
+        assert self.wait_for(lambda: len(self.requests) > n, 15.0), 'no request'
+        stamp = m.to_ns(self.requests[n].header.stamp)
+        self.spin(delay)
+        self.answers.publish(m.chunk_message(actions, stamp, PERIOD))
+        return stamp
+
+    def wait_until_done(self, timeout: float = 30.0) -> dict[str, str]:
+        done = lambda: self.episodes and self.episodes[-1]['state'] == 'done'  # noqa: E731
+        assert self.wait_for(done, timeout), 'the episode did not end'
+        return self.episodes[-1]
+
+
+def some_actions(seed: int) -> np.ndarray:
+    """A chunk of smooth, small motions."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.uniform(-0.3, 0.3, (8, 6)), np.ones((8, 1))], axis=1)
+
+
+@pytest.fixture
+def robot(ros, namespace):
+    robot = Robot(namespace)
+    yield robot
+    robot.close()
+
+
+@pytest.fixture
+def watcher(ros, namespace):
+    watcher = Robot(namespace, answers=False)
+    yield watcher
+    watcher.close()
+
+
+def test_lockstep_executes_exactly_the_chunks_and_time_waits_for_them(start, namespace, robot):
+    """The robot moves as it does without ROS; /clock stands still while no chunk is there."""
+    process = start('sim_bridge', *bridge(namespace, episodes=1, task=TASKS[1].name))
+    stamps = [robot.answer(n, some_actions(n), delay=0.3 * (n == 1)) for n in range(3)]
+    status = robot.wait_until_done()
+    assert (status['result'], status['step'], status['queries']) == ('step_limit', str(STEPS), '3')
+    assert np.diff(stamps).tolist() == [8 * PERIOD] * 2
+    assert all(b >= a for a, b in itertools.pairwise(robot.clocks)), 'time went back'
+
+    sent = [m.actions_from(r) for r in robot.requests]
+    assert [len(s) for s in sent] == [0, 8, 8]
+    assert sent[1].tobytes() == some_actions(0).tobytes(), 'what was executed is what was sent'
+
+    here = make_robot('tabletop')
+    observation = here.reset(1, 0)
+    for n, stamp in enumerate(stamps):
+        joints = np.concatenate([observation.joint_positions, observation.finger_positions])
+        assert robot.seen['joint_states'][stamp].position.tolist() == joints.tolist()
+        for camera, pixels in observation.images.items():
+            got = decode_rgb(robot.seen[f'{camera}/image_raw'][stamp])
+            np.testing.assert_array_equal(got, pixels)
+        for action in some_actions(n):
+            observation = here.step(to_env_action(action))
+    here.close()
+    assert robot.seen['wrist/camera_info'][stamps[0]].header.frame_id == 'wrist_optical_frame'
+    assert process.end() == (0, pytest.approx(0, abs=2.0)), process.log
+
+
+def test_an_unanswered_observation_is_sent_again_and_answered_once(start, namespace, robot):
+    start('sim_bridge', *bridge(namespace, episodes=1, chunk_timeout=0.3, max_steps=8))
+    assert robot.wait_for(lambda: robot.repeated >= 2)
+    assert len(robot.requests) == 1
+    robot.answer(0, some_actions(0))
+    status = robot.wait_until_done()
+    assert (status['queries'], status['step']) == ('1', '8')
+    assert int(status['resent']) >= 2
+
+
+def test_a_bad_chunk_is_refused_and_the_next_one_counts(start, namespace, robot):
+    process = start('sim_bridge', *bridge(namespace, episodes=1, max_steps=8))
+    bad = some_actions(0)
+    bad[3, 2] = np.nan
+    robot.answer(0, bad)
+    process.wait_for_log('chunk refused')
+    robot.answer(0, some_actions(0))
+    assert robot.wait_until_done()['step'] == '8'
+
+
+def test_episodes_can_be_driven_from_outside(start, namespace, robot):
+    process = start('sim_bridge', *bridge(namespace, episodes=0, max_steps=8))
+    process.wait_for_log('is ready')
+    robot.spin(0.3)
+    assert not robot.episodes
+    (refused,) = robot.set_parameters('sim_bridge', task='juggle')
+    assert not refused.successful and TASKS[0].name in refused.reason
+    for n, task in enumerate([TASKS[2].name, TASKS[1].name]):
+        results = robot.set_parameters('sim_bridge', task=task, initial_state=3 + n)
+        assert all(r.successful for r in results)
+        answer = robot.trigger('sim_bridge/reset_episode')
+        assert (answer.success, answer.message) == (True, str(n + 1))
+        robot.answer(n, some_actions(n))
+        number = str(n + 1)
+        assert robot.wait_for(
+            lambda e=number: (
+                robot.episodes[-1]['episode'] == e and robot.episodes[-1]['state'] == 'done'
+            )
+        )
+        status = robot.episodes[-1]
+        assert (status['task'], status['initial_state']) == (task, str(3 + n))
+    gap = m.to_ns(robot.requests[1].header.stamp) - m.to_ns(robot.requests[0].header.stamp)
+    assert gap > 5 * m.NANOSECONDS, 'the policy has to see that a new episode began'
+
+
+def test_a_running_episode_is_aborted_by_a_new_one(start, namespace, robot):
+    start('sim_bridge', *bridge(namespace, episodes=1))
+    robot.answer(0, some_actions(0))
+    assert robot.wait_for(lambda: len(robot.requests) == 2)
+    assert robot.trigger('sim_bridge/reset_episode').message == '2'
+    assert robot.wait_for(lambda: len(robot.requests) == 3)
+    ended = [e for e in robot.episodes if e['state'] == 'done']
+    assert [(e['episode'], e['result']) for e in ended] == [('1', 'aborted')]
+    assert not len(m.actions_from(robot.requests[2]))
+
+
+def test_realtime_does_not_wait_and_counts_starvation(start, namespace, robot):
+    start('sim_bridge', *bridge(namespace, episodes=1, mode='realtime', max_steps=40))
+    robot.answer(0, some_actions(0))
+    assert robot.wait_for(lambda: len(robot.requests) >= 2)
+    status = robot.wait_until_done()  # nobody answers any more
+    assert status['step'] == '40'
+    assert int(status['starved']) > 10
+    times = sorted(robot.seen['joint_states'])
+    assert set(np.diff(times)) == {PERIOD}, 'observations come with every control step'
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_bridge_within_two_seconds_with_code_zero(
+    start, namespace, robot, number
+):
+    process = start('sim_bridge', *bridge(namespace, episodes=1))
+    assert robot.wait_for(lambda: robot.requests)
+    code, seconds = process.end(number)
+    assert (code, seconds < 2.0) == (0, True), (code, seconds, process.log)
+    assert 'Traceback' not in process.log
+
+
+@pytest.mark.parametrize('mode', ['lockstep', 'realtime'])
+def test_both_nodes_run_episodes_to_their_step_limit(start, checkpoint, namespace, watcher, mode):
+    """A random policy on the real simulation; the configuration is the one that is shipped."""
+    from conftest import REPOSITORY
+
+    params = ['--params-file', str(REPOSITORY / 'config' / 'sim.yaml')]
+    policy = start(
+        'policy_node', '--ros-args', '-r', f'__ns:={namespace}', *params,
+        '-p', f'checkpoint:={checkpoint}', '-p', 'pruning.mode:=random',
+    )  # fmt: skip
+    simulation = start(
+        'sim_bridge', *bridge(namespace, *params, mode=mode, episodes=2, max_steps=24)
+    )
+    ended = lambda: [e for e in watcher.episodes if e['state'] == 'done']  # noqa: E731
+    assert watcher.wait_for(lambda: len(ended()) == 2, 60.0), policy.log + simulation.log
+    assert [(e['result'], e['step']) for e in ended()] == [('step_limit', '24')] * 2
+    assert [e['task'] for e in ended()] == [TASKS[0].name, TASKS[1].name]
+    if mode == 'lockstep':
+        assert len(watcher.chunks) == len(watcher.stats) == 6
+        reasons = [s['reset_reason'] for s in watcher.stats]
+        assert reasons == ['start', '', '', 'gap', '', ''], 'one reset at the start of an episode'
+    assert {s['mode'] for s in watcher.stats} == {'random'}
+    for process in (policy, simulation):
+        assert 'no parameter' not in process.log
+        code, seconds = process.end()
+        assert (code, seconds < 2.0) == (0, True), process.log
