@@ -14,6 +14,7 @@ from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.pruning.none import NoPruning
 from vla_prune_ros.pruning.random import RandomDrop
 from vla_prune_ros.pruning.specprune import SpecPrune
+from vla_prune_ros.pruning.vla_cache import VLACache
 from vla_prune_ros.vla.config import OpenVLAConfig
 
 MODES: dict[str, type[PruningMethod]] = {
@@ -22,6 +23,7 @@ MODES: dict[str, type[PruningMethod]] = {
         NoPruning,
         SpecPrune,
         LightVLA,
+        VLACache,
         FastV,
         RandomDrop,
         GridDrop,

@@ -1,0 +1,288 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""VLA-Cache: patches that did not change keep the keys and values of an earlier inference.
+
+Source: VLA-Cache (arXiv 2502.02175) and its released code. No token leaves the attention; the
+rows of reused tokens are not computed. Deliberately unlike the release: frames are compared with
+the frame that wrote a slot, slots have a largest age, candidates are ordered by similarity and
+relevance instead of by index, and nothing to reuse means a dense pass.
+
+State machine: COLD (nothing stored) -> dense -> WARM; WARM reuses, or REFRESH (dense) where too
+little can be reused. A reset, an exception or another prompt length leads back to COLD.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.cache_schedule import (
+    entropy_shares,
+    parse_stages,
+    released_shares,
+)
+from vla_prune_ros.pruning.frames import patch_similarity, to_patches
+from vla_prune_ros.pruning.scaling import scaled_count, scaled_layer
+from vla_prune_ros.pruning.scores import instruction_rows, top_per_view
+from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.selection import (
+    PassPlan,
+    ScoreRequest,
+    SlotCache,
+    TokenLayout,
+    TokenState,
+)
+
+_SLOT = 'vla_cache'
+_RELEVANCE_LAYER = 15  # of 32, 0-based
+PRESETS: dict[str, dict[str, Any]] = {
+    'default': {
+        'static_k': 150, 'relevance': 'top', 'schedule': 'fixed', 'max_age': 1,
+        'reference': 'writer', 'refresh_below': 0.2,
+    },
+    'paper': {
+        'static_k': 100, 'relevance': 'threshold', 'schedule': 'entropy', 'max_age': 0,
+        'reference': 'previous', 'refresh_below': 0.0,
+    },
+    # Its reference frame is the current one by mistake; here it is the previous one.
+    'released_oft': {
+        'static_k': 150, 'relevance': 'top', 'schedule': 'released', 'max_age': 0,
+        'reference': 'previous', 'refresh_below': 0.0,
+    },
+}  # fmt: skip
+
+
+@dataclass
+class CacheState:
+    """What one inference leaves to the next, by visual slot [views, patches].
+
+    Attributes:
+        layout: the sequence that it belongs to.
+        kv: keys and values of all layers by absolute slot.
+        ref_patch: pixels of the frame that wrote each slot, uint8 [views, patches, pixels].
+        last_patch: pixels of the last inference, the same shape.
+        writer: inference that last wrote the slot through all layers, int64.
+        age: inferences since then in which the slot was reused in some layer, int64.
+        relevance: attention received from the instruction in the last inference, float32.
+        entropy: attention entropy of each layer in the last inference, or None.
+        inference: number of the last inference since the reset.
+        valid: False while a pass is under way; a pass that failed leaves it False.
+    """
+
+    layout: TokenLayout
+    kv: SlotCache
+    ref_patch: Tensor
+    last_patch: Tensor
+    writer: Tensor
+    age: Tensor
+    relevance: Tensor
+    entropy: Tensor | None = None
+    inference: int = -1
+    valid: bool = False
+
+
+@dataclass
+class _Pass:
+    """What one inference needs between its cut points."""
+
+    state: CacheState
+    patches: Tensor
+    cuts: dict[int, Tensor] = field(default_factory=dict)  # layer -> visual rows that stay live
+
+
+class VLACache(PruningMethod):
+    """Reuses keys and values of static patches that the instruction does not look at."""
+
+    name = 'vla_cache'
+    summary = 'VLA-Cache: unchanged patches keep their keys and values'
+    options = (
+        Option('preset', str, 'default', 'where options are "preset" or -1', choices=(*PRESETS,)),
+        Option('tau', float, 0.996, 'least similarity of a static patch', -1.0, 1.0),
+        Option('static_k', int, -1, 'most static patches per camera; -1: by preset, scaled', -1),
+        Option(
+            'relevance', str, 'preset', 'which patches are always recomputed: the best, or those '
+            'above a threshold', choices=('preset', 'top', 'threshold'),
+        ),
+        Option('relevant_k', int, -1, 'relevant patches per camera (top); -1: 100 scaled', -1),
+        Option('relevance_threshold', float, 0.5, 'of the relevance scaled to 0..1', 0.0, 1.0),
+        Option('relevance_layer', int, -1, 'layer of the relevance; -1: 15 of 32 scaled', -1),
+        Option(
+            'schedule', str, 'preset', 'share of the candidates reused in each layer: fixed, by '
+            'attention entropy (paper), by entropy as released',
+            choices=('preset', 'fixed', 'entropy', 'released'),
+        ),
+        Option('stages', str, '', 'fixed shares "LAYER:SHARE,..."; empty: the published, scaled'),
+        Option('entropy_gain', float, 1.0, "k' of the entropy schedule", 0.0, 100.0),
+        Option('max_age', int, -1, 'inferences a slot may be old; 0: any, -1: by preset', -1),
+        Option('strict', bool, False, 'dense pass as soon as any slot has reached max_age'),
+        Option('refresh_below', float, -1.0, 'dense pass below this reusable share; -1: preset',
+               -1.0, 1.0),
+        Option(
+            'reference', str, 'preset', 'frame to compare with: the one that wrote the slot, or '
+            'that of the previous inference', choices=('preset', 'writer', 'previous'),
+        ),
+        Option('bucket', int, 0, 'live rows are rounded up to a multiple of this; 0: not', 0),
+    )  # fmt: skip
+
+    def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
+        super().__init__(config, **values)
+        opt, patches, depth = self.opt, config.patches_per_view, config.llama.n_layers
+        self.rule = {
+            name: preset if getattr(opt, name) in ('preset', -1) else getattr(opt, name)
+            for name, preset in PRESETS[opt.preset].items()
+        }
+        if opt.static_k == -1:
+            self.rule['static_k'] = scaled_count(self.rule['static_k'], patches)
+        self.rule['relevant_k'] = (
+            scaled_count(100, patches) if opt.relevant_k == -1 else opt.relevant_k
+        )
+        self.relevance_layer = opt.relevance_layer
+        if opt.relevance_layer == -1:
+            self.relevance_layer = scaled_layer(_RELEVANCE_LAYER, depth)
+        if self.relevance_layer >= depth:
+            raise ValueError(f'option relevance_layer={opt.relevance_layer} is not below {depth}')
+        self.stages = parse_stages(opt.stages, depth)
+        self._tick: Tick | None = None
+        self._pass: _Pass | None = None
+        self._stats: dict[str, bool | int | float | str] = {}
+
+    def observe(self, tick: Tick) -> None:
+        """Remember frames and history for the pass that follows."""
+        self._tick = tick
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """Decide what is reused; without frames seen before, a dense pass that stores nothing."""
+        tick, self._tick, self._pass = self._tick, None, None
+        self._stats = {'state': 'cold', 'candidates': 0, 'reused': 0, 'oldest': 0}
+        if tick is None:
+            return PassPlan()
+        if len(tick.frames) != layout.n_views:
+            raise ValueError(f'{len(tick.frames)} frames for {layout.n_views} cameras')
+        frames = torch.from_numpy(tick.frames).to(embeddings.device)
+        patches = to_patches(frames, self.config.featurizer.patch_size)  # [views, P, pixels]
+        state = tick.history.slots.get(_SLOT)
+        usable = state is not None and state.valid and state.layout == layout
+        if not usable:
+            state = self._new_state(layout, embeddings, patches)
+            tick.history.slots[_SLOT] = state
+        self._pass = _Pass(state, patches)
+        if usable:
+            self._pass.cuts = self._plan(state, patches, layout)
+        state.valid = False
+        state.inference += 1
+        return PassPlan(
+            points=frozenset(self._pass.cuts),
+            scores=self._score_requests(layout, tick.template_tokens),
+            cache=state.kv,
+        )
+
+    def select(self, point: int, tokens: TokenState) -> Tensor:
+        """Return the rows that are computed from this layer on."""
+        return tokens.layout.keep(1 + self._pass.cuts[point])
+
+    def end(self, tokens: TokenState) -> None:
+        """Book what was written; only slots computed in every layer count as written."""
+        if self._pass is None:
+            return
+        state, patches, self._pass = self._pass.state, self._pass.patches, None
+        layout, shape = tokens.layout, state.age.shape
+        n_live = len(tokens.ids) - (layout.length - layout.n_visual)
+        written = torch.zeros(layout.n_visual, dtype=torch.bool, device=patches.device)
+        written[tokens.ids[1 : 1 + n_live] - 1] = True
+        written = written.view(shape)
+        state.age = torch.where(written, 0, state.age + 1)
+        state.writer = torch.where(written, state.inference, state.writer)
+        state.ref_patch = torch.where(written[..., None], patches, state.ref_patch)
+        state.last_patch = patches
+        state.relevance = tokens.scores[self.relevance_layer].received().view(shape)
+        if self.rule['schedule'] != 'fixed':
+            layers = range(self.config.llama.n_layers)
+            state.entropy = torch.stack([tokens.scores[layer].entropy for layer in layers])
+        state.valid = True
+
+    def reset(self) -> None:
+        """Forget the pass; the slots are in the history."""
+        self._tick = self._pass = None
+
+    def stats(self) -> dict[str, bool | int | float | str]:
+        """Return state, candidates, rows reused in the last layer, and the oldest slot used."""
+        return dict(self._stats)
+
+    def _new_state(self, layout: TokenLayout, embeddings: Tensor, patches: Tensor) -> CacheState:
+        llama, shape = self.config.llama, patches.shape[:2]
+        kv = SlotCache(
+            llama.n_layers,
+            layout.length,
+            llama.n_heads,
+            llama.head_dim,
+            embeddings.dtype,
+            embeddings.device,
+        )
+        zeros = torch.zeros(shape, dtype=torch.int64, device=patches.device)
+        return CacheState(layout, kv, patches, patches, zeros - 1, zeros, zeros.float())
+
+    def _score_requests(self, layout: TokenLayout, template: int) -> dict[int, ScoreRequest]:
+        entropy = self.rule['schedule'] != 'fixed'
+        layers = range(self.config.llama.n_layers) if entropy else (self.relevance_layer,)
+        rows = instruction_rows(layout, template)
+        return {layer: ScoreRequest(rows, layout.visual, entropy) for layer in layers}
+
+    def _plan(self, state: CacheState, patches: Tensor, layout: TokenLayout) -> dict[int, Tensor]:
+        """Return the visual rows (0-based) that stay live from each layer on; {} is dense."""
+        order, n = self._candidates(state, patches)
+        oldest = self.rule['max_age'] and bool((state.age >= self.rule['max_age']).any())
+        self._stats |= {'state': 'warm', 'candidates': n}
+        if n < self.rule['refresh_below'] * layout.n_visual or (self.opt.strict and oldest):
+            self._stats['state'] = 'refresh'
+            return {}
+        cuts: dict[int, Tensor] = {}
+        reused = 0
+        for layer, share in sorted(self._shares(state).items()):
+            count = self._rounded(math.floor(share * n + 1e-9), layout)
+            if count > reused:
+                cuts[layer], reused = order[count:], count
+        self._stats['reused'] = reused
+        if reused:
+            self._stats['oldest'] = 1 + int(state.age.flatten()[order[:reused]].max())
+        return cuts
+
+    def _candidates(self, state: CacheState, patches: Tensor) -> tuple[Tensor, int]:
+        """All visual rows [n_visual], candidates for reuse first and the best of them first."""
+        rule = self.rule
+        reference = state.ref_patch if rule['reference'] == 'writer' else state.last_patch
+        similarity = patch_similarity(patches, reference)  # [views, P]
+        similar = similarity.masked_fill(similarity < self.opt.tau, -torch.inf)
+        static = top_per_view(similar, rule['static_k'])
+        low, high = state.relevance.min(), state.relevance.max()
+        relevance = (state.relevance - low) / (high - low).clamp(min=torch.finfo().tiny)
+        if rule['relevance'] == 'top':
+            relevant = top_per_view(state.relevance, rule['relevant_k'])
+        else:
+            relevant = relevance >= self.opt.relevance_threshold
+        candidates = static & ~relevant
+        if rule['max_age']:
+            candidates &= state.age < rule['max_age']
+        merit = (similarity * (1 - relevance)).masked_fill(~candidates, -torch.inf)
+        order = merit.flatten().argsort(descending=True, stable=True)
+        return order, int(candidates.sum())
+
+    def _shares(self, state: CacheState) -> dict[int, float]:
+        """Layer -> share of the candidates reused from there on."""
+        if self.rule['schedule'] == 'fixed':
+            return self.stages
+        entropy = state.entropy.tolist()
+        if self.rule['schedule'] == 'entropy':
+            return entropy_shares(entropy, self.opt.entropy_gain)
+        return released_shares(entropy, self.stages)
+
+    def _rounded(self, reused: int, layout: TokenLayout) -> int:
+        """Reuse less, never more, so that the live rows fill a bucket."""
+        if not self.opt.bucket:
+            return reused
+        live = -(-(layout.length - reused) // self.opt.bucket) * self.opt.bucket
+        return max(0, layout.length - live)
