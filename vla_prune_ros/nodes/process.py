@@ -90,6 +90,9 @@ def run_node(
         node.destroy_node()
     executor.shutdown(timeout_sec=0)
     rclpy.try_shutdown()
+    # Python's own teardown would put the default action back for a handler, but leaves this.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if not idle:  # a thread is inside the model: Python would wait for it, or crash on the way out
         sys.stdout.flush()
         sys.stderr.flush()
