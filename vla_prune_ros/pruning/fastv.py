@@ -41,6 +41,11 @@ class FastV(PruningMethod):
         if self.opt.keep > patches:
             raise ValueError(f'option keep={self.opt.keep} is above {patches} patches per view')
         self.layers = min(self.opt.layers, config.llama.n_layers - 1)
+        if self.opt.rows == 'action' and self.layers == 1:
+            raise ValueError(
+                'option rows=action needs layers=2 or more: in the first layer the action slots '
+                'are zero and attend to everything alike'
+            )
         self.budget = self.opt.keep or max(1, round((1 - self.opt.prune_ratio) * patches))
         self._template_tokens = 0
 
