@@ -46,10 +46,14 @@ def test_executed_actions_end_at_their_stamp():
     got = through_dds(m.executed_message(actions(3), STAMP, PERIOD))
     times = [m.to_ns(p.time_from_start) for p in got.points]
     assert times == [-3 * PERIOD, -2 * PERIOD, -PERIOD]
+    executed = m.executed_from(got)
+    assert executed.ends == (STAMP - 2 * PERIOD, STAMP - PERIOD, STAMP)
+    assert executed.actions.tobytes() == actions(3).tobytes()
 
 
 def test_no_executed_actions_are_an_array_without_rows():
-    assert m.actions_from(m.executed_message(np.empty((0, 7)), STAMP, PERIOD)).shape == (0, 7)
+    executed = m.executed_from(m.executed_message(np.empty((0, 7)), STAMP, PERIOD))
+    assert (executed.actions.shape, executed.ends) == ((0, 7), ())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from vla_prune_ros.nodes.assembler import NANOSECONDS, Assembler, MatchedSet
 from vla_prune_ros.nodes.execution import ChunkPlayer
 from vla_prune_ros.nodes.streams import Streams
-from vla_prune_ros.nodes.trigger import Tick, Trigger
+from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
 from vla_prune_ros.nodes.worker import Worker
 
 MS = 1_000_000
@@ -80,53 +80,67 @@ def seen(stamp: int) -> MatchedSet:
     return MatchedSet(stamp, {})
 
 
+def did(*ends: int) -> Executed:
+    """Actions that are their own end times."""
+    return Executed(np.repeat(np.array(ends, float)[:, None], 7, axis=1), ends)
+
+
+A, B = did(2), did(9)
+
+
 def test_by_observation_everything_is_inferred_with_what_was_executed_before_it():
     trigger = Trigger('observation')
     assert trigger.add_observation(seen(1)) == Tick(seen(1))
-    assert trigger.add_executed(2, 'A') is None
-    assert trigger.add_executed(9, 'B') is None
-    assert trigger.add_observation(seen(3)) == Tick(seen(3), ('A',))
-    assert trigger.add_observation(seen(9)) == Tick(seen(9), ('B',))
+    assert trigger.add_executed(2, A) is None
+    assert trigger.add_executed(9, B) is None
+    assert trigger.add_observation(seen(3)) == Tick(seen(3), (A,))
+    assert trigger.add_observation(seen(9)) == Tick(seen(9), (B,))
 
 
 @pytest.mark.parametrize('request_first', [False, True])
 def test_by_request_only_the_named_observation_is_inferred(request_first):
     trigger = Trigger('request')
     assert trigger.add_observation(seen(1)) is None
-    steps = [lambda: trigger.add_executed(2, 'A'), lambda: trigger.add_observation(seen(2))]
+    steps = [lambda: trigger.add_executed(2, A), lambda: trigger.add_observation(seen(2))]
     first, second = steps if request_first else steps[::-1]
     assert first() is None
-    assert second() == Tick(seen(2), ('A',))
+    assert second() == Tick(seen(2), (A,), between=(seen(1),))
 
 
 @pytest.mark.parametrize('mode', ['observation', 'request'])
 def test_repeated_executed_actions_count_once(mode):
     trigger = Trigger(mode)
-    trigger.add_executed(2, 'A')
-    assert trigger.add_observation(seen(2)) == Tick(seen(2), ('A',))
-    assert trigger.add_executed(2, 'A') is None
-    tick = trigger.add_observation(seen(3)) if mode == 'observation' else None
-    assert tick is None or tick.executed == ()
+    trigger.add_executed(2, A)
+    assert trigger.add_observation(seen(2)) == Tick(seen(2), (A,))
+    assert trigger.add_executed(2, A) is None
+    trigger.add_executed(3, B)
+    assert trigger.add_observation(seen(3)) == Tick(seen(3), (B,))
 
 
 def test_a_request_of_a_restarted_clock_is_not_lost():
     trigger = Trigger('request')
     trigger.add_observation(seen(500 * NANOSECONDS))
-    trigger.add_executed(10, 'A')
-    assert trigger.add_observation(seen(10)) == Tick(seen(10), ('A',))
+    trigger.add_executed(10, A)
+    assert trigger.add_observation(seen(10)) == Tick(seen(10), (A,))
 
 
 def test_unanswered_requests_cannot_fill_the_memory():
     trigger = Trigger('request')
     for stamp in range(0, 10_000, 2):
-        trigger.add_executed(stamp, 'A')
+        trigger.add_executed(stamp, A)
         trigger.add_observation(seen(stamp + 1))
     assert len(trigger._executed) + len(trigger._sets) < 200
 
 
-def test_a_superseded_tick_hands_its_executed_actions_on():
-    merged = Tick.merge(Tick(seen(1), ('A',), 'old'), Tick(seen(2), ('B',), 'new'))
-    assert merged == Tick(seen(2), ('A', 'B'), 'new')
+def test_a_superseded_tick_hands_its_actions_and_frames_on():
+    merged = Tick.merge(Tick(seen(2), (A,), (seen(1),), 'old'), Tick(seen(9), (B,), (), 'new'))
+    assert merged == Tick(seen(9), (A, B), (seen(1), seen(2)), 'new')
+
+
+def test_frames_and_actions_before_an_observation_come_in_order_of_time():
+    tick = Tick(seen(50), (did(10, 20), did(30, 40, 50)), (seen(5), seen(20), seen(30)))
+    events = [e if isinstance(e, MatchedSet) else e[:, 0].tolist() for e in tick.events()]
+    assert events == [seen(5), [10, 20], seen(20), [30], seen(30), [40, 50]]
 
 
 # -- player ------------------------------------------------------------------------------------

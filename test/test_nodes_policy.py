@@ -204,10 +204,11 @@ def test_a_lifecycle_round_trip_ends_in_a_working_node(node, peer):
 
 
 def test_direct_equals_through_ros_bit_for_bit(start, checkpoint, namespace, own_peer):
-    """The same observations, modes and executed actions give the same float64 actions."""
+    """The same frames, executed actions and mode changes give the same float64 actions."""
     import torch
 
     from vla_prune_ros.policy import Observation, VLAPolicy
+    from vla_prune_ros.pruning import MODES
 
     process = start(
         'policy_node',
@@ -222,35 +223,40 @@ def test_direct_equals_through_ros_bit_for_bit(start, checkpoint, namespace, own
     torch.set_num_threads(1)
     policy = VLAPolicy.from_pretrained(checkpoint)
     rng = np.random.default_rng(11)
-    start_ns = time.time_ns() - 60 * m.NANOSECONDS
-    modes = {0: ('none', {}), 4: ('random', {}), 7: ('random', {'seed': 5}), 9: ('none', {})}
+    now = time.time_ns() - 600 * m.NANOSECONDS
     executed = np.empty((0, 7))
-    for k in range(12):
-        if k in modes:
-            mode, options = modes[k]
-            policy.set_pruning(mode, **options)
-            values = {f'pruning__{mode}__{n}': v for n, v in options.items()}
-            assert all(r.successful for r in own_peer.set_parameters(pruning__mode=mode, **values))
+
+    def sense() -> tuple:
         images = {n: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for n in own_peer.images}
-        position, quaternion, fingers = rng.normal(size=3), rng.normal(size=4), rng.normal(size=2)
+        quaternion = rng.normal(size=4)
         quaternion /= np.linalg.norm(quaternion)
-        stamp = start_ns + k * 8 * PERIOD
-        if len(executed):
-            policy.record_executed(executed)
+        return images, rng.normal(size=3), quaternion, rng.normal(size=2)
+
+    for k, mode in enumerate(mode for mode in MODES for _ in range(4)):
+        if policy.settings.mode != mode:
+            policy.set_pruning(mode)
+            (result,) = own_peer.set_parameters(pruning__mode=mode)
+            assert result.successful, result.reason
+        for n, action in enumerate(executed):
+            now += PERIOD
+            policy.record_executed(action)
+            if 0 < n < len(executed) - 1:  # a frame between two queries
+                frame = sense()
+                policy.observe(frame[0])
+                own_peer.send(now, *frame)
+        images, position, quaternion, fingers = sense()
         proprio = np.concatenate([position, quaternion_to_axis_angle(quaternion), fingers])
-        expected = policy.step(
-            Observation(images, proprio, INSTRUCTIONS[0], stamp / m.NANOSECONDS)
-        )
-        own_peer.executed.publish(m.executed_message(executed, stamp, PERIOD))
-        own_peer.send(stamp, images, position, quaternion, fingers)
-        assert own_peer.wait_for(lambda: len(own_peer.stats) == k + 1, 10.0), process.log  # noqa: B023
-        assert own_peer.wait_for(lambda: len(own_peer.chunks) == k + 1, 10.0)  # noqa: B023
-        chunk = own_peer.chunks[-1]
-        assert m.to_ns(chunk.header.stamp) == stamp
-        assert m.actions_from(chunk).tobytes() == expected.actions.tobytes(), f'query {k}'
-        assert own_peer.stats[-1]['kept'] == ','.join(map(str, expected.kept))
-        assert own_peer.stats[-1]['reset_reason'] == (expected.reset_reason or '')
-        executed = expected.actions[: rng.integers(1, 9)]
+        expected = policy.step(Observation(images, proprio, INSTRUCTIONS[0], m.to_seconds(now)))
+        own_peer.executed.publish(m.executed_message(executed, now, PERIOD))
+        own_peer.send(now, images, position, quaternion, fingers)
+        assert own_peer.wait_for(lambda n=k: len(own_peer.stats) == n + 1, 10.0), process.log
+        assert own_peer.wait_for(lambda n=k: len(own_peer.chunks) == n + 1, 10.0)
+        chunk, stats = own_peer.chunks[-1], own_peer.stats[-1]
+        assert m.to_ns(chunk.header.stamp) == now
+        assert m.actions_from(chunk).tobytes() == expected.actions.tobytes(), f'{mode}, query {k}'
+        assert (stats['mode'], stats['kept']) == (mode, ','.join(map(str, expected.kept)))
+        assert stats['reset_reason'] == (expected.reset_reason or '')
+        executed = expected.actions[: rng.integers(3, 9)]
 
 
 def test_a_repeated_request_gets_the_same_chunk_without_a_second_inference(

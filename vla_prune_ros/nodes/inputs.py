@@ -26,13 +26,13 @@ from vla_prune_ros.nodes.messages import (
     RELIABLE,
     SENSOR,
     MessageError,
-    actions_from,
+    executed_from,
     joints_from,
     pose_from,
     to_ns,
 )
 from vla_prune_ros.nodes.streams import Streams
-from vla_prune_ros.nodes.trigger import Tick, Trigger
+from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
 
 STATES = ('joint_states', 'ee_pose')
 
@@ -45,7 +45,7 @@ class Inputs:
         node: Node,
         settings: Mapping[str, Any],
         on_tick: Callable[[Tick], None],
-        on_executed: Callable[[int, np.ndarray], None],
+        on_executed: Callable[[int, Executed], None],
     ) -> None:
         self._node = node
         self._settings = settings
@@ -90,9 +90,9 @@ class Inputs:
         self._assembler.clear()
         self._trigger.clear()
 
-    def add_executed(self, stamp: int, actions: np.ndarray) -> None:
-        """Executed actions [n, 7], and in request mode a request, for the observation `stamp`."""
-        self._pass_on(self._trigger.add_executed(stamp, actions))
+    def add_executed(self, stamp: int, executed: Executed) -> None:
+        """What led to the observation at `stamp`; in request mode this asks for a chunk."""
+        self._pass_on(self._trigger.add_executed(stamp, executed))
 
     def watch(self) -> None:
         """Report streams that fell silent or came back. Call it by a wall clock."""
@@ -134,11 +134,11 @@ class Inputs:
 
     def _executed(self, message: JointTrajectory) -> None:
         try:
-            actions = actions_from(message)
+            executed = executed_from(message)
         except MessageError as error:
             self._report('executed_actions', error)
             return
-        self._on_executed(to_ns(message.header.stamp), actions)
+        self._on_executed(to_ns(message.header.stamp), executed)
 
     def _pass_on(self, tick: Tick | None) -> None:
         if tick is not None:

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_prune_ros.nodes.images import fill_rgb
+from vla_prune_ros.nodes.trigger import Executed
 from vla_prune_ros.sim.base import Camera, quaternion_to_axis_angle
 
 # Names of the action dimensions on the wire. None is a joint of any robot, so that a joint
@@ -115,6 +116,18 @@ def actions_from(message: JointTrajectory) -> np.ndarray:
     if not np.isfinite(actions).all():
         raise MessageError('an action is not finite')
     return actions
+
+
+def executed_from(message: JointTrajectory) -> Executed:
+    """The inverse of `executed_message`; an action ends when the next begins.
+
+    Raises:
+        MessageError: as `actions_from`.
+    """
+    actions = actions_from(message)
+    stamp = to_ns(message.header.stamp)
+    starts = [stamp + to_ns(point.time_from_start) for point in message.points]
+    return Executed(actions, (*starts[1:], stamp) if starts else ())
 
 
 # -- state -------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_prune_ros.nodes.assembler import MatchedSet
 from vla_prune_ros.nodes.inputs import Inputs
 from vla_prune_ros.nodes.messages import (
     LATCHED,
@@ -51,7 +52,7 @@ from vla_prune_ros.nodes.parameters import (
     undeclared,
 )
 from vla_prune_ros.nodes.process import StopRequestedError, run_node, wait_for
-from vla_prune_ros.nodes.trigger import Tick
+from vla_prune_ros.nodes.trigger import Executed, Tick
 from vla_prune_ros.nodes.worker import Worker
 
 DESCRIPTION = 'ROS 2 node vla_policy: camera images, state and an instruction to action chunks.'
@@ -174,12 +175,12 @@ class PolicyNode(LifecycleNode):
         self._working_on = tick.observation.stamp
         self._worker.offer(replace(tick, instruction=self._instruction))
 
-    def _on_executed(self, stamp: int, actions: np.ndarray) -> None:
+    def _on_executed(self, stamp: int, executed: Executed) -> None:
         last = self._last_chunk
         if last is not None and to_ns(last.header.stamp) == stamp:
             self._publish_chunk(last)  # the answer was lost
         elif stamp != self._working_on:
-            self._inputs.add_executed(stamp, actions)
+            self._inputs.add_executed(stamp, executed)
 
     def _on_instruction(self, message: String) -> None:
         text = message.data.strip()
@@ -245,7 +246,7 @@ class PolicyNode(LifecycleNode):
         values = self._values() | changed
         for mode in touched - {'mode'} | {values['pruning.mode']}:
             name, options = pruning_choice(values, mode)
-            make_selector(name, policy.model.config, **options)
+            make_selector(name, policy.config, **options)
 
     def _apply_parameters(self, parameters: list[Parameter]) -> None:
         if any(p.name.startswith('pruning.') for p in parameters) and self._policy is not None:
@@ -267,13 +268,15 @@ class PolicyNode(LifecycleNode):
             self._working_on = -1
             return
         started = time.perf_counter()
+        for event in tick.events():
+            if isinstance(event, np.ndarray):
+                policy.record_executed(event)
+            else:
+                policy.observe(self._images(event))
         samples = tick.observation.samples
-        for actions in tick.executed:
-            if len(actions):
-                policy.record_executed(actions)
         chunk = policy.step(
             Observation(
-                images={name: samples[name] for name in self.settings['cameras']},
+                images=self._images(tick.observation),
                 proprio=np.concatenate([samples['ee_pose'], samples['joint_states']]),
                 instruction=tick.instruction,
                 stamp=to_seconds(stamp),
@@ -287,6 +290,9 @@ class PolicyNode(LifecycleNode):
         self._last_chunk = message
         self._publish_chunk(message)
         self._publish_stats(chunk, stamp, (time.perf_counter() - started) * 1e3)
+
+    def _images(self, observation: MatchedSet) -> dict[str, np.ndarray]:
+        return {name: observation.samples[name] for name in self.settings['cameras']}
 
     def _is_fresh(self, stamp: int) -> bool:
         """Whether an observation is young enough; one from the future waits for the clock."""
@@ -313,7 +319,8 @@ class PolicyNode(LifecycleNode):
         return True
 
     def _on_failure(self, error: Exception) -> None:
-        """An inference failed; the policy has emptied its history itself."""
+        """An inference failed: what it left in the history is not to be trusted."""
+        self._policy.reset('exception')
         self._failures += 1
         self._working_on = -1
         self.get_logger().error(
@@ -412,6 +419,7 @@ def load_policy(settings: dict[str, Any], mode: str, options: dict[str, Any]) ->
         **options,
     )
     policy.warm_up()
+    policy.info()  # reads all weight files for their digest, which may take long
     return policy
 
 
