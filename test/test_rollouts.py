@@ -98,9 +98,9 @@ def test_success_ends_the_episode_at_that_step(session):
         def __getattr__(self, name):
             return getattr(self.robot, name)
 
-        def step(self, action):
+        def step(self, action, render=True):
             self.steps += 1
-            return self.robot.step(action)
+            return self.robot.step(action, render)
 
         def success(self):
             return self.steps >= 3

@@ -220,6 +220,11 @@ class VLAPolicy:
             self.history.observe(self.processor.frames(self._images(images)))
 
     @property
+    def wants_frames(self) -> bool:
+        """Whether the pruning mode looks at frames between queries: see `observe`."""
+        return self._selector.every_frame
+
+    @property
     def wants_query(self) -> bool:
         """Whether the pruning mode asks for a query before the running chunk is over."""
         return self._selector.wants_query(self.history)

@@ -196,16 +196,23 @@ def run_episode(
         record.queries += 1
         passes.append(meter.last)
         _note_query(record, chunk, resets)
-        played = []
-        for action in chunk.actions[: limit - record.steps]:
-            observation = robot.step(to_env_action(action))
-            played.append(action)
+        chunk_end = min(len(chunk.actions), limit - record.steps)
+        for number, action in enumerate(chunk.actions[:chunk_end], start=1):
+            # rendering costs more than physics: only frames that somebody looks at
+            render = number == chunk_end or policy.wants_frames
+            observation = robot.step(to_env_action(action), render=render)
+            policy.record_executed(action)
+            executed.append(action)
             record.steps += 1
             if robot.success():
                 record.success = True
                 break
-        policy.record_executed(np.stack(played))
-        executed.extend(played)
+            if number < chunk_end:
+                if policy.wants_frames:
+                    policy.observe(observation.images)
+                if policy.wants_query:
+                    observation = robot.observe()
+                    break
     record.resets = dict(resets)
     record.kept = record.kept / record.queries
     record.visual_rows = np.mean([p.visual_rows for p in passes], axis=0).round(3).tolist()

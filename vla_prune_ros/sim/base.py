@@ -87,12 +87,16 @@ class SimulatedRobot(ABC):
         """Start an episode from fixed initial state `initial_state` of `task`."""
 
     @abstractmethod
-    def step(self, action: np.ndarray) -> SimObservation:
+    def step(self, action: np.ndarray, render: bool = True) -> SimObservation:
         """Apply one action for one control period.
 
         action: float64 [7], environment convention: six deltas in [-1, 1], then the gripper,
-        -1 opens and +1 closes.
+        -1 opens and +1 closes. Without `render` the observation has no images, which is faster.
         """
+
+    @abstractmethod
+    def observe(self, render: bool = True) -> SimObservation:
+        """The observation of the current instant, with images if `render`."""
 
     @abstractmethod
     def success(self) -> bool:

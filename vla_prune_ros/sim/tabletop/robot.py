@@ -88,12 +88,12 @@ class TabletopRobot(SimulatedRobot):
                 x, y, BLOCK_REST_HEIGHT, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2),
             )  # fmt: skip
         mujoco.mj_forward(self.model, self.data)
-        return self._observe()
+        return self.observe()
 
-    def step(self, action: np.ndarray) -> SimObservation:
+    def step(self, action: np.ndarray, render: bool = True) -> SimObservation:
         """Apply one action for 50 ms; values outside [-1, 1] are clipped."""
         self.advance(action)
-        return self._observe()
+        return self.observe(render)
 
     def success(self) -> bool:
         """The task's predicate on the physics state."""
@@ -157,16 +157,13 @@ class TabletopRobot(SimulatedRobot):
         centre = (spec.width - 1) / 2.0, (spec.height - 1) / 2.0
         return np.array([x, y]) / z * spec.focal_length + centre
 
-    def observe(self) -> SimObservation:
-        """The observation of the current instant."""
-        return self._observe()
-
-    def _observe(self) -> SimObservation:
+    def observe(self, render: bool = True) -> SimObservation:
+        """The observation of the current instant, with images if `render`."""
         position = self.data.site_xpos[self._site].copy()
         quaternion = _quaternion(self.data.site_xmat[self._site].reshape(3, 3))
         fingers = self.data.qpos[7:9].copy()
         images = {}
-        if self._renderer is not None:
+        if render and self._renderer is not None:
             for camera in self.cameras:
                 self._renderer.update_scene(self.data, camera.name)
                 images[camera.name] = self._renderer.render()
