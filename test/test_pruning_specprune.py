@@ -83,6 +83,12 @@ def test_changed_patch_is_kept_where_it_is():
     assert visual(rig, 2) == {1 + 16 + 4 + 3}
 
 
+@pytest.mark.parametrize('value', [True, False])
+def test_frames_between_queries_are_wanted_for_changes_only(value):
+    selector = make_selector('specprune', tiny_config(), use_dynamic=value)
+    assert selector.every_frame is value
+
+
 def test_frames_between_queries_are_the_reference_when_the_rule_says_so():
     """The patch changed within the last 3 steps only; with speed 8 the frame is 1 to 3 back."""
     options = {'use_local': False, 'use_global': False, 'layer_cuts': False}
@@ -190,6 +196,24 @@ def test_published_budgets():
     assert vars(budgets(opt, 256, fine=False)) == {'recalled': 24, 'local': 19, 'changed': 16}
     assert vars(budgets(opt, 256, fine=True)) == {'recalled': 40, 'local': 32, 'changed': 27}
     assert vars(budgets(opt, 64, fine=False)) == {'recalled': 6, 'local': 5, 'changed': 4}
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 80), st.integers(0, 80), st.integers(0, 80), st.floats(0.1, 2), st.booleans()
+)
+def test_each_view_keeps_at_most_the_sum_of_its_budgets(local, recalled, changed, alpha, fine):
+    rig = Rig(
+        model(SIZES[1]), 'specprune', alpha=alpha, k_local=local, k_global=recalled,
+        k_dynamic=changed,
+    )  # fmt: skip
+    rig.tick(0)
+    layout = rig.tick(1, SLOW if fine else FAST).layout
+    size = budgets(rig.selector.opt, 25, fine)
+    for view in range(2):
+        kept = visual(rig, 2) & {*layout.view(view)}
+        assert len(kept) <= 2 * size.local + 2 * size.recalled + size.changed
+        assert len(kept) >= max(vars(size).values())
 
 
 @settings(deadline=None, max_examples=60)

@@ -72,13 +72,13 @@ class SpecPrune(PruningMethod):
     name = 'specprune'
     summary = 'SpecPrune-VLA: last query, changed patches and first layers decide'
     options = OPTIONS
-    every_frame = True
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
         opt, depth = self.opt, config.llama.n_layers
         if not (opt.use_local or opt.use_global or opt.use_dynamic):
             raise ValueError('one of the options use_local, use_global, use_dynamic must be true')
+        self.every_frame = opt.use_dynamic
         self.full_layers = min(opt.full_layers, depth - 1)
         deep = whole_numbers('global_layers', opt.global_layers)
         deep = scale_layers('global_layers', deep, depth, self.full_layers, depth - 1)
@@ -108,7 +108,7 @@ class SpecPrune(PruningMethod):
 
     def observe(self, tick: Tick) -> None:
         """Follow the executed actions and choose the reference frame."""
-        self._slots, self._template_tokens = tick.history.slots, tick.template_tokens
+        self._template_tokens = tick.template_tokens
         memory = self._follow(tick.history)
         memory.fine = memory.controller.fine
         reference = None
@@ -123,7 +123,6 @@ class SpecPrune(PruningMethod):
         """Whether fine motion began within the running chunk, if `requery_on_enter` is on."""
         if not self.opt.requery_on_enter:
             return False
-        self._slots = history.slots
         memory = self._follow(history)
         return memory.deep is not None and memory.controller.fine and not memory.fine
 
@@ -211,6 +210,7 @@ class SpecPrune(PruningMethod):
         return self._slots.setdefault(self.name, _Memory())
 
     def _follow(self, history: History) -> _Memory:
+        self._slots = history.slots
         memory = self._memory
         if self.opt.controller:
             memory.controller.follow([*history.executed], history.step, self.thresholds)
@@ -270,7 +270,7 @@ class SpecPrune(PruningMethod):
         full.view(-1)[order[:target]] = True
         return full
 
-    def _layer_cut(self, layer: int, tokens: TokenState) -> Tensor | None:
+    def _layer_cut(self, layer: int, tokens: TokenState) -> Tensor:
         live, layout, now = _visual(tokens), tokens.layout, self._pass
         now.importance.update(tokens.scores[layer], len(live))
         floor = _scaled_total(self.opt.min_tokens, layout.n_visual)
