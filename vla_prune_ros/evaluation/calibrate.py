@@ -10,7 +10,6 @@ probe between the layers. No weights change.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -130,20 +129,28 @@ def measure(policy: VLAPolicy, observations: Iterable[Observation]) -> LayerImpo
     """Run the network on observations with the probe in place."""
     import torch
 
+    from vla_prune_ros.evaluation.report import environment
     from vla_prune_ros.pruning.layer_importance import ImportanceProbe, LayerImportance
     from vla_prune_ros.vla.checkpoint import weights_digest
+    from vla_prune_ros.vla.processor import pixel_values
 
+    model, processor = policy.model, policy.processor
     probe = ImportanceProbe(policy.config.llama.n_layers)
-    with torch.inference_mode():
-        for observation in observations:
-            policy.model(*policy.tensors(observation), selector=probe)
+    for observation in observations:
+        frames = processor.frames([observation.images[c] for c in policy.settings.cameras])
+        ids, _ = processor.prompt(observation.instruction)
+        state = processor.normaliser.normalise_proprio(observation.proprio)
+        state = torch.from_numpy(state).to(model.device, torch.float32)[None]
+        with torch.inference_mode():
+            pixels = pixel_values(frames, model.device)
+            model(pixels, ids.to(model.device), state, selector=probe)
     source = policy.config.source
     return LayerImportance(
         sha256='' if source is None else weights_digest(source),
         suite=policy.settings.unnorm_key,
         frames=probe.passes,
         importance=probe.importance(),
-        versions={'torch': torch.__version__, 'python': platform.python_version()},
+        environment=environment(),
     )
 
 

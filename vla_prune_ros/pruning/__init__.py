@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.efficient_vla import EfficientVLA
 from vla_prune_ros.pruning.fastv import FastV
 from vla_prune_ros.pruning.grid import GridDrop
 from vla_prune_ros.pruning.history import History
@@ -24,6 +25,7 @@ MODES: dict[str, type[PruningMethod]] = {
         SpecPrune,
         LightVLA,
         VLACache,
+        EfficientVLA,
         FastV,
         RandomDrop,
         GridDrop,
