@@ -253,16 +253,18 @@ def choose_patches(
     Args:
         scores: attention from each patch to the words [n].
         states: state of each patch where they are compared [n, D].
-        keep: number to choose, at most n.
+        keep: number to choose, 0 to n.
         key: how many of them are key patches, at least 1.
         task_share: share of the others that is chosen by score, rounded down.
 
     Returns:
         Rows 0..n-1 of the three kinds, disjoint, int64.
     """
+    order = scores.argsort(descending=True, stable=True)
+    if keep == 0:
+        return order[:0], order[:0], order[:0]
     key = min(key, keep)
     by_score = key + math.floor(task_share * (keep - key))
-    order = scores.argsort(descending=True, stable=True)
     rest = order[by_score:]
     direction = F.normalize(states.float(), dim=-1)
     likeness = (direction[rest] @ direction[order[:key]].T).amax(1)  # to the nearest key patch
