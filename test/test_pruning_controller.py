@@ -76,19 +76,21 @@ def test_changes_are_apart_by_the_hold_time(motions, hold):
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.5), st.floats(-0.2, 0.2)), max_size=60),
     st.lists(st.integers(1, 12), min_size=1, max_size=10),
+    st.integers(0, 9),
 )
-def test_steps_in_batches_give_the_same_mode_as_one_by_one(motions, batches):
+def test_steps_in_batches_give_the_same_mode_as_one_by_one(motions, batches, hold):
+    limits = Thresholds(hold_steps=hold)
     actions = [np.array(action(*m)) for m in motions]
     single, batched = SpeedController(), SpeedController()
     for step, one in enumerate(actions, 1):
-        single.follow([one], step, LIMITS)
+        single.follow([one], step, limits)
     at = 0
     while at < len(actions):
         size = batches[at % len(batches)]
         at = min(len(actions), at + size)
         # With older actions in front, as between two queries.
-        batched.follow(actions[:at], at, LIMITS)
-        batched.follow(actions[:at], at, LIMITS)
+        batched.follow(actions[:at], at, limits)
+        batched.follow(actions[:at], at, limits)
     assert vars(single) == vars(batched)
 
 

@@ -110,6 +110,31 @@ def test_mean_of_the_deep_layers_keeps_one_budget_and_union_up_to_two(deep):
     assert sizes['mean'] == budget < sizes['union'] <= 2 * budget
 
 
+@pytest.mark.parametrize(('merge', 'recalled'), [('mean', {5, 40}), ('union', {5, 6, 40, 41})])
+def test_token_cut_between_the_deep_layers_keeps_the_score_of_the_first(deep, merge, recalled):
+    rig = Rig(
+        deep, 'specprune', global_merge=merge, k_global=9, use_local=False, use_dynamic=False
+    )  # one token per view and layer
+    rig.tick(0)
+    scores = rig.history.slots['specprune'].deep = torch.zeros(2, 2, 36)
+    for view, patch in ((0, 4), (1, 3)):
+        scores[:, view, patch] = torch.tensor([0.9, -torch.inf])
+        scores[:, view, patch + 1] = torch.tensor([0.1, 0.3])
+    rig.tick(1, FAST)
+    assert visual(rig, 2) == recalled
+
+
+def test_tokens_without_any_deep_score_count_as_dropped(deep):
+    rig = Rig(deep, 'specprune')
+    rig.tick(0)
+    assert not rig.history.slots['specprune'].dropped.any()
+    rig.tick(1, FAST)
+    dropped = rig.history.slots['specprune'].dropped.flatten()
+    scored = {i + 1 for i in range(72) if not dropped[i]}
+    assert scored == visual(rig, 11)  # alive at layer 14, though not all of them at layer 31
+    assert visual(rig, 21) < scored
+
+
 def test_dropped_tokens_return_only_by_change_or_first_layers(deep):
     options = {'use_dynamic': False, 'use_local': False, 'layer_cuts': False}
     rig = Rig(deep, 'specprune', **options)
