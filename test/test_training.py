@@ -45,10 +45,10 @@ def test_an_episode_file_holds_what_its_docstring_says(episodes):
         n = len(data['proprio'])
         assert n > 3
         assert data['images'].shape == (n, 2, 112, 112, 3) and data['images'].dtype == np.uint8
-        assert data['actions'].shape == (n, CHUNK, 7) and data['actions'].dtype == np.float32
+        assert data['actions'].shape == (n, 1, CHUNK, 7) and data['actions'].dtype == np.float32
         assert set(np.unique(data['actions'][..., 6])) <= {0.0, 1.0}
         assert data['block_pixels'].shape == (n, 2, 4, 2)
-        assert data['task'] == 1
+        assert (data['task'] == 1).all()
 
 
 def test_collecting_again_keeps_finished_episodes_and_makes_missing_ones(episodes):
@@ -84,7 +84,28 @@ def test_a_learner_that_drives_is_labelled_by_the_expert(tmp_path):
     still = record_episode(robot, 0, config, lambda *_: np.tile([0, 0, 0, 0, 0, 0, -1.0], (8, 1)))
     robot.close()
     assert np.ptp(still['proprio'][:, :3], axis=0).max() < 0.01, 'the learner holds still'
-    assert np.abs(still['actions'][:, 0, :3]).max() > 0.3, 'the expert would not'
+    assert np.abs(still['actions'][:, 0, 0, :3]).max() > 0.3, 'the expert would not'
+
+
+def test_alternative_instructions_get_labels_of_their_own(tmp_path):
+    config = CollectionConfig(tmp_path, 1, stride=12, detour=10, alternatives=2)
+    files = collect(config, progress=False)
+    with np.load(files[0]) as data:
+        tasks, relative = data['task'], data['relative']
+        n = len(data['proprio'])
+    assert tasks.shape == (n, 3) and (tasks[:, 0] == 0).all()
+    assert all(len(set(row)) == 3 for row in tasks)
+    data = DemonstrationSet(files, tmp_path / 'frames.npy')
+    assert len(data) == 3 * n
+    batch = data.batch(0, 3 * n, seed=0)
+    colours = [TASKS[t].colour for t in batch.task]
+    # the same frame under two instructions: same state, same plate, another target
+    for i in range(3 * n):
+        for j in range(3 * n):
+            if torch.equal(batch.proprio[i], batch.proprio[j]) and colours[i] != colours[j]:
+                assert torch.equal(batch.relative[i, 3:], batch.relative[j, 3:])
+                assert (batch.relative[i, :3] - batch.relative[j, :3]).abs().max() > 0.03
+    assert np.isfinite(relative).all()
 
 
 def test_the_random_crop_at_the_middle_is_the_processors_centre_crop():

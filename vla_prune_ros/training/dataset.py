@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _CROP_SIDE = math.sqrt(0.9)  # training crops keep 90 % of the area, as the centre crop does
-_PER_SAMPLE = ('images', 'proprio', 'actions', 'block_pixels', 'plate_pixels', 'relative')
+_OF_A_FRAME = ('proprio', 'block_pixels', 'plate_pixels')
+_OF_A_LABEL = ('task', 'actions', 'relative')
 
 
 @dataclass
@@ -41,10 +42,10 @@ class Batch:
 
 
 class DemonstrationSet:
-    """All samples of some episode files.
+    """All samples of some episode files: one per frame and label.
 
-    The frames are unpacked once into `frames.npy` beside the first file and mapped into memory,
-    so that several training processes share one copy.
+    The frames are unpacked once into the file `cache` and mapped into memory, so that several
+    training processes share one copy.
     """
 
     def __init__(self, files: Iterable[Path], cache: Path) -> None:
@@ -56,9 +57,15 @@ class DemonstrationSet:
         for file in files:
             with np.load(file) as data:
                 counts.append(len(data['proprio']))
-                for name in _PER_SAMPLE[1:]:
-                    columns.setdefault(name, []).append(data[name])
-                columns.setdefault('task', []).append(np.full(counts[-1], data['task']))
+                labels = data['task'].shape[1]
+                for name in _OF_A_FRAME:
+                    columns.setdefault(name, []).append(data[name].repeat(labels, axis=0))
+                for name in _OF_A_LABEL:
+                    value = data[name]
+                    columns.setdefault(name, []).append(value.reshape(-1, *value.shape[2:]))
+                columns.setdefault('frame', []).append(
+                    np.arange(counts[-1]).repeat(labels) + sum(counts[:-1])
+                )
         self._columns = {k: torch.from_numpy(np.concatenate(v)) for k, v in columns.items()}
         self._images = _frame_cache(files, counts, cache)
 
@@ -97,7 +104,7 @@ class DemonstrationSet:
 
     def _batch(self, index: Tensor, generator: torch.Generator) -> Batch:
         c = {k: v[index] for k, v in self._columns.items()}
-        images = torch.from_numpy(self._images[index.numpy()])  # [B, 2, S, S, 3]
+        images = torch.from_numpy(self._images[c['frame'].numpy()])  # [B, 2, S, S, 3]
         images, offset = random_crop(images, generator)
         pixels = torch.cat([c['block_pixels'], c['plate_pixels'][:, :, None]], dim=2)
         return Batch(

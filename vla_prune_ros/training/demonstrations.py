@@ -37,9 +37,10 @@ class CollectionConfig:
     image_size: pixels of the stored frames; stride: mean number of steps between samples;
     noise: largest standard deviation of the injected action noise; policy: checkpoint directory
     of a learner that drives (None: the expert drives); expert_share: share of chunks in which
-    the expert takes over from the learner; detour: longest detour in steps. In a detour the hand
-    first serves another instruction; without them its position alone tells which block is meant,
-    and the learner need not look.
+    the expert takes over from the learner; detour: longest detour in steps, in which the hand
+    first serves another instruction; alternatives: further instructions for which every sample
+    is labelled, too. Without the last two the hand's position alone tells which block is meant,
+    and the learner need neither look nor listen.
     """
 
     directory: Path
@@ -51,6 +52,7 @@ class CollectionConfig:
     policy: Path | None = None
     expert_share: float = 0.25
     detour: int = 0
+    alternatives: int = 0
     seed: int = 0
 
     def path(self, episode: int) -> Path:
@@ -156,10 +158,11 @@ def record_episode(
 ) -> dict[str, np.ndarray]:
     """Drive one episode of task `episode % 8` and return its samples.
 
-    Returns arrays over n samples: images uint8 [n, 2, S, S, 3] before the centre crop, proprio
-    float64 [n, 8], actions float32 [n, 8, 7] (gripper 1 open, 0 closed), block_pixels float32
-    [n, 2, 4, 2] and plate_pixels [n, 2, 2] (x, y in the stored frame, NaN out of view),
-    relative float32 [n, 6] (target block minus hand, plate minus hand, m), task int64 [].
+    Returns arrays over n samples with k labels each (the task first, then the alternatives):
+    images uint8 [n, 2, S, S, 3] before the centre crop, proprio float64 [n, 8], block_pixels
+    float32 [n, 2, 4, 2] and plate_pixels [n, 2, 2] (x, y in the stored frame, NaN out of view);
+    task int64 [n, k], actions float32 [n, k, 8, 7] (gripper 1 open, 0 closed), relative float32
+    [n, k, 6] (target block minus hand, plate minus hand, m).
     """
     rng = np.random.default_rng([config.seed, episode, learner is not None])
     index = episode % len(TASKS)
@@ -178,7 +181,9 @@ def record_episode(
                 observation = robot.observe()
                 queue = list(learner(observation, task.instruction))
         if rng.random() < 1.0 / config.stride:
-            for name, value in _sample(robot, task, config.image_size).items():
+            others = rng.permutation(np.delete(np.arange(len(TASKS)), index))
+            labels = [index, *others[: config.alternatives]]
+            for name, value in _sample(robot, labels, config.image_size).items():
                 samples.setdefault(name, []).append(value)
         planned = queue.pop(0) if learner is not None else None
         wanted = other if step < detour else task
@@ -192,8 +197,7 @@ def record_episode(
         done_for = done_for + 1 if robot.success() else 0
         if done_for > 6:
             break
-    arrays = {name: np.stack(values) for name, values in samples.items()}
-    return {**arrays, 'task': np.array(index)}
+    return {name: np.stack(values) for name, values in samples.items()}
 
 
 def _detour(
@@ -206,7 +210,7 @@ def _detour(
     return int(rng.integers(4, longest + 1)), others[rng.integers(len(others))]
 
 
-def _sample(robot: TabletopRobot, task: TabletopTask, size: int) -> dict[str, np.ndarray]:
+def _sample(robot: TabletopRobot, labels: list[int], size: int) -> dict[str, np.ndarray]:
     observation, scene = robot.observe(), robot.scene()
     scale = size / robot.cameras[0].width
     images = [resize(jpeg_round_trip(observation.images[v]), size) for v in VIEWS]
@@ -219,11 +223,16 @@ def _sample(robot: TabletopRobot, task: TabletopTask, size: int) -> dict[str, np
     return {
         'images': np.stack(images),
         'proprio': observation.proprio,
-        'actions': clean_chunk(robot, task),
+        'task': np.array(labels),
+        'actions': np.stack([clean_chunk(robot, TASKS[i]) for i in labels]),
         'block_pixels': np.stack([pixels(scene.blocks[c]) for c in COLOURS], axis=1),
         'plate_pixels': pixels(scene.plate),
-        'relative': np.concatenate(
-            [scene.blocks[task.colour] - scene.hand, scene.plate - scene.hand]
+        'relative': np.stack(
+            [
+                np.concatenate([scene.blocks[TASKS[i].colour], scene.plate])
+                - np.tile(scene.hand, 2)
+                for i in labels
+            ]
         ).astype(np.float32),
     }
 

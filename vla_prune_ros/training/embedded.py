@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,15 +37,15 @@ class Recipe:
     """Stages of the embedded policy's training.
 
     Behaviour cloning on `episodes` noisy expert episodes and `detours` more that begin with a
-    detour, for `steps` optimiser steps; then, for each entry of `rounds`, (DAgger episodes driven
-    by the learner, further steps on everything).
+    detour and are labelled for three instructions, for `steps` optimiser steps; then, for each
+    entry of `rounds`, (DAgger episodes driven by the learner, further steps on everything).
     """
 
     out: Path
     episodes: int = 840
     detours: int = 560
     steps: int = 5000
-    rounds: tuple[tuple[int, int], ...] = ((600, 4000), (600, 4000))
+    rounds: tuple[tuple[int, int], ...] = ((400, 4000),)
     workers: int = 4
     device: str = 'cpu'
     seed: int = 0
@@ -67,6 +68,7 @@ def train_embedded(recipe: Recipe, progress: bool = True) -> Path:
         first=recipe.episodes,
         episodes=recipe.detours,
         detour=36,
+        alternatives=2,
     )
     files += collect(detours, recipe.workers, progress)
     start = recipe.out / 'fresh'
@@ -89,8 +91,9 @@ def train_embedded(recipe: Recipe, progress: bool = True) -> Path:
             recipe.out / f'dagger_{number}',
             episodes,
             first=recipe.episodes + 10_000 * number,
-            stride=4,
+            stride=6,
             policy=stage,
+            alternatives=2,
             seed=recipe.seed,
         )
         files = [*files, *collect(collection, recipe.workers, progress)]
@@ -116,4 +119,23 @@ def fresh_checkpoint(directory: Path, data: DemonstrationSet, seed: int) -> None
     statistics = {UNNORM_KEY: action_statistics(data.actions, data.proprio)}
     torch.manual_seed(seed)
     config = replace(SIZES, llama=replace(SIZES.llama, vocab_size=vocab), norm_stats=statistics)
-    save_pretrained(OpenVLAOFT(config), directory)
+    model = OpenVLAOFT(config)
+    towers = model.vision_backbone
+    with torch.no_grad():
+        for tower in (towers.featurizer, towers.fused_featurizer):
+            grid = config.featurizer.grid
+            tower.pos_embed.copy_(grid_embedding(grid, tower.pos_embed.shape[-1])[None])
+    save_pretrained(model, directory)
+
+
+def grid_embedding(grid: int, dim: int) -> torch.Tensor:
+    """Sines and cosines of row and column, [grid * grid, dim], patches row-major.
+
+    A start for position embeddings that have no pretraining behind them: from random ones the
+    policy learnt rows (which the decoder's rotary positions show, too) but no columns.
+    """
+    frequency = math.pi / grid * torch.arange(1, dim // 4 + 1)
+    angle = torch.arange(grid)[:, None] * frequency / 2  # [grid, dim/4]
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, dim/2]
+    rows, columns = wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)

@@ -21,6 +21,7 @@ from vla_prune_ros.sim.base import (
     SimulatedRobot,
     quaternion_to_axis_angle,
 )
+from vla_prune_ros.sim.tabletop.controller import OperationalSpaceController
 from vla_prune_ros.sim.tabletop.tasks import (
     BLOCK_REST_HEIGHT,
     COLOURS,
@@ -29,7 +30,6 @@ from vla_prune_ros.sim.tabletop.tasks import (
     Scene,
     initial_layout,
 )
-from vla_prune_ros.sim.tabletop.controller import OperationalSpaceController
 
 HOME = np.array([0.0, -0.161, 0.0, -2.4446, 0.0, 2.2268, np.pi / 4])
 FINGER_OPEN = 0.04
