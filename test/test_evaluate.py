@@ -60,6 +60,19 @@ def test_a_run_writes_all_its_files_and_a_second_one_only_reads_them(command, tm
     assert '15 of 15 episodes were taken over' in (out / 'report.md').read_text()
 
 
+def test_the_readout_in_force_and_what_a_mode_is_not_are_recorded(command, tmp_path):
+    results = []
+    for readout in ([], ['--readout-start', '-56']):
+        out = tmp_path / f'out{len(readout)}'
+        options = ['--modes', 'none,random,efficient_vla', '--option', 'efficient_vla.skip=0']
+        options += ['--episodes', '1', '--out', str(out)]
+        assert evaluate.main([*command, *options, *readout]) == 0
+        results.append(json.loads((out / 'results.json').read_text()))
+    assert [r['run']['readout_start'] for r in results] == [-58, -56]
+    assert 'head cache' in results[0]['run']['mode_notes']['efficient_vla']
+    assert 'head cache' in (tmp_path / 'out0' / 'report.md').read_text()
+
+
 def test_an_interrupted_run_goes_on_and_ends_like_one_without_interruption(command, tmp_path):
     out, whole = tmp_path / 'out', tmp_path / 'whole'
     environment = {**os.environ, 'PYTHONPATH': str(Path(vla_prune_ros.__file__).parents[1])}

@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument('--checkpoint', help='checkpoint directory; default: the embedded policy')
     p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
+    p.add_argument(
+        '--readout-start', type=int, metavar='N',
+        help='first state given to the head, counted from the end; default: as trained (-58 at'
+        ' published sizes); the LightVLA release takes -56',
+    )  # fmt: skip
     p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
     p.add_argument(
         '--option', action='append', default=[], metavar='MODE.KEY=VALUE',
@@ -115,6 +120,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         device=args.device,
         dtype=args.dtype,
         unnorm_key=args.unnorm_key,
+        readout_start=args.readout_start,
         seed=args.seed,
         threads=args.threads,
     )
@@ -265,11 +271,17 @@ def describe(setup: Setup, entries: Sequence[Entry]) -> dict:
 
     session = Session(setup)
     try:
+        notes = {}
         for entry in entries:
             session.policy.set_pruning(entry.mode, **entry.options)
+            if note := session.policy.info()['note']:
+                notes[entry.name] = note
         info, robot = session.policy.info(), session.robot
         return {
             'sha256': info['sha256'],
+            'pruning_trained': info['pruning_trained'],
+            'readout_start': info['readout_start'],
+            'mode_notes': notes,
             'dimension_names': list(info['dimension_names']),
             'chunk_len': session.policy.config.chunk_len,
             'tasks': [task.name for task in robot.tasks],
@@ -318,6 +330,7 @@ def notes(facts: dict, entries: Sequence[Entry], plan: Sequence[Episode], done: 
         f' {len({e.task for e in plan})} of {len(facts["tasks"])} tasks, initial states'
         f' {states[0]} to {states[-1]} of {facts["n_initial_states"]}'
     ]
+    remarks += [f'{name}: {note}' for name, note in facts['mode_notes'].items()]
     if done:
         remarks.append(f'{done} of {len(plan)} episodes were taken over from an earlier run')
     return remarks

@@ -105,6 +105,7 @@ class Setup:
     device: str = 'cpu'
     dtype: str = 'float32'
     unnorm_key: str | None = None
+    readout_start: int | None = None
     seed: int = 7
     threads: int = 1
 
@@ -125,6 +126,7 @@ class Session:
             device=setup.device,
             dtype=setup.dtype,
             unnorm_key=setup.unnorm_key,
+            readout_start=setup.readout_start,
         )
         self.meter = WorkMeter(self.policy.model.decoder)
         self.robot = make_robot(setup.suite, **setup.robot_options)

@@ -49,6 +49,11 @@ POLICY = (
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     ),
     Spec('unnorm_key', '', 'normalisation statistics to use; empty: the only set there is'),
+    Spec(
+        'readout_start', 0,
+        'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
+        -10_000, 0,
+    ),
     Spec('torch_threads', 0, 'CPU threads of the model; 0: as torch chooses', 0, 1024),
     Spec('autostart', True, 'configure and activate at start-up'),
     Spec('default_instruction', '', 'instruction in force until one arrives'),

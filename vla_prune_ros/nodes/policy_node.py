@@ -414,6 +414,7 @@ def load_policy(settings: dict[str, Any], mode: str, options: dict[str, Any]) ->
         device=device,
         dtype=dtype,
         unnorm_key=settings['unnorm_key'] or None,
+        readout_start=settings['readout_start'] or None,
         cameras=tuple(settings['cameras']),
         max_gap=settings['max_gap'],
         **options,
@@ -425,4 +426,4 @@ def load_policy(settings: dict[str, Any], mode: str, options: dict[str, Any]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node; exit code 0 after SIGINT or SIGTERM."""
-    return run_node(PolicyNode, argv, DESCRIPTION)
+    return run_node(PolicyNode, argv, 'policy_node', DESCRIPTION)
