@@ -81,8 +81,8 @@ class Peer:
     def spin(self, seconds: float) -> None:
         self.wait_for(lambda: False, seconds)
 
-    def wait_until_active(self, timeout: float = 60.0) -> None:
-        """Wait until the policy node listens to us and we to it."""
+    def wait_until_active(self, process, timeout: float = 60.0) -> None:
+        """Wait until the policy node `process` listens to us and we to it."""
         ready = lambda: (  # noqa: E731
             self.joints.get_subscription_count()
             and self.executed.get_subscription_count()
@@ -90,7 +90,9 @@ class Peer:
             and self.node.count_publishers('action_chunk')
             and self.info
         )
-        assert self.wait_for(ready, timeout), 'the policy node did not become active'
+        ended = lambda: process.popen.poll() is not None  # noqa: E731
+        self.wait_for(lambda: ended() or ready(), timeout)
+        assert not ended() and ready(), f'the policy node is not active:\n{process.log}'
 
     def send(
         self,

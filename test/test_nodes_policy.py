@@ -55,7 +55,7 @@ def shared_node(start_shared, checkpoint):
 
 @pytest.fixture
 def node(shared_node, peer):
-    peer.wait_until_active()
+    peer.wait_until_active(shared_node)
     peer.trigger('vla_policy/reset')
     peer.forget()
     yield shared_node
@@ -199,7 +199,7 @@ def test_a_lifecycle_round_trip_ends_in_a_working_node(node, peer):
     assert change(2)  # clean up
     assert state() == 'unconfigured'
     assert change(1) and change(3)  # configure, activate
-    peer.wait_until_active()
+    peer.wait_until_active(node)
     assert peer.ask()
 
 
@@ -217,7 +217,7 @@ def test_direct_equals_through_ros_bit_for_bit(start, checkpoint, namespace, own
             sync__slop='0.0', sync__state_slop='0.0',
         ),
     )  # fmt: skip
-    own_peer.wait_until_active()
+    own_peer.wait_until_active(process)
     own_peer.instruction.publish(String(data=INSTRUCTIONS[0]))
     assert own_peer.wait_for(lambda: own_peer.info[-1]['instruction'] == INSTRUCTIONS[0])
     torch.set_num_threads(1)
@@ -262,7 +262,7 @@ def test_direct_equals_through_ros_bit_for_bit(start, checkpoint, namespace, own
 def test_a_repeated_request_gets_the_same_chunk_without_a_second_inference(
     start, checkpoint, namespace, own_peer
 ):
-    start(
+    process = start(
         'policy_node',
         *arguments(
             checkpoint,
@@ -272,7 +272,7 @@ def test_a_repeated_request_gets_the_same_chunk_without_a_second_inference(
             max_observation_age='0.0',
         ),
     )  # fmt: skip
-    own_peer.wait_until_active()
+    own_peer.wait_until_active(process)
     stamp = own_peer.send_any()
     own_peer.spin(0.3)
     assert not own_peer.chunks, 'nothing was asked for'
@@ -291,7 +291,7 @@ def test_a_signal_ends_the_node_within_two_seconds_with_code_zero(
     start, checkpoint, namespace, own_peer, number
 ):
     process = start('policy_node', *arguments(checkpoint, namespace, default_instruction='wave'))
-    own_peer.wait_until_active()
+    own_peer.wait_until_active(process)
     for seed in range(5):
         own_peer.send_any(seed=seed)  # so that it is at work
     code, seconds = process.end(number)

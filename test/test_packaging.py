@@ -186,7 +186,9 @@ def wheel_install(tmp_path_factory) -> Path:
     subprocess.run(
         [
             sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation',
-            '--use-pep517', '--no-index', '--prefix', str(prefix), str(copy),
+            '--use-pep517', '--no-index', '--prefix', str(prefix),
+            '--ignore-installed',  # or pip removes the package under test from its environment
+            str(copy),
         ],
         check=True,
     )  # fmt: skip

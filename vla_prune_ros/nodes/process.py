@@ -43,12 +43,14 @@ class ClosableNode(Protocol):
         """Stop own threads within about a second; False if one is still busy."""
 
 
-def ros_arguments(argv: Sequence[str] | None, description: str) -> list[str]:
+def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> list[str]:
     """Arguments for rclpy. Prints help; SystemExit 2 for anything outside `--ros-args ... --`."""
     from rclpy.utilities import remove_ros_args
 
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
+        prog=name,
+        usage=f'{name} [-h] [--ros-args ...]',
         description=description,
         epilog='Parameters and remappings: --ros-args -p NAME:=VALUE --params-file FILE -r A:=B',
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,14 +60,17 @@ def ros_arguments(argv: Sequence[str] | None, description: str) -> list[str]:
 
 
 def run_node(
-    factory: Callable[[threading.Event], Node], argv: Sequence[str] | None, description: str
+    factory: Callable[[threading.Event], Node],
+    argv: Sequence[str] | None,
+    name: str,
+    description: str,
 ) -> int:
     """Run the node that `factory` makes until SIGINT, SIGTERM or shutdown of ROS.
 
     `factory` gets the event that is set when the process is to end. Returns the exit code: 0 after
     a signal, 1 if the node could not be made or failed.
     """
-    arguments = ros_arguments(argv, description)
+    arguments = ros_arguments(argv, name, description)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -312,4 +312,4 @@ def _transform(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node; exit code 0 after SIGINT or SIGTERM."""
-    return run_node(SimBridge, argv, DESCRIPTION)
+    return run_node(SimBridge, argv, 'sim_bridge', DESCRIPTION)
