@@ -31,16 +31,16 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('lightvla')
     rng = np.random.default_rng(0)
     for task in (1, 6):
-        n = 9
+        n, k = 5, 2  # frames, labels
         np.savez(
             folder / f'episode_{task:06d}.npz',
             images=rng.integers(0, 256, (n, 2, 112, 112, 3), dtype=np.uint8),
             proprio=rng.normal(size=(n, 8)),
-            actions=rng.uniform(-1, 1, (n, 8, 7)).astype(np.float32),
+            actions=rng.uniform(-1, 1, (n, k, 8, 7)).astype(np.float32),
             block_pixels=rng.uniform(0, 112, (n, 2, 4, 2)).astype(np.float32),
             plate_pixels=rng.uniform(0, 112, (n, 2, 2)).astype(np.float32),
-            relative=rng.normal(size=(n, 6)).astype(np.float32),
-            task=np.array(task),
+            relative=rng.normal(size=(n, k, 6)).astype(np.float32),
+            task=np.tile([task, 3], (n, 1)),
         )
     files = sorted(folder.glob('*.npz'))
     fresh_checkpoint(folder / 'dense', DemonstrationSet(files, folder / 'frames.npy'), seed=0)

@@ -94,7 +94,8 @@ def straight_through(
     chosen = scores.argmax(-1)
     soft = scores.softmax(-1)
     hard = torch.nn.functional.one_hot(chosen, scores.shape[-1]).to(soft.dtype)
-    return (hard + (soft - soft.detach())) @ patches, chosen
+    weights = hard + (soft - soft.detach())  # [..., N, N]
+    return weights.to(patches.dtype) @ patches, chosen
 
 
 def select_for_training(

@@ -235,9 +235,10 @@ class VLACache(PruningMethod):
     def _plan(self, state: CacheState, patches: Tensor, layout: TokenLayout) -> dict[int, Tensor]:
         """Return the visual rows (0-based) that stay live from each layer on; {} is dense."""
         order, n = self._candidates(state, patches)
-        oldest = self.rule['max_age'] and bool((state.age >= self.rule['max_age']).any())
+        limit = self.rule['max_age']
+        too_old = self.opt.strict and limit and bool((state.age >= limit).any())
         self._stats |= {'state': 'warm', 'candidates': n}
-        if n < self.rule['refresh_below'] * layout.n_visual or (self.opt.strict and oldest):
+        if too_old or n < self.rule['refresh_below'] * layout.n_visual:
             self._stats['state'] = 'refresh'
             return {}
         cuts: dict[int, Tensor] = {}
