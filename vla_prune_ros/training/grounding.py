@@ -4,7 +4,8 @@
 
 A tiny policy that starts from nothing does not find the instructed block from an L1 loss on
 actions alone. These losses ask for what a pretrained backbone brings along: where each object is
-(from its patch embeddings) and which one is meant (from the first read-out state).
+(which patch, and its place in the image, from that patch's embedding) and which one is meant
+(from the first read-out state).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _LENGTH_UNIT = 0.1  # m
 
 
 class Grounding(nn.Module):
-    """Heads and losses for object patches, offsets inside a patch, the target and distances."""
+    """Heads and losses for object patches, places in the image, the target and distances."""
 
     def __init__(self, hidden_size: int, grid: int, image_size: int) -> None:
         super().__init__()
         self.grid, self.patch = grid, image_size / grid
         self.scale = hidden_size**-0.5
         self.objects = nn.Parameter(torch.randn(N_OBJECTS, hidden_size))
-        self.offset = nn.Linear(hidden_size, 2)
+        self.place = nn.Linear(hidden_size, 4)
         self.target_query = nn.Linear(hidden_size, hidden_size)
         self.target_key = nn.Linear(hidden_size, hidden_size)
         self.relative = nn.Linear(hidden_size, 6)
@@ -56,9 +57,10 @@ class Grounding(nn.Module):
 
         centre = (cell + 0.5) * self.patch - 0.5
         inside = (object_pixels - centre) / self.patch  # -0.5..0.5
+        coarse = (cell + 0.5) / self.grid * 2 - 1  # -1..1: column, row
         index = patch[..., None].expand(-1, -1, -1, visual.shape[-1])
-        offset = self.offset(visual.gather(2, index))  # [B, V, 5, 2]
-        offset = F.l1_loss(offset[seen], inside[seen])
+        place = self.place(visual.gather(2, index))  # [B, V, 5, 4]
+        place = F.l1_loss(place[seen], torch.cat([inside, coarse], dim=-1)[seen])
 
         query = self.target_query(first_state)  # [B, D]
         logits = torch.einsum('bd,bvpd->bvp', query, self.target_key(visual)) * self.scale
@@ -67,10 +69,10 @@ class Grounding(nn.Module):
         which = F.cross_entropy(logits[visible], meant[visible])
 
         distance = F.l1_loss(self.relative(first_state), relative / _LENGTH_UNIT)
-        return {'where': where, 'offset': offset, 'which': which, 'distance': distance}
+        return {'where': where, 'place': place, 'which': which, 'distance': distance}
 
 
-WEIGHTS = {'where': 0.05, 'offset': 0.2, 'which': 0.1, 'distance': 0.2}
+WEIGHTS = {'where': 0.05, 'place': 0.4, 'which': 0.1, 'distance': 0.2}
 
 
 def grounding_loss(losses: dict[str, Tensor]) -> Tensor:
