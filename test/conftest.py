@@ -53,6 +53,7 @@ class Process:
     def __init__(self, folder: Path, verb: str, *arguments: str) -> None:
         self.log_path = folder / f'{verb}_{time.monotonic_ns()}.log'
         command = [sys.executable, '-m', 'vla_prune_ros', verb, *arguments]
+        self._before = set(Path('/dev/shm').glob('fastdds_*'))
         with self.log_path.open('w') as log:
             self.popen = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
@@ -79,8 +80,16 @@ class Process:
             self.popen.send_signal(number)
         return self.popen.wait(timeout), time.monotonic() - started
 
+    def shared_memory(self) -> set[Path]:
+        """DDS segments that came with the process; it maps those of its peers as well."""
+        maps = Path(f'/proc/{self.popen.pid}/maps').read_text()
+        mapped = {Path(line.split()[-1]) for line in maps.splitlines() if 'fastdds_' in line}
+        return {path for path in mapped - self._before if 'port' not in path.name}
+
     def kill(self) -> None:
-        """End the process and its children in any case."""
+        """End the process and its children in any case, politely first: SIGKILL leaves files."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.end()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()

@@ -204,9 +204,12 @@ def test_a_signal_ends_the_bridge_within_two_seconds_with_code_zero(
 ):
     process = start('sim_bridge', *bridge(namespace, episodes=1))
     assert robot.wait_for(lambda: robot.requests)
+    files = process.shared_memory()
+    assert files, 'DDS talks through shared memory'
     code, seconds = process.end(number)
     assert (code, seconds < 2.0) == (0, True), (code, seconds, process.log)
     assert 'Traceback' not in process.log
+    assert [path for path in files if path.exists()] == []
 
 
 @pytest.mark.parametrize('mode', ['lockstep', 'realtime'])

@@ -287,16 +287,19 @@ def test_a_repeated_request_gets_the_same_chunk_without_a_second_inference(
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_node_within_two_seconds_with_code_zero(
+def test_a_signal_ends_the_node_within_two_seconds_and_leaves_nothing(
     start, checkpoint, namespace, own_peer, number
 ):
     process = start('policy_node', *arguments(checkpoint, namespace, default_instruction='wave'))
     own_peer.wait_until_active(process)
     for seed in range(5):
         own_peer.send_any(seed=seed)  # so that it is at work
+    files = process.shared_memory()
+    assert files, 'DDS talks through shared memory'
     code, seconds = process.end(number)
     assert (code, seconds < 2.0) == (0, True), (code, seconds, process.log)
     assert 'Traceback' not in process.log
+    assert [path for path in files if path.exists()] == []
 
 
 def test_a_signal_while_the_model_loads_ends_the_node_with_code_zero(start, checkpoint, namespace):

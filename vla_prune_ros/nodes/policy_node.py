@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -114,10 +114,15 @@ class PolicyNode(LifecycleNode):
         if self.settings['autostart'] and self.trigger_configure() == success:
             self.trigger_activate()
 
-    def close(self) -> bool:
-        """Stop for good; False if the model is still busy."""
+    def close(self) -> None:
+        """Stop for good, even if the model is still busy."""
         self._active = False
-        return self._worker.stop(timeout=0.5)
+        self._worker.stop(timeout=0.5)
+
+    def destroy_node(self) -> None:
+        """Let go of DDS at once: rclpy's state machine would hold the node's handle."""
+        super().destroy_node()
+        self._state_machine = None
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once."""
@@ -424,6 +429,6 @@ def load_policy(settings: dict[str, Any], mode: str, options: dict[str, Any]) ->
     return policy
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the node; exit code 0 after SIGINT or SIGTERM."""
-    return run_node(PolicyNode, argv, 'policy_node', DESCRIPTION)
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the node and end the process; exit code 0 after SIGINT or SIGTERM."""
+    run_node(PolicyNode, argv, 'policy_node', DESCRIPTION)

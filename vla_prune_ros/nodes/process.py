@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -39,8 +39,8 @@ class ClosableNode(Protocol):
     def start(self) -> None:
         """Do the work of start-up that wants a complete node; may raise StopRequestedError."""
 
-    def close(self) -> bool:
-        """Stop own threads within about a second; False if one is still busy."""
+    def close(self) -> None:
+        """Stop own threads, as far as that goes within about a second."""
 
 
 def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> list[str]:
@@ -64,11 +64,11 @@ def run_node(
     argv: Sequence[str] | None,
     name: str,
     description: str,
-) -> int:
-    """Run the node that `factory` makes until SIGINT, SIGTERM or shutdown of ROS.
+) -> NoReturn:
+    """Run the node that `factory` makes until SIGINT, SIGTERM or shutdown of ROS, then exit.
 
-    `factory` gets the event that is set when the process is to end. Returns the exit code: 0 after
-    a signal, 1 if the node could not be made or failed.
+    `factory` gets the event that is set when the process is to end. The exit code is 0 after a
+    signal, 1 if the node could not be made or failed.
     """
     arguments = ros_arguments(argv, name, description)
     stop = threading.Event()
@@ -76,7 +76,7 @@ def run_node(
         signal.signal(number, lambda *_: stop.set())
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
-    node, code, idle = None, 0, True
+    node, code = None, 0
     try:
         node = factory(stop)
         executor.add_node(node)
@@ -89,20 +89,18 @@ def run_node(
         traceback.print_exc()
         code = 1
     if node is not None:
-        idle = node.close()
+        node.close()
         code = max(code, int(node.failed))
         executor.remove_node(node)
         node.destroy_node()
     executor.shutdown(timeout_sec=0)
     rclpy.try_shutdown()
-    # Python's own teardown would put the default action back for a handler, but leaves this.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if not idle:  # a thread is inside the model: Python would wait for it, or crash on the way out
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    # All is closed now, DDS with its shared memory too. Python's own way out would take two more
+    # seconds with torch loaded, fall back to the default action of a second signal meanwhile, and
+    # wait for or crash on a thread that is still inside the model.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def wait_for(future: Future, stop: threading.Event) -> Any:

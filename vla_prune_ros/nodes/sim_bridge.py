@@ -22,7 +22,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -116,9 +116,9 @@ class SimBridge(Node):
         """Start the simulation."""
         self._episodes.start()
 
-    def close(self) -> bool:
-        """Stop the simulation; False if it is still busy."""
-        return self._episodes.stop(timeout=1.2)
+    def close(self) -> None:
+        """Stop the simulation."""
+        self._episodes.stop(timeout=1.2)
 
     # -- Link, called in the simulation thread -------------------------------------------------
     def ready(self) -> bool:
@@ -310,6 +310,6 @@ def _transform(
     return message
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the node; exit code 0 after SIGINT or SIGTERM."""
-    return run_node(SimBridge, argv, 'sim_bridge', DESCRIPTION)
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the node and end the process; exit code 0 after SIGINT or SIGTERM."""
+    run_node(SimBridge, argv, 'sim_bridge', DESCRIPTION)
