@@ -44,7 +44,7 @@ class Recipe:
     out: Path
     episodes: int = 840
     detours: int = 560
-    steps: int = 5000
+    steps: int = 3500
     rounds: tuple[tuple[int, int], ...] = ((400, 4000),)
     workers: int = 4
     device: str = 'cpu'
@@ -93,7 +93,7 @@ def train_embedded(recipe: Recipe, progress: bool = True) -> Path:
             first=recipe.episodes + 10_000 * number,
             stride=6,
             policy=stage,
-            alternatives=2,
+            alternatives=1,
             seed=recipe.seed,
         )
         files = [*files, *collect(collection, recipe.workers, progress)]
