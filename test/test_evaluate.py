@@ -14,8 +14,9 @@ import pytest
 from tiny import tiny_checkpoint
 
 import vla_prune_ros
+from vla_prune_ros import weights
 from vla_prune_ros.evaluation import evaluate
-from vla_prune_ros.evaluation.evaluate import make_entries, parse_value
+from vla_prune_ros.evaluation.entries import assign_checkpoints, make_entries, parse_value
 
 
 @pytest.fixture
@@ -103,6 +104,58 @@ def test_an_interrupted_run_goes_on_and_ends_like_one_without_interruption(comma
     assert outcomes(out) == outcomes(whole)
 
 
+def test_modes_and_entries_run_on_checkpoints_of_their_own(command, checkpoint, tmp_path):
+    other = tiny_checkpoint(tmp_path / 'other', seed=1)
+    more = ['--modes', 'none,random,lightvla', '--variant', 'dense_other=none']
+    more += ['--checkpoint-for', f'lightvla={other}', '--checkpoint-for', f'dense_other={other}']
+    more += ['--checkpoint-for', f'late={checkpoint}/.', '--episodes', '2']
+    assert evaluate.main([*command, *more]) == 0
+    out = tmp_path / 'out'
+    results = json.loads((out / 'results.json').read_text())
+    rows = {row['name']: row for row in results['entries']}
+    assert {name for name, row in rows.items() if row['checkpoint'] == str(other)} == {
+        'lightvla',
+        'dense_other',
+    }
+    assert rows['none']['sha256'] == rows['late']['sha256'] == results['run']['sha256']
+    assert rows['lightvla']['sha256'] == rows['dense_other']['sha256'] != rows['none']['sha256']
+    assert results['baseline'] == 'none'
+    assert rows['dense_other']['paired']['n'] == 2
+    page = (out / 'report.md').read_text()
+    assert f'`{other}`, sha256 `{rows["lightvla"]["sha256"]}`: lightvla, dense_other' in page
+    # Other weights for one entry: its episodes are run again, the others are taken over.
+    tiny_checkpoint(other, seed=2)
+    assert evaluate.main([*command, *more]) == 0
+    assert '10 of 14 episodes were taken over' in (out / 'report.md').read_text()
+
+
+def test_without_a_checkpoint_the_embedded_policies_run(checkpoint, tmp_path, monkeypatch):
+    home = tmp_path / 'embedded'
+    home.mkdir()
+    (home / 'tabletop').symlink_to(checkpoint)
+    tiny_checkpoint(home / 'tabletop_lightvla', seed=1, pruning_trained='lightvla')
+    monkeypatch.setattr(weights, 'files', lambda _: home)
+    out = tmp_path / 'out'
+    options = ['--modes', 'none,lightvla', '--episodes', '1', '--max-steps', '1', '--quiet']
+    options += ['--workers', '1', '--tasks', 'pick_up_red', '--out', str(out)]
+    options += ['--variant', 'untrained=lightvla', '--checkpoint-for', 'untrained=tabletop']
+    assert evaluate.main(options) == 0
+    results = json.loads((out / 'results.json').read_text())
+    used = {row['name']: row['checkpoint'] for row in results['entries']}
+    assert used == {'none': 'tabletop', 'lightvla': 'tabletop_lightvla', 'untrained': 'tabletop'}
+    assert results['run']['mode_notes'].keys() == {'untrained'}
+
+
+def test_a_checkpoint_goes_to_the_entry_named_else_to_all_of_the_mode():
+    entries = make_entries(
+        'none,random', variants=['late=random,layer=1'], sweeps=['random.keep=2']
+    )
+    given = ['random=a', 'random keep=2=b=c']
+    assert [e.checkpoint for e in assign_checkpoints(entries, given)] == [None, 'a', 'a', 'b=c']
+    kept = assign_checkpoints(entries, ['late=b'], {'random': 'a', 'fastv': 'x'})
+    assert [e.checkpoint for e in kept] == [None, 'a', 'b', 'a']
+
+
 def test_other_weights_do_not_mix_into_an_old_directory(command, tmp_path, capsys):
     assert evaluate.main([*command, '--episodes', '1']) == 0
     other = str(tiny_checkpoint(tmp_path / 'other', seed=1))
@@ -123,6 +176,10 @@ def test_other_weights_do_not_mix_into_an_old_directory(command, tmp_path, capsy
         (['--tasks', 'juggle'], 'valid: pick_up_red'),
         (['--episodes', '1000'], 'do not fit into the 50 initial states'),
         (['--checkpoint', '/nowhere'], '/nowhere'),
+        (['--checkpoint-for', 'late=/nowhere'], '/nowhere'),
+        (['--checkpoint-for', 'lightvla=x'], 'entries: none, random, late, random keep=1'),
+        (['--checkpoint-for', 'late'], 'is not NAME=DIR'),
+        (['--checkpoint-for', 'late=a', '--checkpoint-for', 'late=b'], 'late is given twice'),
     ],
 )
 def test_a_wrong_command_fails_at_once_and_says_what_is_valid(command, more, message, capsys):

@@ -2,13 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closed-loop episodes: reproducible, resumable, the same in parallel; exceptions apart."""
 
+import gc
 import json
 import os
+import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_checkpoint
 
-from vla_prune_ros.evaluation.rollouts import Entry, Episode, EpisodeRecord, Session, Setup
+from vla_prune_ros import weights
+from vla_prune_ros.evaluation.rollouts import (
+    Entry,
+    Episode,
+    EpisodeRecord,
+    Session,
+    Setup,
+    checkpoint_directory,
+)
 from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
 
 RED, BLUE_ON_PLATE = 0, 6  # the two tasks that the tiny tokenizer knows every word of
@@ -121,6 +134,43 @@ def test_an_exception_is_recorded_apart_from_failures(session):
     assert 'no_such_option' in record.error
 
 
+def test_an_episode_runs_on_the_checkpoint_of_its_entry(session, setup, tmp_path):
+    other = str(tiny_checkpoint(tmp_path / 'other', seed=1))
+    alone = Session(replace(setup, checkpoint=other))
+    wanted = plain(alone.run(episode(keep_actions=True)))
+    alone.close()
+    elsewhere = Entry('elsewhere', 'none', checkpoint=other)
+    got = plain(session.run(episode(elsewhere, keep_actions=True)))
+    assert session.policy.checkpoint == tmp_path / 'other'
+    own = plain(session.run(episode(keep_actions=True)))
+    assert session.policy.checkpoint == Path(setup.checkpoint)
+    assert got['actions'] == wanted['actions'] != own['actions']
+
+
+def test_few_policies_stay_in_memory_and_the_last_used_stay_longest(setup, tmp_path):
+    others = [str(tiny_checkpoint(tmp_path / f'{k}', seed=k)) for k in range(2)]
+    session = Session(setup)
+    own, first = session.policy, session.use(others[0])
+    assert session.use(None) is own
+    gone = weakref.ref(first.model)
+    del first
+    session.use(others[1])
+    gc.collect()
+    assert gone() is None
+    assert session.use(None) is own
+    session.close()
+
+
+def test_a_checkpoint_may_be_the_name_of_an_embedded_policy(tmp_path, monkeypatch):
+    tiny_checkpoint(tmp_path / 'embedded' / 'mine')
+    monkeypatch.setattr(weights, 'files', lambda _: tmp_path / 'embedded')
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_directory('mine') == tmp_path / 'embedded' / 'mine'
+    assert checkpoint_directory('yours') == Path('yours')
+    tiny_checkpoint(tmp_path / 'mine')
+    assert checkpoint_directory('mine') == Path('mine')
+
+
 def test_parallel_workers_give_the_same_records_as_one(setup, tmp_path):
     plan = [
         episode(e, t, s) for s in range(2) for t in (RED, BLUE_ON_PLATE) for e in (NONE, RANDOM)
@@ -182,6 +232,7 @@ def test_an_episode_is_told_by_mode_options_task_state_and_step_limit(tmp_path):
     assert log.finished(episode(RANDOM, keep_actions=True)) is not None
     for other in (
         episode(Entry('few', 'random', {'keep': 4, 'layer': 1})),
+        episode(replace(RANDOM, checkpoint='elsewhere', sha256='of other weights')),
         episode(RANDOM, task=1),
         episode(RANDOM, state=1),
         Episode(RANDOM, RED, 0, max_steps=None),

@@ -3,6 +3,7 @@
 """From records to rows, tables and pictures: nothing lost, exceptions apart, pairs matched."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -78,7 +79,8 @@ def test_record_survives_json():
 
 
 def test_csv_files_hold_one_line_per_entry_and_per_episode(tmp_path):
-    rows = summary.summarise([DENSE, HALF], RECORDS, 'none')
+    there = replace(HALF, checkpoint='there', sha256='def')
+    rows = summary.summarise([DENSE, there], RECORDS, 'none')
     summary.write_summary_csv(rows, tmp_path / 's.csv')
     summary.write_episodes_csv(RECORDS, tmp_path / 'e.csv')
     with (tmp_path / 's.csv').open() as file:
@@ -86,24 +88,39 @@ def test_csv_files_hold_one_line_per_entry_and_per_episode(tmp_path):
     assert [line['entry'] for line in lines] == ['none', 'half']
     assert lines[1]['options'] == '{"keep": 32}'
     assert float(lines[1]['difference']) == -0.5
+    assert (lines[1]['checkpoint'], lines[1]['sha256']) == ('there', 'def')
     with (tmp_path / 'e.csv').open() as file:
         lines = list(csv.DictReader(file))
     assert [line['success'] for line in lines] == ['1', '1', '0', '0', '1', '']
     assert lines[-1]['error'] == 'ValueError: no'
 
 
+def test_entries_with_the_same_tokens_share_a_picture(tmp_path):
+    again = Entry('again', 'random', {'keep': 33})
+    records = [*RECORDS, *(record(again, s, True, rows=(128.0, 40.0)) for s in range(2))]
+    records = [r for r in records if r.episode.entry != HALF]
+    records += [record(HALF, s, True, rows=(128.0, 40.0)) for s in range(2)]
+    rows = summary.summarise([HALF, again], records)
+    plots.success_against_tokens(rows, tmp_path / 'curve.png')
+    assert (tmp_path / 'curve.png').exists()
+
+
 def test_page_shows_command_checkpoint_tables_and_its_pictures(tmp_path):
-    rows = summary.summarise([DENSE, HALF], RECORDS, 'none')
+    here = {'checkpoint': 'here', 'sha256': 'abc'}
+    entries = [replace(DENSE, **here), replace(HALF, checkpoint='there', sha256='def')]
+    rows = summary.summarise(entries, RECORDS, 'none')
     pictures = report.write_pictures(rows, RECORDS, ['dx', 'grip'], 8, tmp_path)
     run = {
         'command': report.command_line(['--option', 'random.keep=3 2'], 'evaluate'),
-        'environment': report.environment(), 'checkpoint': 'here', 'sha256': 'abc',
+        'environment': report.environment(), **here,
         'suite': 'tabletop', 'device': 'cpu', 'dtype': 'float32', 'workers': 2, 'threads': 1,
         'notes': ['a remark'],
     }  # fmt: skip
     page = report.markdown(run, rows, pictures)
-    for text in ("'random.keep=3 2'", 'sha256 `abc`', 'a remark', '50.0 % (9.5 to 90.5)'):
+    for text in ("'random.keep=3 2'", 'a remark', '50.0 % (9.5 to 90.5)'):
         assert text in page
+    assert '- checkpoint `here`, sha256 `abc`: none\n' in page
+    assert '- checkpoint `there`, sha256 `def`: half\n' in page
     assert {name for name, _ in pictures} == {p.name for p in tmp_path.glob('*.png')}
     for name, _ in pictures:
         assert f']({name})' in page
@@ -111,8 +128,9 @@ def test_page_shows_command_checkpoint_tables_and_its_pictures(tmp_path):
             assert min(picture.size) > 100
 
 
-def test_modes_differ_by_marker_as_well_as_by_colour():
-    rows = [{'mode': f'mode{k}'} for k in range(8)]
+def test_modes_and_weights_differ_by_marker_as_well_as_by_colour():
+    rows = [{'mode': f'mode{k}', 'checkpoint': 'here'} for k in range(7)]
+    rows += [{'mode': 'mode0', 'checkpoint': 'there'}]
     looks = plots.styles(rows).values()
     assert len({look['color'] for look in looks}) == 8
     assert len({look['marker'] for look in looks}) == 8

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,9 @@ EXAMPLES = """\
 examples:
   evaluate --modes all --episodes 200 --out out/evaluation
   evaluate --modes none,random --sweep random.keep=8,16,32,48 --episodes 80
-  evaluate --modes none --variant no_local=specprune,use_local=false"""
-
-CONTROL = '0.125,0.25,0.75'
+  evaluate --modes none --variant no_local=specprune,use_local=false
+  evaluate --modes none,lightvla --checkpoint DENSE --checkpoint-for lightvla=FINE_TUNED \\
+      --variant dense_lightvla=none --checkpoint-for dense_lightvla=FINE_TUNED"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +38,15 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument('--checkpoint', help='checkpoint directory; default: the embedded policy')
+    p.add_argument(
+        '--checkpoint', metavar='DIR',
+        help='checkpoint directory or name of an embedded policy; default: the embedded policy,'
+        ' and for modes that an embedded policy was trained for, that one',
+    )  # fmt: skip
+    p.add_argument(
+        '--checkpoint-for', action='append', default=[], metavar='NAME=DIR',
+        help='another checkpoint for an entry, or for the entries of a mode; may be repeated',
+    )  # fmt: skip
     p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
     p.add_argument(
         '--readout-start', type=int, metavar='N',
@@ -61,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--control', default=None, metavar='R1,R2,...',
         help='also run random pruning that keeps these shares of each view, for the curve of'
-        f' success against tokens; "off" for none (default with --modes all: {CONTROL})',
+        ' success against tokens; "off" for none (default with --modes all: 0.125,0.25,0.75)',
     )  # fmt: skip
     p.add_argument(
         '--episodes', type=int, default=50,
@@ -106,16 +114,20 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Run, summarise and write everything."""
     from tqdm import tqdm
 
+    from vla_prune_ros.evaluation.entries import (
+        assign_checkpoints,
+        embedded_checkpoints,
+        make_entries,
+    )
     from vla_prune_ros.evaluation.report import command_line, environment
     from vla_prune_ros.evaluation.rollouts import Setup
     from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
 
-    if args.checkpoint is None:
-        from vla_prune_ros import weights
-
-        args.checkpoint = str(weights.directory(args.suite))
+    checkpoint, own = args.checkpoint, {}
+    if checkpoint is None:
+        checkpoint, own = embedded_checkpoints(args.suite)
     setup = Setup(
-        checkpoint=args.checkpoint,
+        checkpoint=checkpoint,
         suite=args.suite,
         device=args.device,
         dtype=args.dtype,
@@ -125,7 +137,8 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         threads=args.threads,
     )
     entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
-    facts = describe(setup, entries)
+    entries = assign_checkpoints(entries, args.checkpoint_for, own)
+    facts, entries = describe(setup, entries)
     plan = make_plan(entries, facts, args)
     fingerprint = {k: v for k, v in asdict(setup).items() if k not in ('checkpoint', 'threads')}
     fingerprint['sha256'] = facts['sha256']
@@ -161,7 +174,11 @@ def write_results(
     """Summarise the records, print the table and write all files; returns the rows."""
     from vla_prune_ros.evaluation import report, summary
 
-    baseline = next((entry.name for entry in entries if entry.mode == 'none'), None)
+    baseline = next((e.name for e in entries if e.mode == 'none' and not e.checkpoint), None)
+    entries = [
+        e if e.checkpoint else replace(e, checkpoint=run['checkpoint'], sha256=run['sha256'])
+        for e in entries
+    ]
     rows = summary.summarise(entries, records, baseline)
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
     results = {'run': run, 'baseline': baseline, 'entries': rows}
@@ -181,112 +198,42 @@ def write_results(
     return rows
 
 
-def make_entries(
-    modes: str,
-    options: Sequence[str] = (),
-    variants: Sequence[str] = (),
-    sweeps: Sequence[str] = (),
-    control: str | None = None,
-) -> list[Entry]:
-    """Lines of the comparison from the command line; see its help.
+def describe(setup: Setup, entries: Sequence[Entry]) -> tuple[dict, list[Entry]]:
+    """Facts of checkpoints and suite, and the entries with the digests of their weights.
 
-    Raises:
-        ValueError: an unknown mode or option, a bad value, or a name given twice.
+    Building every entry once finds a bad option or checkpoint early.
     """
-    from vla_prune_ros.evaluation.rollouts import Entry
-    from vla_prune_ros.pruning import MODES
-
-    names = list(MODES) if modes == 'all' else [m for m in modes.split(',') if m]
-    for mode in names:
-        _require_mode(mode)
-    by_mode: dict[str, dict[str, Any]] = {}
-    for text in options:
-        mode, key, value = _split_option(text)
-        by_mode.setdefault(mode, {})[key] = parse_value(mode, key, value)
-    if unused := sorted(by_mode.keys() - set(names)):
-        raise ValueError(f'--option for modes that do not run: {", ".join(unused)}')
-    entries = [Entry(mode, mode, by_mode.get(mode, {})) for mode in names]
-    for text in variants:
-        name, _, rest = text.partition('=')
-        mode, *pairs = rest.split(',')
-        _require_mode(mode)
-        values = (pair.partition('=') for pair in pairs)
-        entries.append(Entry(name, mode, {k: parse_value(mode, k, v) for k, _, v in values}))
-    for text in sweeps:
-        mode, key, values = _split_option(text)
-        for value in values.split(','):
-            parsed = {**by_mode.get(mode, {}), key: parse_value(mode, key, value)}
-            entries.append(Entry(f'{mode} {key}={value}', mode, parsed))
-    control = control or (CONTROL if modes == 'all' else 'off')
-    inherited = {k: v for k, v in by_mode.get('random', {}).items() if k != 'keep'}
-    for share in control.split(',') if control != 'off' else ():
-        ratio = parse_value('random', 'keep_ratio', share)
-        entries.append(Entry(f'random {share}', 'random', {**inherited, 'keep_ratio': ratio}))
-    seen = [entry.name for entry in entries]
-    if double := sorted({name for name in seen if seen.count(name) > 1}):
-        raise ValueError(f'entries given twice: {", ".join(double)}')
-    if not entries:
-        raise ValueError('nothing to run: give --modes, --variant or --sweep')
-    return entries
-
-
-def parse_value(mode: str, key: str, text: str) -> Any:
-    """The value of a mode's option from the command line, in the option's own type."""
-    from vla_prune_ros.pruning import MODES
-
-    options = {option.name: option for option in MODES[mode].options}
-    if key not in options:
-        valid = ', '.join(options) or 'none'
-        raise ValueError(f'mode {mode!r} has no option {key!r}; valid: {valid}')
-    kind = options[key].type
-    try:
-        if kind is bool:
-            return {'true': True, 'false': False}[text.lower()]
-        return kind(text)
-    except (KeyError, ValueError):
-        raise ValueError(f'{mode}.{key}: {text!r} is not a {kind.__name__}') from None
-
-
-def _split_option(text: str) -> tuple[str, str, str]:
-    path, equals, value = text.partition('=')
-    mode, dot, key = path.partition('.')
-    if not (equals and dot and key):
-        raise ValueError(f'{text!r} is not of the form MODE.KEY=VALUE')
-    _require_mode(mode)
-    return mode, key, value
-
-
-def _require_mode(mode: str) -> None:
-    from vla_prune_ros.pruning import MODES
-
-    if mode not in MODES:
-        raise ValueError(f'unknown pruning mode {mode!r}; valid: {", ".join(MODES)}')
-
-
-def describe(setup: Setup, entries: Sequence[Entry]) -> dict:
-    """Facts of checkpoint and suite; building every entry once finds a bad option early."""
     import torch
 
-    from vla_prune_ros.evaluation.rollouts import Session
+    from vla_prune_ros.evaluation.rollouts import Session, checkpoint_directory
 
     session = Session(setup)
     try:
-        notes = {}
-        for entry in entries:
-            session.policy.set_pruning(entry.mode, **entry.options)
-            if note := session.policy.info()['note']:
-                notes[entry.name] = note
         info, robot = session.policy.info(), session.robot
-        return {
+        facts = {
             'sha256': info['sha256'],
             'pruning_trained': info['pruning_trained'],
             'readout_start': info['readout_start'],
-            'mode_notes': notes,
+            'mode_notes': {},
             'dimension_names': list(info['dimension_names']),
             'chunk_len': session.policy.config.chunk_len,
             'tasks': [task.name for task in robot.tasks],
             'n_initial_states': robot.n_initial_states,
         }
+        described = list(entries)
+        own = checkpoint_directory(setup.checkpoint).resolve()
+        # One checkpoint after the other, so that each is loaded once.
+        for k in sorted(range(len(entries)), key=lambda k: entries[k].checkpoint or ''):
+            entry = entries[k]
+            if entry.checkpoint and checkpoint_directory(entry.checkpoint).resolve() == own:
+                entry = replace(entry, checkpoint=None)
+            policy = session.use(entry.checkpoint)
+            policy.set_pruning(entry.mode, **entry.options)
+            info = policy.info()
+            if info['note']:
+                facts['mode_notes'][entry.name] = info['note']
+            described[k] = replace(entry, sha256=info['sha256'] if entry.checkpoint else '')
+        return facts, described
     finally:
         session.close()
         del session  # the workers load their own; a GPU may not hold one more

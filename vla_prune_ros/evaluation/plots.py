@@ -20,15 +20,20 @@ _STAGE_HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo', '--', '++')
 CONTROLS = ('random', 'grid')
 
 
-def styles(rows: Sequence[Mapping]) -> dict[str, dict]:
+def method(row: Mapping) -> tuple[str, str | None]:
+    """What makes entries points of one curve: their mode and the weights they run on."""
+    return row['mode'], row['checkpoint']
+
+
+def styles(rows: Sequence[Mapping]) -> dict[tuple[str, str | None], dict]:
     """Colour and marker of each method, the same in every picture of one report."""
-    modes = list(dict.fromkeys(row['mode'] for row in rows))
+    methods = list(dict.fromkeys(map(method, rows)))
     return {
-        mode: {
+        one: {
             'color': _PALETTE[k % len(_PALETTE)],
             'marker': _MARKERS[k % len(_MARKERS)],
         }
-        for k, mode in enumerate(modes)
+        for k, one in enumerate(methods)
     }
 
 
@@ -37,7 +42,7 @@ def success_bars(rows: Sequence[Mapping], path: Path) -> None:
     figure, axes = _figure(7, 1.2 + 0.42 * len(rows))
     style = styles(rows)
     for k, row in enumerate(rows):
-        axes.barh(k, 100 * row['success'], color=style[row['mode']]['color'], alpha=0.5)
+        axes.barh(k, 100 * row['success'], color=style[method(row)]['color'], alpha=0.5)
         axes.plot([100 * row['low'], 100 * row['high']], [k, k], color='#222222', linewidth=2)
         label = f'{row["successes"]}/{row["episodes"]}'
         axes.text(101, k, label, va='center', fontsize=8)
@@ -52,17 +57,19 @@ def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
     """Success against visual tokens computed per layer; several budgets of a mode are joined."""
     figure, axes = _figure(7, 4.4)
     style = styles(rows)
-    for mode, look in style.items():
-        points = sorted(
-            (row['visual_rows_mean'], row) for row in rows if row['mode'] == mode
-        )  # fmt: skip
-        x = [tokens for tokens, _ in points]
-        y = np.array([100 * row['success'] for _, row in points])
-        low = y - [100 * row['low'] for _, row in points]
-        high = [100 * row['high'] for _, row in points] - y
+    several = len({checkpoint for _, checkpoint in style}) > 1
+    for one, look in style.items():
+        mode, checkpoint = one
+        label = _with_note(mode) + (f' on {Path(checkpoint).name}' if several else '')
+        points = [row for row in rows if method(row) == one]
+        points.sort(key=lambda row: row['visual_rows_mean'])
+        x = [row['visual_rows_mean'] for row in points]
+        y = np.array([100 * row['success'] for row in points])
+        low = y - [100 * row['low'] for row in points]
+        high = [100 * row['high'] for row in points] - y
         axes.errorbar(
             x, y, yerr=[np.maximum(low, 0), np.maximum(high, 0)], capsize=3, markersize=7, **look,
-            linestyle='--' if mode in CONTROLS else '-', label=_with_note(mode),
+            linestyle='--' if mode in CONTROLS else '-', label=label,
         )  # fmt: skip
     axes.set_xlim(left=0)
     axes.set_ylim(0, 102)
@@ -77,7 +84,7 @@ def tokens_per_layer(rows: Sequence[Mapping], path: Path) -> None:
     figure, axes = _figure(7, 4)
     style = styles(rows)
     for row in rows:
-        look = style[row['mode']]
+        look = style[method(row)]
         axes.plot(row['visual_rows_per_layer'], label=row['name'], alpha=0.85, **look)
     axes.set_ylim(bottom=0)
     axes.set_xlabel('decoder layer (0 = first)')

@@ -105,7 +105,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         '',
         f'    {run["command"]}',
         '',
-        f'- checkpoint `{run["checkpoint"]}`, sha256 `{run["sha256"]}`',
+        *_checkpoints(run, rows),
         f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}',
         f'- {env["cpu"]}, {env["cores"]} cores, GPU {env["gpu"] or "none"}; device'
         f' {run["device"]}, {run["dtype"]}, {run["workers"]} worker processes,'
@@ -127,6 +127,18 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
     text += [_layer_table(rows), '']
     text += ['## FLOPs per query (MFLOP)', '', _flops_table(rows), '']
     return '\n'.join(text)
+
+
+def _checkpoints(run: dict, rows: Sequence[dict]) -> list[str]:
+    """Every checkpoint with its digest; which entries ran on it where there are several."""
+    entries: dict[tuple[str, str], list[str]] = {(run['checkpoint'], run['sha256']): []}
+    for row in rows:
+        entries.setdefault((row['checkpoint'], row['sha256']), []).append(row['name'])
+    lines = []
+    for (checkpoint, sha256), names in entries.items():
+        who = f': {", ".join(names)}' if len(entries) > 1 else ''
+        lines.append(f'- checkpoint `{checkpoint}`, sha256 `{sha256}`{who}')
+    return lines
 
 
 def _task_table(rows: Sequence[dict]) -> str:

@@ -15,10 +15,12 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_prune_ros import weights
 from vla_prune_ros.sim import SimulatedRobot, make_robot, to_env_action
 
 if TYPE_CHECKING:
@@ -27,13 +29,22 @@ if TYPE_CHECKING:
     from vla_prune_ros.vla.config import OpenVLAConfig
 
 
+MAX_POLICIES = 2  # that a session holds in memory, beside each other
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One line of a comparison: a pruning mode with its options, under a name."""
+    """One line of a comparison: a pruning mode with its options, under a name.
+
+    `checkpoint` is None for the checkpoint of the run; one of its own may be a directory or the
+    name of an embedded policy, and `sha256` then is the digest of its weights.
+    """
 
     name: str
     mode: str
     options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    sha256: str = ''
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,11 @@ class Episode:
 
     @property
     def key(self) -> tuple:
-        """Equal for episodes that must have the same outcome."""
-        options = tuple(sorted((k, repr(v)) for k, v in self.entry.options.items()))
-        return (self.entry.name, self.entry.mode, options, self.task, self.state, self.max_steps)
+        """Equal for episodes that must have the same outcome; weights count by their digest."""
+        entry = self.entry
+        options = tuple(sorted((k, repr(v)) for k, v in entry.options.items()))
+        how = (entry.name, entry.mode, options, entry.sha256)
+        return (*how, self.task, self.state, self.max_steps)
 
 
 @dataclass
@@ -95,8 +108,8 @@ class EpisodeRecord:
 class Setup:
     """What a worker builds before its first episode. Picklable.
 
-    `threads` is the number of torch threads of each worker; more than one makes float sums
-    depend on the machine.
+    `checkpoint` is a directory or the name of an embedded policy. `threads` is the number of
+    torch threads of each worker; more than one makes float sums depend on the machine.
     """
 
     checkpoint: str
@@ -110,26 +123,61 @@ class Setup:
     threads: int = 1
 
 
+def checkpoint_directory(checkpoint: str) -> Path:
+    """The directory of a checkpoint that is given as such or as the name of an embedded policy."""
+    directory = Path(checkpoint)
+    if not (directory / 'config.json').exists() and checkpoint in weights.available():
+        return weights.directory(checkpoint)
+    return directory
+
+
 class Session:
-    """One policy and one robot; use it from the thread that made it."""
+    """One robot and the policies of the episodes; use it from the thread that made it.
+
+    The run's own policy is loaded at once, those of other checkpoints when an episode needs them.
+    At most `MAX_POLICIES` stay in memory.
+
+    Attributes:
+        setup: what it was built from.
+        robot: the simulated robot.
+        policy: that of the current or last episode.
+        meter: counts the work of that policy.
+    """
 
     def __init__(self, setup: Setup) -> None:
         import torch
 
+        torch.set_num_threads(setup.threads)
+        self.setup = setup
+        self._loaded: dict[Path, tuple[VLAPolicy, WorkMeter]] = {}  # latest use last
+        self.use(None)
+        self.robot = make_robot(setup.suite, **setup.robot_options)
+
+    def use(self, checkpoint: str | None) -> VLAPolicy:
+        """Take the policy of a checkpoint, None for the run's own, for what comes next."""
+        directory = checkpoint_directory(checkpoint or self.setup.checkpoint)
+        loaded = self._loaded.pop(directory, None)
+        if loaded is None:
+            while len(self._loaded) >= MAX_POLICIES:
+                del self._loaded[next(iter(self._loaded))]
+            self.policy = self.meter = None  # the last one must not outlive its place
+            loaded = self._load(directory)
+        self._loaded[directory] = loaded
+        self.policy, self.meter = loaded
+        return self.policy
+
+    def _load(self, directory: Path) -> tuple[VLAPolicy, WorkMeter]:
         from vla_prune_ros.evaluation.flops import WorkMeter
         from vla_prune_ros.policy import VLAPolicy
 
-        torch.set_num_threads(setup.threads)
-        self.setup = setup
-        self.policy = VLAPolicy.from_pretrained(
-            setup.checkpoint,
-            device=setup.device,
-            dtype=setup.dtype,
-            unnorm_key=setup.unnorm_key,
-            readout_start=setup.readout_start,
+        policy = VLAPolicy.from_pretrained(
+            directory,
+            device=self.setup.device,
+            dtype=self.setup.dtype,
+            unnorm_key=self.setup.unnorm_key,
+            readout_start=self.setup.readout_start,
         )
-        self.meter = WorkMeter(self.policy.model.decoder)
-        self.robot = make_robot(setup.suite, **setup.robot_options)
+        return policy, WorkMeter(policy.model.decoder)
 
     def run(self, episode: Episode) -> EpisodeRecord:
         """Run one episode; an exception becomes part of the record."""
@@ -137,6 +185,7 @@ class Session:
         record = EpisodeRecord(episode, task.name, task.instruction)
         start = time.perf_counter()
         try:
+            self.use(episode.entry.checkpoint)
             self.policy.set_pruning('none')  # so that a seeded mode is built anew even if equal
             self.policy.set_pruning(episode.entry.mode, **self._options(episode))
             self.policy.reset()

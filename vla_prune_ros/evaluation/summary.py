@@ -69,6 +69,8 @@ def _row(entry: Entry, records: Sequence[EpisodeRecord]) -> dict:
         'name': entry.name,
         'mode': entry.mode,
         'options': dict(entry.options),
+        'checkpoint': entry.checkpoint,
+        'sha256': entry.sha256,
         'episodes': len(done),
         'successes': successes,
         'exceptions': len(records) - len(done),
@@ -151,6 +153,8 @@ COLUMNS = (
     ('queries_per_episode', lambda r: round(r['queries_per_episode'], 2)),
     ('latency_p50_ms', lambda r: _total(r, 'p50')),
     ('latency_p95_ms', lambda r: _total(r, 'p95')),
+    ('checkpoint', lambda r: r['checkpoint'] or ''),
+    ('sha256', lambda r: r['sha256']),
 )
 
 
