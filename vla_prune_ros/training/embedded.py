@@ -45,7 +45,7 @@ class Recipe:
     episodes: int = 840
     detours: int = 560
     steps: int = 3500
-    rounds: tuple[tuple[int, int], ...] = ((400, 4000),)
+    rounds: tuple[tuple[int, int], ...] = ((400, 2200),)
     workers: int = 4
     device: str = 'cpu'
     seed: int = 0
