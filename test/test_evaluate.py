@@ -146,6 +146,18 @@ def test_without_a_checkpoint_the_embedded_policies_run(checkpoint, tmp_path, mo
     assert results['run']['mode_notes'].keys() == {'untrained'}
 
 
+def test_a_variant_may_set_lists_and_options_of_a_copied_mode():
+    texts = ['a=specprune,cut_layers=5,10,layer_cuts=true,global_layers=14']
+    texts += ['b=random,matched_to=specprune,matched_options=alpha=0.4 cut_layers=5,10,seed=3']
+    a, b = (entry.options for entry in make_entries('', variants=texts))
+    assert a == {'cut_layers': '5,10', 'layer_cuts': True, 'global_layers': '14'}
+    assert b == {
+        'matched_to': 'specprune', 'matched_options': 'alpha=0.4 cut_layers=5,10', 'seed': 3
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="unknown pruning mode 'random,5'"):
+        make_entries('', variants=['c=random,5'])
+
+
 def test_a_checkpoint_goes_to_the_entry_named_else_to_all_of_the_mode():
     entries = make_entries(
         'none,random', variants=['late=random,layer=1'], sweeps=['random.keep=2']

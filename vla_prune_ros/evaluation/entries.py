@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,8 @@ def make_entries(
     entries = [Entry(mode, mode, by_mode.get(mode, {})) for mode in names]
     for text in variants:
         name, _, rest = text.partition('=')
-        mode, *pairs = rest.split(',')
+        # A comma that no KEY= follows belongs to a list, as in cut_layers=5,10
+        mode, *pairs = re.split(r',(?=\w+=)', rest)
         _require_mode(mode)
         values = (pair.partition('=') for pair in pairs)
         entries.append(Entry(name, mode, {k: parse_value(mode, k, v) for k, _, v in values}))
