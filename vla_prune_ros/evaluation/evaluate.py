@@ -79,8 +79,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
     p.add_argument('--suite', default='tabletop', help='simulation backend (default: tabletop)')
     p.add_argument(
-        '--workers', type=int, default=max(1, len(os.sched_getaffinity(0))),
-        help='processes (default: one per core)',
+        '--executor', choices=('processes', 'ray'), default='processes',
+        help='processes on this machine, or a ray cluster where ray is installed: that of'
+        ' RAY_ADDRESS, else a new one on this machine (default: processes)',
+    )  # fmt: skip
+    p.add_argument(
+        '--workers', type=int,
+        help='episodes at once (default: one per core, with ray of the cluster, there one per GPU'
+        ' if --device is one)',
     )  # fmt: skip
     p.add_argument('--threads', type=int, default=1, help='torch threads per worker (default: 1)')
     p.add_argument('--device', default='cpu', help='torch device of every worker (default: cpu)')
@@ -138,10 +144,11 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     )
     entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
     entries = assign_checkpoints(entries, args.checkpoint_for, own)
+    workers, remarks = find_workers(args, setup)
     facts, entries = describe(setup, entries)
+    setup = replace(setup, sha256=facts['sha256'])
     plan = make_plan(entries, facts, args)
     fingerprint = {k: v for k, v in asdict(setup).items() if k not in ('checkpoint', 'threads')}
-    fingerprint['sha256'] = facts['sha256']
     log = EpisodeLog(args.out / 'episodes.jsonl', fingerprint)
     done = sum(log.finished(episode) is not None for episode in plan)
     often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
@@ -155,17 +162,36 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
             if record.error:
                 tqdm.write(f'{record.episode.entry.name}, {record.task_name}: {record.error}')
 
-        records = run_episodes(setup, plan, log, args.workers, tick)
+        records = run_episodes(setup, plan, log, workers, tick, executor=args.executor)
     run = {
         'command': command_line(argv, 'evaluate'),
         'environment': environment(),
-        'workers': args.workers,
-        'notes': notes(facts, entries, plan, done),
+        'executor': args.executor,
+        'workers': workers,
+        'notes': [*notes(facts, entries, plan, done), *remarks],
         **asdict(setup),
         **facts,
     }
     rows = write_results(args.out, run, entries, records)
     return 1 if any(row['exceptions'] for row in rows) else 0
+
+
+def find_workers(args: argparse.Namespace, setup: Setup) -> tuple[int, list[str]]:
+    """How many episodes run at once, and what a reader must know about where.
+
+    Raises:
+        ValueError: less than one.
+        RuntimeError: a ray cluster is asked for and cannot be had.
+    """
+    if args.workers is not None and args.workers < 1:
+        raise ValueError('--workers must be at least 1')
+    if args.executor == 'processes':
+        return args.workers or len(os.sched_getaffinity(0)), []
+    from vla_prune_ros.evaluation.ray_executor import connect
+
+    cluster = connect(setup)
+    remark = f'run by ray on {cluster.machines} machine(s); the hardware above is that of one'
+    return args.workers or cluster.workers, [remark]
 
 
 def write_results(

@@ -108,11 +108,13 @@ class EpisodeRecord:
 class Setup:
     """What a worker builds before its first episode. Picklable.
 
-    `checkpoint` is a directory or the name of an embedded policy. `threads` is the number of
-    torch threads of each worker; more than one makes float sums depend on the machine.
+    `checkpoint` is a directory or the name of an embedded policy, `sha256` the digest of its
+    weights, for workers on other machines to compare. `threads` is the number of torch threads of
+    each worker; more than one makes float sums depend on the machine.
     """
 
     checkpoint: str
+    sha256: str = ''
     suite: str = 'tabletop'
     robot_options: dict[str, Any] = field(default_factory=dict)
     device: str = 'cpu'

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from vla_prune_ros.evaluation.rollouts import Episode, EpisodeRecord, Session, Setup
 
+EXECUTORS = ('processes', 'ray')
+
 
 class EpisodeLog:
     """Finished episodes, one JSON object per line, appended and flushed one at a time.
@@ -93,6 +95,7 @@ def run_episodes(
     workers: int = 1,
     on_record: Callable[[EpisodeRecord], None] | None = None,
     session: Callable[[Setup], Session] = Session,
+    executor: str = 'processes',
 ) -> list[EpisodeRecord]:
     """Run what the log does not hold yet and return all outcomes in the order asked for.
 
@@ -101,13 +104,19 @@ def run_episodes(
         episodes: what to run.
         log: where outcomes go, and where finished ones come from. Episodes that ended in an
             exception are tried again.
-        workers: processes; 1 runs in this process.
+        workers: how many run at once.
         on_record: called with every new outcome, for progress.
-        session: factory of the object that runs episodes; picklable when workers > 1.
+        session: factory of the object that runs episodes; picklable unless one process does.
+        executor: one of `EXECUTORS`. Processes are on this machine; a single one is this process.
     """
     todo = [episode for episode in episodes if log.finished(episode) is None]
-    if workers > 1 and len(todo) > 1:
-        outcomes = _run_parallel(setup, todo, min(workers, len(todo)), session)
+    n = min(workers, len(todo))
+    if executor == 'ray':
+        from vla_prune_ros.evaluation.ray_executor import run_on_ray
+
+        outcomes = run_on_ray(setup, todo, n, session)
+    elif n > 1:
+        outcomes = _run_parallel(setup, todo, n, session)
     else:
         outcomes = _run_here(setup, todo, session)
     for record in outcomes:
