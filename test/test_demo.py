@@ -88,6 +88,16 @@ def test_a_demo_switches_modes_writes_everything_and_leaves_no_process(demo, che
         assert strip.size == (3 * 512, 2 * 302)
 
 
+def test_what_a_mode_is_not_on_these_weights_is_noted_below_the_table(demo, tmp_path):
+    process = demo('--modes', 'lightvla,none', '--episodes', '1')
+    assert process.popen.wait(90) == 0, process.log
+    assert '| lightvla [1] |' in process.log
+    assert '| none         |' in process.log
+    assert '\n- [1] these weights were not trained for lightvla' in process.log
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert [bool(row['note']) for row in results['modes']] == [True, False]
+
+
 def test_ctrl_c_stops_both_nodes(demo):
     process = demo('--episodes', '50')
     process.wait_for_log('[  1/100]')

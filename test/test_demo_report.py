@@ -50,6 +50,17 @@ def test_rows_count_successes_tokens_and_warm_latency():
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
+def test_a_mode_with_a_note_is_marked_and_the_note_is_below_the_table():
+    shown = [episode('none'), episode('lightvla'), episode('other')]
+    shown[1].note = shown[2].note = 'not the method'
+    text = demo_table(demo_rows(['none', 'lightvla', 'other'], shown))
+    table, _, below = text.partition('\n\n')
+    assert [line.split('|')[1].strip() for line in table.splitlines()[2:]] == [
+        'none', 'lightvla [1]', 'other [1]'
+    ]  # fmt: skip
+    assert below == '- [1] not the method'
+
+
 def test_results_are_json_with_every_episode(tmp_path):
     episodes = [episode('random', kept=5)]
     path = tmp_path / 'results.json'

@@ -71,7 +71,9 @@ def test_the_readout_in_force_and_what_a_mode_is_not_are_recorded(command, tmp_p
         results.append(json.loads((out / 'results.json').read_text()))
     assert [r['run']['readout_start'] for r in results] == [-58, -56]
     assert 'head cache' in results[0]['run']['mode_notes']['efficient_vla']
-    assert 'head cache' in (tmp_path / 'out0' / 'report.md').read_text()
+    page = (tmp_path / 'out0' / 'report.md').read_text()
+    assert '| efficient_vla [1] |' in page
+    assert '- [1] without the head cache' in page
 
 
 def test_an_interrupted_run_goes_on_and_ends_like_one_without_interruption(command, tmp_path):

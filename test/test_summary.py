@@ -71,6 +71,17 @@ def test_an_entry_without_finished_episodes_is_shown_as_such():
     assert 'no episode' in summary.summary_table([row])
 
 
+def test_notes_and_other_checkpoints_are_marked_and_stand_below_the_table():
+    entries = [replace(DENSE, checkpoint='here'), replace(HALF, checkpoint='there')]
+    rows = summary.summarise(entries, RECORDS, notes={'half': 'not the method'})
+    table, _, below = summary.summary_table(rows, 'here').partition('\n\n')
+    assert [line.split('|')[1].strip() for line in table.splitlines()[2:]] == [
+        'none', 'half [1] [2]'
+    ]  # fmt: skip
+    assert below.splitlines() == ['- [1] on checkpoint there', '- [2] not the method']
+    assert '[1]' not in summary.summary_table(summary.summarise([DENSE, HALF], RECORDS))
+
+
 def test_record_survives_json():
     original = RECORDS[4]
     again = EpisodeRecord.from_json(original.to_json())

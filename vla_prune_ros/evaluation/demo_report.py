@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla_prune_ros.evaluation.overlay import draw_views
 from vla_prune_ros.evaluation.statistics import percentiles, wilson_interval
-from vla_prune_ros.evaluation.summary import percent, table
+from vla_prune_ros.evaluation.summary import footnotes, percent, table
 
 CAPTION_HEIGHT = 46
 LAST_FRAME_MS = 1500  # before the animation starts again
@@ -49,7 +49,7 @@ class Frame:
 
 @dataclass
 class DemoEpisode:
-    """One episode of the demo, as seen on the topics."""
+    """One episode of the demo, as seen on the topics. `note`: what `policy_info` says of it."""
 
     mode: str
     task: str
@@ -59,6 +59,7 @@ class DemoEpisode:
     steps: int
     queries: list[Query] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
+    note: str = ''
 
     def to_json(self) -> dict:
         """Everything but the pictures."""
@@ -97,18 +98,21 @@ def demo_rows(modes: Sequence[str], episodes: Sequence[DemoEpisode]) -> list[dic
             'kept': float(np.mean([len(q.kept) for q in queries])) if queries else 0.0,
             'visual_tokens': max((q.n_visual for q in queries), default=0),
             'latency_ms': percentiles(warm or [q.latency_ms for q in queries], (50, 95)),
+            'note': next((episode.note for episode in ours), ''),
         })  # fmt: skip
     return rows
 
 
 def demo_table(rows: Sequence[dict]) -> str:
-    """The table of the demo, in Markdown."""
+    """The table of the demo, in Markdown, with notes below it."""
+    notes = [[row['note']] if row['note'] else [] for row in rows]
+    names, below = footnotes([row['mode'] for row in rows], notes)
     lines = []
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         ms = row['latency_ms']
         times = f'{ms["p50"]:.1f} / {ms["p95"]:.1f}' if ms['n'] else '-'
         tokens = f'{row["kept"]:.1f} of {row["visual_tokens"]}'
-        lines.append([row['mode'], row['episodes'], percent(row), tokens, times])
+        lines.append([name, row['episodes'], percent(row), tokens, times])
     headers = [
         'mode',
         'episodes',
@@ -116,7 +120,7 @@ def demo_table(rows: Sequence[dict]) -> str:
         'visual tokens kept',
         'chunk latency ms, p50 / p95',
     ]
-    return table(headers, lines)
+    return table(headers, lines) + (f'\n\n{below}' if below else '')
 
 
 def write_results(

@@ -205,14 +205,14 @@ def write_results(
         e if e.checkpoint else replace(e, checkpoint=run['checkpoint'], sha256=run['sha256'])
         for e in entries
     ]
-    rows = summary.summarise(entries, records, baseline)
+    rows = summary.summarise(entries, records, baseline, run['mode_notes'])
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
     results = {'run': run, 'baseline': baseline, 'entries': rows}
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     summary.write_summary_csv(rows, out / 'summary.csv')
     summary.write_episodes_csv(records, out / 'episodes.csv')
     (out / 'report.md').write_text(report.markdown(run, rows, pictures), encoding='utf-8')
-    print(summary.summary_table(rows))
+    print(summary.summary_table(rows, run['checkpoint']))
     print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
     for row in rows:
         if row['exceptions']:
@@ -303,7 +303,6 @@ def notes(facts: dict, entries: Sequence[Entry], plan: Sequence[Episode], done: 
         f' {len({e.task for e in plan})} of {len(facts["tasks"])} tasks, initial states'
         f' {states[0]} to {states[-1]} of {facts["n_initial_states"]}'
     ]
-    remarks += [f'{name}: {note}' for name, note in facts['mode_notes'].items()]
     if done:
         remarks.append(f'{done} of {len(plan)} episodes were taken over from an earlier run')
     return remarks

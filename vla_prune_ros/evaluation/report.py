@@ -117,7 +117,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         ' the first query of each episode left out.',
         *[f'- {note}' for note in run['notes']],
         '',
-        summary_table(rows),
+        summary_table(rows, run['checkpoint']),
         '',
     ]
     for name, caption in pictures:

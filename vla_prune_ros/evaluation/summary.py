@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,10 @@ from vla_prune_ros.evaluation.statistics import PairedComparison, percentiles, w
 
 
 def summarise(
-    entries: Sequence[Entry], records: Iterable[EpisodeRecord], baseline: str | None = None
+    entries: Sequence[Entry],
+    records: Iterable[EpisodeRecord],
+    baseline: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> list[dict]:
     """One row per entry, in the order of `entries`.
 
@@ -27,6 +30,7 @@ def summarise(
         entries: the lines of the comparison.
         records: outcomes of any entries.
         baseline: name of the entry to compare with; none is compared without.
+        notes: entry name -> what a reader must know about it.
     """
     by_entry: dict[str, list[EpisodeRecord]] = {entry.name: [] for entry in entries}
     for record in records:
@@ -36,6 +40,7 @@ def summarise(
     rows = []
     for entry in entries:
         row = _row(entry, by_entry[entry.name])
+        row['note'] = (notes or {}).get(entry.name, '')
         if dense is not None and entry.name != baseline:
             row['paired'] = _paired(_outcomes(by_entry[entry.name]), dense)
         rows.append(row)
@@ -155,6 +160,7 @@ COLUMNS = (
     ('latency_p95_ms', lambda r: _total(r, 'p95')),
     ('checkpoint', lambda r: r['checkpoint'] or ''),
     ('sha256', lambda r: r['sha256']),
+    ('note', lambda r: r['note']),
 )
 
 
@@ -204,6 +210,24 @@ def table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return '\n'.join([draw(cells[0]), draw(rule), *map(draw, cells[1:])])
 
 
+def footnotes(names: Sequence[str], notes: Sequence[Sequence[str]]) -> tuple[list[str], str]:
+    """Mark the lines of a table that something must be said about; equal notes count once.
+
+    Args:
+        names: of the lines.
+        notes: texts on each of them.
+
+    Returns:
+        The names with marks, and the numbered texts for below the table, one per line.
+    """
+    numbers = {text: k for k, text in enumerate(dict.fromkeys(n for ns in notes for n in ns), 1)}
+    marked = [
+        ' '.join([name, *(f'[{numbers[text]}]' for text in texts)])
+        for name, texts in zip(names, notes, strict=True)
+    ]
+    return marked, '\n'.join(f'- [{number}] {text}' for text, number in numbers.items())
+
+
 def percent(row: dict) -> str:
     """Success with its interval, as in `92.0 % (86.1 to 95.6)`."""
     if not row['episodes']:
@@ -217,13 +241,24 @@ def _milliseconds(values: dict | None) -> str:
     return f'{values["p50"]:.2f} / {values["p95"]:.2f}'
 
 
-def summary_table(rows: Sequence[dict]) -> str:
-    """The table of an evaluation in Markdown."""
+def summary_table(rows: Sequence[dict], checkpoint: str | None = None) -> str:
+    """The table of an evaluation in Markdown, with notes below it.
+
+    Args:
+        rows: from `summarise`.
+        checkpoint: that of the run; other ones are noted.
+    """
+    notes = [
+        [f'on checkpoint {row["checkpoint"]}'] * (row['checkpoint'] not in (None, checkpoint))
+        + [row['note']] * bool(row['note'])
+        for row in rows
+    ]
+    names, below = footnotes([row['name'] for row in rows], notes)
     lines = []
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         paired = row['paired']
         lines.append([
-            row['name'],
+            name,
             row['episodes'],
             row['exceptions'],
             percent(row),
@@ -241,4 +276,4 @@ def summary_table(rows: Sequence[dict]) -> str:
         'kept in last layer', 'computed per layer', 'decoder MFLOP', 'queries per episode',
         'chunk ms p50 / p95',
     ]  # fmt: skip
-    return table(headers, lines)
+    return table(headers, lines) + (f'\n\n{below}' if below else '')

@@ -142,6 +142,9 @@ class DemoClient:
         n_queries = int(status['queries'])
         self._wait(lambda: len(self._queries) >= n_queries, f'{n_queries} inference statistics')
         self._confirm(wanted, status)
+        self._wait(
+            lambda: self.policy_info['mode'] == wanted.mode, f'policy_info of mode {wanted.mode}'
+        )
         return DemoEpisode(
             mode=wanted.mode,
             task=status['task'],
@@ -151,6 +154,7 @@ class DemoClient:
             steps=int(status['step']),
             queries=list(self._queries),
             frames=self._frames() if wanted.pictures else [],
+            note=self.policy_info['note'],
         )
 
     def _is_done(self, number: str) -> bool:
