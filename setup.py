@@ -73,6 +73,7 @@ setup(
             'ros-trajectory-msgs',
         ],
         'sim': ['mujoco', 'numpy'],
+        'lora': ['peft'],
         'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff'],
     },
     zip_safe=False,
