@@ -281,7 +281,8 @@ def test_presets_at_published_sizes(preset):
 
 def test_presets_scale_with_depth_and_patches():
     selector = make_selector('efficient_vla', BASE)  # 4 layers, 16 patches per view
-    assert selector.skipped == {2} and selector.select_after == 1
+    assert selector.skipped == frozenset() and selector.select_after == 1  # 4 of 32
+    assert make_selector('efficient_vla', BASE, preset='paper').skipped == {2}  # 10 of 32
     assert selector.budget(TokenLayout(2, 16, 12, 56)) == 7
     assert selector.budget(TokenLayout(1, 16, 12, 56)) == 4
 
@@ -362,10 +363,10 @@ def importance(directory, values=(0.9, 0.5, 0.3, 0.1), **changes):
 def test_the_file_beside_the_checkpoint_decides(directory):
     importance(directory).save(file_beside(directory))
     assert file_beside(directory).parent == directory.parent
-    policy = VLAPolicy.from_pretrained(directory, pruning='efficient_vla')
+    policy = VLAPolicy.from_pretrained(directory, pruning='efficient_vla', skip=1)
     stats = policy.step(observation()).stats
     assert (stats['skipped_layers'], stats['layers_by']) == ('3', 'calibration')
-    policy.set_pruning('efficient_vla', variant='action')
+    policy.set_pruning('efficient_vla', skip=1, variant='action')
     assert policy.step(observation(stamp=0.4)).stats['skipped_layers'] == '1'  # not layer 0
     policy.set_pruning('efficient_vla', skip=2)
     assert policy.step(observation(stamp=0.8)).stats['skipped_layers'] == '2,3'
@@ -374,7 +375,7 @@ def test_the_file_beside_the_checkpoint_decides(directory):
 
 def test_without_a_file_a_rule_decides_and_says_so_with_the_command(directory):
     with pytest.warns(UserWarning, match=f'vla_prune_ros calibrate {directory}'):
-        policy = VLAPolicy.from_pretrained(directory, pruning='efficient_vla')
+        policy = VLAPolicy.from_pretrained(directory, pruning='efficient_vla', skip=1)
     stats = policy.step(observation()).stats
     assert (stats['skipped_layers'], stats['layers_by']) == ('2', 'rule')
     assert f'calibrate {directory}' in policy.info()['note']
@@ -392,7 +393,7 @@ def test_importance_of_other_weights_or_suites_is_refused_unless_forced(
 ):
     path = directory.parent / 'other.json'
     importance(directory, **changes).save(path)
-    options = {'calibration': str(path)}
+    options = {'calibration': str(path), 'skip': 1}
     with pytest.raises(ValueError, match=message) as caught:
         VLAPolicy.from_pretrained(directory, pruning='efficient_vla', **options)
     assert f'calibrate {directory}' in str(caught.value) and 'force=true' in str(caught.value)
@@ -402,7 +403,7 @@ def test_importance_of_other_weights_or_suites_is_refused_unless_forced(
 
 def test_a_suite_that_was_not_measured_is_refused(directory):
     importance(directory).save(file_beside(directory))
-    options = {'pruning': 'efficient_vla', 'suite': 'other'}
+    options = {'pruning': 'efficient_vla', 'suite': 'other', 'skip': 1}
     with pytest.raises(ValueError, match='suite'):
         VLAPolicy.from_pretrained(directory, **options)
 
@@ -413,21 +414,21 @@ def test_changed_weights_no_longer_match_their_old_measurement(directory, tmp_pa
     for file in directory.iterdir():
         (directory / file.name).write_bytes((again / file.name).read_bytes())
     with pytest.raises(ValueError, match='other weights'):
-        VLAPolicy.from_pretrained(directory, pruning='efficient_vla')
+        VLAPolicy.from_pretrained(directory, pruning='efficient_vla', skip=1)
 
 
 def test_weights_without_a_directory_need_force(tmp_path):
     path = tmp_path / 'i.json'
     LayerImportance('', UNNORM_KEY, 1, {'all': (1, 2, 3, 4), 'action': (1, 2, 3, 4)}).save(path)
     with pytest.raises(ValueError, match='not read from a directory'):
-        make_selector('efficient_vla', BASE, calibration=str(path))
-    selector = make_selector('efficient_vla', BASE, calibration=str(path), force=True)
+        make_selector('efficient_vla', BASE, skip=1, calibration=str(path))
+    selector = make_selector('efficient_vla', BASE, skip=1, calibration=str(path), force=True)
     assert selector.skipped == {1}
 
 
 def test_broken_missing_or_misfitting_files_are_named(directory, tmp_path):
     def build(path, **options):
-        return make_selector('efficient_vla', BASE, calibration=str(path), **options)
+        return make_selector('efficient_vla', BASE, skip=1, calibration=str(path), **options)
 
     with pytest.raises(ValueError, match=r'no file .*vla_prune_ros calibrate'):
         build(tmp_path / 'missing.json')
@@ -453,7 +454,7 @@ def test_the_verb_measures_and_the_mode_accepts_it(directory, capsys):
     assert data['frames'] == 17 and data['suite'] == UNNORM_KEY
     assert data['sha256'] == weights_digest(directory)
     assert len(data['importance']['all']) == len(data['importance']['action']) == 4
-    policy = VLAPolicy.from_pretrained(directory, pruning='efficient_vla')
+    policy = VLAPolicy.from_pretrained(directory, pruning='efficient_vla', skip=1)
     stats = policy.step(observation()).stats
     allowed = [i for i in data['least_important_first']['all'] if i > 0]
     assert stats['skipped_layers'] == str(allowed[0])

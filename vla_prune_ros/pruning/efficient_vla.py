@@ -51,7 +51,7 @@ class EfficientVLA(PruningMethod):
     summary = 'EfficientVLA: fewer layers, and a fixed number of key, task and diverse patches'
     options = (
         Option('preset', str, 'default', 'where options are -1', choices=(*PRESETS,)),
-        Option('skip', int, -1, 'number of layers left out; -1: by preset, scaled to depth', -1),
+        Option('skip', int, -1, 'layers left out; -1: by preset, scaled, rounded down', -1),
         Option('layers', str, '', 'layers to leave out, "I,J,..."; empty: by importance'),
         Option(
             'calibration', str, '', 'JSON file of the importance of layers; empty: the one beside '
@@ -82,7 +82,8 @@ class EfficientVLA(PruningMethod):
             self.key_tokens = max(1, scaled_count(_KEY_TOKENS, config.patches_per_view))
         if self.key_tokens < 1 or opt.keep == 0:
             raise ValueError('options key_tokens and keep must be at least 1')
-        n_skip = opt.skip if opt.skip >= 0 else math.floor(skip * depth / PUBLISHED_LAYERS + 0.5)
+        # Rounded down: a preset never costs a shallow model a larger share of its layers.
+        n_skip = opt.skip if opt.skip >= 0 else skip * depth // PUBLISHED_LAYERS
         free = range(0 if opt.skip_early else min(early, depth), depth)
         self.note = _MISSING_PARTS
         self.skipped, self.layers_by = self._choose_layers(n_skip, free)

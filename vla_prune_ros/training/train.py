@@ -10,10 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from vla_prune_ros.pruning.lightvla import NOISES
 from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
 from vla_prune_ros.training.embedded import Recipe, train_embedded
 from vla_prune_ros.training.lightvla import Finetuning
+from vla_prune_ros.vla import OpenVLAOFT
+from vla_prune_ros.vla.checkpoint import save_pretrained
 
 
 def _rounds(text: str) -> tuple[tuple[int, int], ...]:
@@ -82,6 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
     lightvla.add_argument('--workers', type=int, default=os.cpu_count())
     lightvla.add_argument('--device', default=default.device, help='cpu or cuda')
     lightvla.add_argument('--seed', type=int, default=default.seed)
+    export = stages.add_parser(
+        'export', help='write a trained checkpoint in bfloat16, with nothing but what a user needs'
+    )
+    export.add_argument('checkpoint', type=Path, help='trained checkpoint directory')
+    export.add_argument('out', type=Path, help='new directory')
     return parser
 
 
@@ -89,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a training stage; returns the exit code."""
     args = build_parser().parse_args(argv)
     try:
-        checkpoint = _tabletop(args) if args.what == 'tabletop' else _lightvla(args)
+        checkpoint = _STAGES[args.what](args)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f'train: {error}', file=sys.stderr)
         return 1
@@ -129,6 +138,16 @@ def _lightvla(args: argparse.Namespace) -> Path:
         )
     )
 
+
+def _export(args: argparse.Namespace) -> Path:
+    if args.out.exists() and any(args.out.iterdir()):
+        raise FileExistsError(f'{args.out} is not empty')
+    model = OpenVLAOFT.from_pretrained(args.checkpoint)
+    save_pretrained(model, args.out, dtype=torch.bfloat16, tokenizer=args.checkpoint)
+    return args.out
+
+
+_STAGES = {'tabletop': _tabletop, 'lightvla': _lightvla, 'export': _export}
 
 if __name__ == '__main__':
     raise SystemExit(main())
