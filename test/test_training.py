@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vla_prune_ros import weights
 from vla_prune_ros.sim.tabletop import TabletopRobot
 from vla_prune_ros.sim.tabletop.tasks import TASKS
 from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
@@ -22,7 +23,8 @@ from vla_prune_ros.training.demonstrations import (
 )
 from vla_prune_ros.training.embedded import UNNORM_KEY, fresh_checkpoint
 from vla_prune_ros.training.grounding import N_OBJECTS, Grounding
-from vla_prune_ros.training.train import build_parser
+from vla_prune_ros.training.train import build_parser, main
+from vla_prune_ros.training.validation import closed_loop_success
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import centre_crop, crop_positions
 
@@ -211,6 +213,30 @@ def test_two_workers_train_and_write_a_checkpoint_that_loads(episodes, fresh, tm
     model = OpenVLAOFT.from_pretrained(output)
     assert list(model.config.norm_stats) == [UNNORM_KEY]
     assert (output / 'tokenizer.json').exists()
+
+
+def test_every_checkpoint_is_tried_in_closed_loop(episodes, fresh, tmp_path):
+    config = _config(episodes, fresh, tmp_path, steps=2, save_every=1, validation=1)
+    log = [json.loads(line) for line in (clone(config, progress=False) / 'log.jsonl').open()]
+    tried = [record for record in log if 'success' in record]
+    assert [record['step'] for record in tried] == [1, 2]
+    assert all(record['episodes'] == 1 for record in tried)
+    assert tried[0]['success'] == 0.0, 'weights without training do not solve a task'
+    assert tried[0]['low'] == 0.0 < tried[0]['high']
+
+
+def test_success_in_closed_loop_is_that_of_the_policy():
+    tried = closed_loop_success(weights.directory('tabletop'), 4, workers=2)
+    assert tried['success'] >= 0.5 and tried['episodes'] == 4
+
+
+def test_an_exported_checkpoint_is_half_as_large_and_needs_nothing_else(fresh, tmp_path):
+    out = tmp_path / 'export'
+    assert main(['export', str(fresh), str(out)]) == 0
+    assert OpenVLAOFT.from_pretrained(out).config.norm_stats
+    files = [folder / 'model.safetensors' for folder in (out, fresh)]
+    assert files[0].stat().st_size < 0.6 * files[1].stat().st_size
+    assert main(['export', str(fresh), str(out)]) == 1, 'nothing is overwritten'
 
 
 def test_a_bad_list_of_rounds_is_explained(capsys):

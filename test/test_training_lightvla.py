@@ -219,9 +219,10 @@ def test_a_merged_model_computes_what_the_adapters_computed():
 def test_the_verb_trains_and_names_what_is_missing(folder, tmp_path, capsys):
     command = ['lightvla', '--start', str(folder / 'dense'), '--workers', '1']
     out = ['--out', str(tmp_path / 'out')]
-    steps = ['--steps', '2', '--batch-size', '2', '--noise', 'gumbel']
+    steps = ['--steps', '2', '--batch-size', '2', '--noise', 'gumbel', '--validation', '1']
     assert main([*command, '--data', str(folder), *out, *steps]) == 0
     assert str(tmp_path / 'out') in capsys.readouterr().out
+    assert '"success": 0.0' in (tmp_path / 'out' / 'log.jsonl').read_text()
     policy = VLAPolicy.from_pretrained(tmp_path / 'out', pruning='lightvla')
     assert policy.processor.prompt(TASKS[0].instruction)[0].shape[0] == 1
     assert main([*command, '--data', str(tmp_path / 'out'), *out]) == 1

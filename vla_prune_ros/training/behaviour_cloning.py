@@ -25,6 +25,7 @@ from vla_prune_ros.sim.tabletop.tasks import COLOURS, TASKS
 from vla_prune_ros.training.dataset import Batch, DemonstrationSet
 from vla_prune_ros.training.grounding import Grounding, grounding_loss
 from vla_prune_ros.training.lightvla import Finetuning, merged, prepare, training_pass
+from vla_prune_ros.training.validation import closed_loop_success
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
 from vla_prune_ros.vla.config import DINO_MEAN, DINO_STD, SIGLIP_MEAN, SIGLIP_STD, OpenVLAConfig
@@ -43,7 +44,8 @@ class CloningConfig:
     episode files; steps: optimiser steps; batch_size: samples per step over all workers;
     learning_rate: peak, reached after `warmup` steps and brought down to a tenth by a cosine;
     ema: decay of the averaged weights that are saved; grounding: auxiliary losses on or off;
-    lightvla: fine-tune for the mode `lightvla`, without auxiliary losses.
+    lightvla: fine-tune for the mode `lightvla`, without auxiliary losses; validation: closed-loop
+    episodes whose success is logged with every checkpoint, 0 for none.
     """
 
     start: Path
@@ -60,6 +62,7 @@ class CloningConfig:
     grounding: bool = True
     lightvla: Finetuning | None = None
     save_every: int = 500
+    validation: int = 0
     log_every: int = 50
     workers: int = 1
     device: str = 'cpu'
@@ -135,6 +138,14 @@ def _train(rank: int, config: CloningConfig, meeting: str | None, progress: bool
             bar.set_postfix(l1=f'{record["action"]:.4f}')
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             _save(config, learner, optimizer, average, step + 1)
+            if config.validation:  # the other workers wait in the next exchange of gradients
+                mode = 'none' if config.lightvla is None else 'lightvla'
+                success = closed_loop_success(
+                    config.output, config.validation, mode, workers, config.device
+                )
+                print(json.dumps({'step': step + 1, **success}), file=log, flush=True)
+                bar.write(f'step {step + 1}: closed-loop success {success["success"]:.0%}')
+                clock = time.monotonic()
     bar.close()
     if meeting is not None:
         dist.barrier()

@@ -39,6 +39,7 @@ class Recipe:
     Behaviour cloning on `episodes` noisy expert episodes and `detours` more that begin with a
     detour and are labelled for three instructions, for `steps` optimiser steps; then, for each
     entry of `rounds`, (DAgger episodes driven by the learner, further steps on everything).
+    Every checkpoint is tried in `validation` closed-loop episodes.
     """
 
     out: Path
@@ -46,6 +47,7 @@ class Recipe:
     detours: int = 560
     steps: int = 3500
     rounds: tuple[tuple[int, int], ...] = ((400, 2200),)
+    validation: int = 40
     workers: int = 4
     device: str = 'cpu'
     seed: int = 0
@@ -81,6 +83,7 @@ def train_embedded(recipe: Recipe, progress: bool = True) -> Path:
         files=tuple(files),
         cache=recipe.out / 'frames.npy',
         steps=recipe.steps,
+        validation=recipe.validation,
         workers=recipe.workers,
         device=recipe.device,
         seed=recipe.seed,

@@ -32,6 +32,16 @@ def _rounds(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
+def _add_common(parser: argparse.ArgumentParser, default: Recipe) -> None:
+    parser.add_argument(
+        '--validation', type=int, default=default.validation,
+        help='closed-loop episodes whose success is logged with every checkpoint; 0: none',
+    )  # fmt: skip
+    parser.add_argument('--workers', type=int, default=os.cpu_count())
+    parser.add_argument('--device', default=default.device, help='cpu or cuda')
+    parser.add_argument('--seed', type=int, default=default.seed)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `train`."""
     parser = argparse.ArgumentParser(prog='vla_prune_ros train', description=__doc__)
@@ -53,9 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='EPISODES:STEPS,...',
         help='DAgger rounds after the first stage',
     )
-    tabletop.add_argument('--workers', type=int, default=os.cpu_count())
-    tabletop.add_argument('--device', default=default.device, help='cpu or cuda')
-    tabletop.add_argument('--seed', type=int, default=default.seed)
+    _add_common(tabletop, default)
     lightvla = stages.add_parser(
         'lightvla',
         help='fine-tune a trained policy for the pruning mode lightvla',
@@ -83,9 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     lightvla.add_argument(
         '--fresh-heads', action='store_true', help='new action head and proprio projector'
     )
-    lightvla.add_argument('--workers', type=int, default=os.cpu_count())
-    lightvla.add_argument('--device', default=default.device, help='cpu or cuda')
-    lightvla.add_argument('--seed', type=int, default=default.seed)
+    _add_common(lightvla, default)
     export = stages.add_parser(
         'export', help='write a trained checkpoint in bfloat16, with nothing but what a user needs'
     )
@@ -113,6 +119,7 @@ def _tabletop(args: argparse.Namespace) -> Path:
         detours=args.detours,
         steps=args.steps,
         rounds=args.rounds,
+        validation=args.validation,
         workers=args.workers,
         device=args.device,
         seed=args.seed,
@@ -131,6 +138,7 @@ def _lightvla(args: argparse.Namespace) -> Path:
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             grounding=False,
+            validation=args.validation,
             lightvla=Finetuning(args.noise, args.lora_rank, args.fresh_heads),
             workers=args.workers,
             device=args.device,
