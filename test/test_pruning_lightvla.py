@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""LightVLA: the authors' numbers, the selection rule, training gradients, bucket padding."""
+"""LightVLA: the authors' numbers, selection rule, training gradients, buckets, a fixed number."""
 
 import math
 import warnings
@@ -380,6 +380,38 @@ def test_a_padded_training_batch_equals_single_passes():
         first = readout(slice(0, 1), ids[:1], None)
         second = readout(slice(1, 2), ids[1:, :8], None)
     torch.testing.assert_close(both, torch.cat([first, second]), rtol=0, atol=1e-5)
+
+
+# -- a fixed number ----------------------------------------------------------------------------
+@pytest.mark.parametrize('keep', [1, 5, 17, 1000])
+def test_keep_takes_exactly_so_many_patches(sized, keep):
+    model, data = sized
+    out, selector = run(model, data, keep=keep)
+    wanted = min(keep, out.layout.n_visual)
+    assert len(out.kept) == wanted == selector.stats()['kept']
+    assert (out.kept.diff() > 0).all()
+
+
+def test_what_was_chosen_comes_before_what_fills_up(sized):
+    model, data = sized
+    chosen = set(run(model, data)[0].kept.tolist())
+    fewer = set(run(model, data, keep=len(chosen) - 1)[0].kept.tolist())
+    more = set(run(model, data, keep=len(chosen) + 1)[0].kept.tolist())
+    assert fewer < chosen < more
+
+
+def test_keep_of_the_chosen_number_is_the_rule_itself(sized):
+    model, data = sized
+    rule, _ = run(model, data)
+    fixed, _ = run(model, data, keep=len(rule.kept))
+    assert torch.equal(fixed.actions, rule.actions)
+
+
+def test_a_fixed_number_is_noted_and_does_not_make_weights_untrained():
+    config = tiny_config(pruning_trained='lightvla')
+    selector = make_selector('lightvla', config, keep=4)
+    assert 'fixed at 4' in selector.note
+    assert selector.stats()['trained'] is True
 
 
 # -- what a checkpoint was trained for ----------------------------------------------------------

@@ -31,6 +31,11 @@ def unit(x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + _EPS)).to(x.dtype)
 
 
+def unit_interval(x: Tensor) -> Tensor:
+    """Scale values monotonically into 0..1, exclusive of 1."""
+    return (x - x.amin()) / (x.amax() - x.amin() + 1.0)
+
+
 def patch_scores(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Tensor:
     """How much each patch wants each patch: S = n(softmax(P T^t / sqrt(D)) T) P^t / sqrt(D).
 
@@ -148,6 +153,15 @@ class LightVLA(PruningMethod):
             'patches: the next best patches',
             choices=('mask', 'patches'),
         ),
+        Option(
+            'keep',
+            int,
+            0,
+            'exactly so many patches of all cameras, to measure speed at a given count; 0: by the '
+            'rule',
+            0,
+            65536,
+        ),
     )
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
@@ -159,6 +173,10 @@ class LightVLA(PruningMethod):
                 'nothing about LightVLA (train lightvla makes such weights)',
                 stacklevel=2,
             )
+        if self.opt.keep:
+            fixed = f'the number of patches is fixed at {self.opt.keep}, LightVLA has no budget'
+            self.note = f'{self.note}; {fixed}' if self.note else fixed
+        self._trained = config.pruning_trained == self.name
         self._kept = 0
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
@@ -175,6 +193,8 @@ class LightVLA(PruningMethod):
         scores = patch_scores(hidden[first:rest], hidden[rest:])  # [N, N]
         keep = torch.zeros(layout.n_visual, dtype=torch.bool, device=hidden.device)
         keep[scores.argmax(-1)] = True
+        if self.opt.keep:
+            return self._exactly(keep, scores, layout)
         if self.opt.bucket and self.opt.padding == 'patches':
             self._fill(keep, scores)
         kept = keep.nonzero().flatten()
@@ -188,6 +208,13 @@ class LightVLA(PruningMethod):
         order = best.argsort(descending=True, stable=True)
         keep[order[: int(keep.sum()) + missing]] = True
 
+    def _exactly(self, keep: Tensor, scores: Tensor, layout: TokenLayout) -> Tensor:
+        """Chosen patches first, then the others, each by their highest score from any patch."""
+        best = unit_interval(scores.amax(0).float()) + keep  # a choice outweighs any score
+        order = best.argsort(descending=True, stable=True)[: self.opt.keep]
+        self._kept = len(order)
+        return layout.keep(layout.visual.start + order)
+
     def stats(self) -> dict[str, bool | int | float | str]:
         """How many patches were chosen, and whether the weights know the rule."""
-        return {'kept': self._kept, 'trained': not self.note}
+        return {'kept': self._kept, 'trained': self._trained}
