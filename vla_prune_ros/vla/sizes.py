@@ -1,0 +1,66 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Models of named sizes with random weights, to measure speed where no checkpoint is at hand."""
+
+from __future__ import annotations
+
+import torch
+
+from vla_prune_ros.vla.config import DINO, SIGLIP, LlamaConfig, OpenVLAConfig, TowerConfig
+from vla_prune_ros.vla.model import OpenVLAOFT
+
+_STATISTICS = {
+    'random': {
+        'action': {'q01': [-1.0] * 7, 'q99': [1.0] * 7, 'mask': [True] * 6 + [False]},
+        'proprio': {'q01': [-1.0] * 8, 'q99': [1.0] * 8},
+    }
+}
+
+SIZES: dict[str, OpenVLAConfig] = {
+    # 2 x 16 patches: everything works, nothing takes time.
+    'tiny': OpenVLAConfig(
+        TowerConfig(48, 3, 2, 96, 14, 56, reg_tokens=4, class_token=True, layer_scale=True),
+        TowerConfig(32, 3, 2, 64, 14, 56, attn_pool=True),
+        LlamaConfig(64, 8, 4, 160, 512),
+        pad_id=3,
+        norm_stats=_STATISTICS,
+    ),
+    # About 110 M parameters in the published proportions: 2 x 256 patches, and most of the work
+    # in the decoder. For CPUs.
+    'small': OpenVLAConfig(
+        TowerConfig(320, 8, 5, 1280, reg_tokens=4, class_token=True, layer_scale=True),
+        TowerConfig(384, 8, 6, 1536, attn_pool=True),
+        LlamaConfig(576, 16, 9, 1536),
+        norm_stats=_STATISTICS,
+    ),
+    '7b': OpenVLAConfig(DINO, SIGLIP, LlamaConfig(), norm_stats=_STATISTICS),
+}
+
+
+def random_model(
+    size: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = 'cpu',
+    seed: int = 0,
+) -> OpenVLAOFT:
+    """Return a model of a named size with random weights, drawn where it will run.
+
+    Args:
+        size: a key of `SIZES`.
+        dtype: floating-point type of the weights.
+        device: where they are drawn and stay; a 7B model in bfloat16 needs 15 GB there.
+        seed: of the draw; the generator of the device is left in another state.
+
+    Raises:
+        ValueError: unknown size; the message lists the known ones.
+    """
+    if size not in SIZES:
+        raise ValueError(f'unknown size {size!r}; known: {", ".join(SIZES)}')
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return OpenVLAOFT(SIZES[size]).eval()
+    finally:
+        torch.set_default_dtype(before)
