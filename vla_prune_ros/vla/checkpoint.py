@@ -181,7 +181,7 @@ def save_pretrained(
     statistics = dict(model.config.norm_stats)
     if statistics:
         (directory / 'dataset_statistics.json').write_text(_json(statistics), encoding='utf-8')
-    _write_shards(directory, _complete(model), dtype, max_shard_bytes)
+    _write_shards(directory, complete_tensors(model), dtype, max_shard_bytes)
     for name in _HEADS:
         kind = torch.float32 if name == 'proprio_projector' else dtype
         state = {k: _to_disk(p, kind) for k, p in getattr(model, name).named_parameters()}
@@ -192,7 +192,7 @@ def save_pretrained(
             shutil.copyfile(source, directory / name)
 
 
-def _complete(model: OpenVLAOFT) -> dict[str, Tensor]:
+def complete_tensors(model: OpenVLAOFT) -> dict[str, Tensor]:
     """Return every tensor of the safetensors files under its published name."""
     named = model.named_parameters()
     tensors = {_published(name): p for name, p in named if not name.startswith(_HEADS)}
