@@ -10,6 +10,7 @@ Source: OpenVLA-OFT's parallel decoding (arXiv 2502.19645) on Llama 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm over the last dimension; same shape and dtype."""
+        if x.is_cuda:  # one kernel, rounded at the same place
+            return self.weight * nn.functional.rms_norm(x, x.shape[-1:], eps=self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -51,20 +54,60 @@ def rope_table(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.d
         dtype: of the result; the angles are float32.
 
     Returns:
-        [2, 1, 1, n, head_dim] or [2, B, 1, n, head_dim]: cosines, sines; both halves repeat.
+        [2, 1, 1, n, head_dim] or [2, B, 1, n, head_dim]: cosines, sines; both halves repeat, the
+        first half of the sines is negative, as `rotate` needs it.
     """
     steps = torch.arange(0, head_dim, 2, dtype=torch.int64, device=position_ids.device)
     frequency = 1.0 / (theta ** (steps.float() / head_dim))
     angle = position_ids.float()[..., None] * frequency  # [..., n, head_dim/2]
-    angle = torch.cat([angle, angle], dim=-1)
-    angle = angle.reshape(-1, 1, *angle.shape[-2:])  # [B or 1, 1, n, head_dim]
-    return torch.stack([angle.cos(), angle.sin()]).to(dtype)
+    angle = angle.reshape(-1, 1, *angle.shape[-2:])  # [B or 1, 1, n, head_dim/2]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(dtype)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Apply rotary embedding in the half-split layout; x [B, heads, n, head_dim]."""
+    """Apply rotary embedding in the half-split layout; x [..., n, head_dim]."""
     low, high = x.chunk(2, dim=-1)
-    return x * rope[0] + torch.cat([-high, low], dim=-1) * rope[1]
+    return torch.addcmul(x * rope[0], torch.cat([high, low], dim=-1), rope[1])
+
+
+def lay_side_by_side(linears: Sequence[nn.Linear]) -> None:
+    """Move the weights of some layers into one block of memory, so that one product serves all.
+
+    They stay parameters of their own, with their names; see `as_one_matrix`.
+    """
+    whole = torch.cat([linear.weight.detach() for linear in linears])
+    parts = whole.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=linear.weight.requires_grad)
+
+
+def as_one_matrix(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """View neighbouring weights as one matrix [sum of out, in], without copying.
+
+    Returns:
+        The matrix, or None where they are not neighbours, have biases, are wrapped (LoRA,
+        quantised), or a gradient is wanted.
+    """
+    if torch.is_grad_enabled():
+        return None
+    first = linears[0].weight if type(linears[0]) is nn.Linear else None
+    if type(first) is not nn.Parameter or not first.is_contiguous():
+        return None
+    base, rows = first.untyped_storage().data_ptr(), 0
+    start, row_bytes = first.data_ptr(), first.shape[1] * first.element_size()
+    for linear in linears:
+        weight = linear.weight if type(linear) is nn.Linear and linear.bias is None else None
+        if (
+            type(weight) is not nn.Parameter
+            or weight.dtype != first.dtype
+            or weight.shape[1:] != first.shape[1:]
+            or weight.data_ptr() != start + rows * row_bytes
+            or weight.untyped_storage().data_ptr() != base
+        ):
+            return None
+        rows += len(weight)
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))
 
 
 class _Attention(nn.Module):
@@ -74,11 +117,16 @@ class _Attention(nn.Module):
         for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj'):
             setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size, bias=False))
 
+    @property
+    def inward(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """Layers that share their input."""
+        return self.q_proj, self.k_proj, self.v_proj
+
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normed states [B, m, D] to rotated q, k and v, each [B, heads, m, head_dim]."""
-        shape = (*x.shape[:2], self.heads, -1)
         q, k, v = (
-            proj(x).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            t.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            for t in _products(self.inward, x)
         )
         return rotate(q, rope), rotate(k, rope), v
 
@@ -95,8 +143,25 @@ class _Mlp(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.mlp_hidden, bias=False)
         self.down_proj = nn.Linear(config.mlp_hidden, config.hidden_size, bias=False)
 
+    @property
+    def inward(self) -> tuple[nn.Linear, nn.Linear]:
+        """Layers that share their input."""
+        return self.gate_proj, self.up_proj
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = _products(self.inward, x)
+        if torch.is_grad_enabled():
+            return self.down_proj(nn.functional.silu(gate) * up)
+        # In place: fresh memory for states this wide costs more than the arithmetic.
+        return self.down_proj(nn.functional.silu(gate, inplace=True).mul_(up))
+
+
+def _products(linears: Sequence[nn.Linear], x: Tensor) -> Sequence[Tensor]:
+    """Outputs of layers that share their input; one matrix product if their weights allow it."""
+    whole = as_one_matrix(linears)
+    if whole is None:
+        return [linear(x) for linear in linears]
+    return nn.functional.linear(x, whole).split([len(linear.weight) for linear in linears], -1)
 
 
 class DecoderLayer(nn.Module):
@@ -116,7 +181,8 @@ class DecoderLayer(nn.Module):
     def finish(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Complete the layer from its queries and the attended keys and values; [B, m, D]."""
         x = x + self.self_attn.attend(q, k, v, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        rest = self.mlp(self.post_attention_layernorm(x))
+        return x + rest if torch.is_grad_enabled() else x.add_(rest)
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the layer with every row live; x [B, n, D]."""
@@ -147,6 +213,12 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def fuse(self) -> None:
+        """Lay q/k/v and gate/up side by side: inference then takes one product for each group."""
+        for layer in self.layers:
+            lay_side_by_side(layer.self_attn.inward)
+            lay_side_by_side(layer.mlp.inward)
 
     def forward(
         self,
