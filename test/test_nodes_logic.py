@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the nodes that know no ROS: matching, triggering, playing, the worker."""
+"""The parts of the nodes that know no ROS: matching, triggering, the worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from vla_prune_ros.nodes.assembler import NANOSECONDS, Assembler, MatchedSet
-from vla_prune_ros.nodes.execution import ChunkPlayer
 from vla_prune_ros.nodes.streams import Streams
 from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
 from vla_prune_ros.nodes.worker import Worker
@@ -141,76 +140,6 @@ def test_frames_and_actions_before_an_observation_come_in_order_of_time():
     tick = Tick(seen(50), (did(10, 20), did(30, 40, 50)), (seen(5), seen(20), seen(30)))
     events = [e if isinstance(e, MatchedSet) else e[:, 0].tolist() for e in tick.events()]
     assert events == [seen(5), [10, 20], seen(20), [30], seen(30), [40, 50]]
-
-
-# -- player ------------------------------------------------------------------------------------
-def chunk(first: int, n: int = 8) -> np.ndarray:
-    """Actions that are their own numbers."""
-    return np.repeat(np.arange(first, first + n, dtype=float)[:, None], 7, axis=1)
-
-
-def play(player: ChunkPlayer, n: int) -> list[float | None]:
-    """The next n actions, each after an observation stamped with the step."""
-    played = []
-    for _ in range(n):
-        player.observe(player._step)
-        action = player.next()
-        played.append(None if action is None else action[0])
-    return played
-
-
-def test_a_late_chunk_loses_exactly_the_steps_that_were_executed():
-    player = ChunkPlayer()
-    player.observe(0)
-    player.add(0, chunk(0))
-    assert play(player, 5) == [0, 1, 2, 3, 4]
-    player.add(2, chunk(100))  # answers the observation before step 2; 2, 3, 4 were executed
-    assert play(player, 3) == [103, 104, 105]
-
-
-def test_holding_still_is_not_executing():
-    player = ChunkPlayer()
-    assert play(player, 4) == [None] * 4
-    player.add(1, chunk(0))  # nothing was executed since step 1
-    assert play(player, 2) == [0, 1]
-
-
-def test_starvation_is_counted_from_the_first_chunk_on():
-    player = ChunkPlayer()
-    play(player, 3)
-    assert player.starved == 0
-    player.add(0, chunk(0, 2))
-    assert play(player, 5) == [0, 1, None, None, None]
-    assert player.starved == 3
-
-
-def test_an_older_or_unknown_chunk_does_not_replace_the_newer_one():
-    player = ChunkPlayer()
-    play(player, 4)
-    assert player.add(3, chunk(0))
-    assert not player.add(1, chunk(100))
-    assert not player.add(77, chunk(200))
-    assert play(player, 1) == [0]
-    assert player.unknown == 1
-
-
-def test_the_horizon_keeps_the_first_actions():
-    player = ChunkPlayer(horizon=3)
-    player.observe(0)
-    player.add(0, chunk(0))
-    assert play(player, 5) == [0, 1, 2, None, None]
-
-
-def test_the_next_chunk_is_wanted_early_enough_for_the_measured_delay():
-    player = ChunkPlayer()
-    assert player.wants_chunk
-    play(player, 3)
-    player.add(0, chunk(0))  # three steps late
-    wants = []
-    for _ in range(8):
-        wants.append(player.wants_chunk)
-        play(player, 1)
-    assert wants == [False] * 5 + [True] * 3
 
 
 # -- worker ------------------------------------------------------------------------------------

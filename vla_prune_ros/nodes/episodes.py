@@ -11,34 +11,59 @@ between episodes it jumps by a gap that makes the policy drop its history.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from vla_prune_ros.nodes.execution import ChunkPlayer
+from vla_prune_ros.nodes.execution import ChunkPlayer, Execution
+from vla_prune_ros.nodes.inbox import Answer
 from vla_prune_ros.sim.base import SimObservation, SimulatedRobot, to_env_action
 
 NANOSECONDS = 1_000_000_000
 FIRST_PATIENCE = 0.25  # s, after which a first unanswered request is sent again
 IDLE = 0.1  # s of wall clock between two looks at the world while nothing happens
+MAX_FAILURES = 3  # of the simulation in a row, that end it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an episode is run; times in seconds of the wall clock but for `gap`."""
+
+    realtime: bool = False
+    chunk_timeout: float = 2.0
+    gap: float = 10.0
+    latency: float = 0.0
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run next."""
+    """What to run next; `max_steps` 0 means the task's own limit."""
 
     task: int
     initial_state: int
     max_steps: int
+    settings: Settings
 
 
 @dataclass
 class EpisodeStatus:
-    """Where an episode stands. `state` is running or done; `result` says how it ended."""
+    """Where an episode stands. `state` is running or done; `result` says how it ended.
+
+    Attributes:
+        result: success or step_limit; aborted by a new episode; error: the simulation broke down,
+            which says nothing about the policy, and `error` says how.
+        queries: chunks that were asked for; `resent`: requests that had to be repeated.
+        requeries: chunks that the policy wanted to end early.
+        starved: steps on which the robot held still for want of an action.
+        late: steps of real time for which the simulation itself was too slow.
+        refused: chunks with bad content; `unknown`: chunks that answer no observation.
+    """
 
     episode: int
     suite: str
@@ -46,92 +71,95 @@ class EpisodeStatus:
     instruction: str
     initial_state: int
     max_steps: int
+    mode: str = 'lockstep'
+    execution: str = 'open_loop'
+    latency: float = 0.0
     state: str = 'running'
-    result: str = ''  # success, step_limit or aborted
+    result: str = ''
     success: bool = False
     step: int = 0
     queries: int = 0
-    starved: int = 0
     resent: int = 0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How episodes are run; times in seconds of the wall clock but for `gap`."""
-
-    realtime: bool
-    chunk_timeout: float
-    horizon: int
-    prefetch: int
-    gap: float
+    requeries: int = 0
+    starved: int = 0
+    late: int = 0
+    refused: int = 0
+    unknown: int = 0
+    error: str = ''
 
 
 class Link(Protocol):
-    """The way to the policy and to everybody who watches."""
+    """What an episode needs of the world; all of it is called in the simulation's thread."""
 
     def ready(self) -> bool:
-        """Whether a policy listens."""
+        """Whether a policy is there."""
 
     def next_plan(self, robot: SimulatedRobot, requested: bool) -> Plan | None:
-        """The next episode, or None to wait; `requested` if `restart` was called."""
+        """What to run next, `requested` from outside or not; None to wait."""
 
     def every_step(self) -> bool:
-        """Whether observations between two queries are to be published in lockstep."""
+        """Whether observations are also sent when no chunk is wanted."""
 
     def clock(self, stamp: int) -> None:
-        """Time is now `stamp`."""
+        """Time is `stamp`."""
 
     def observation(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
-        """What the robot senses at `stamp`."""
+        """What the robot senses now."""
 
     def request(self, executed: np.ndarray, stamp: int) -> None:
-        """A chunk is wanted for `stamp`; `executed` [n, 7] led there from the last request."""
+        """A chunk is wanted for the observation at `stamp`; [n, 7] were executed before it."""
 
-    def chunk(self, timeout: float) -> tuple[int, np.ndarray] | None:
-        """The next chunk (stamp, actions [n, 7]) that arrived, within `timeout` seconds."""
+    def chunk(self, timeout: float) -> Answer | None:
+        """The next answer that arrived, within `timeout` seconds."""
+
+    def discard_chunks(self) -> None:
+        """Forget what arrived, and count refused chunks from 0."""
+
+    def refused(self) -> int:
+        """Chunks that were refused for their content since `discard_chunks`."""
+
+    def warn(self, kind: str, text: str) -> None:
+        """Tell the operator, but not at every step."""
 
     def instruct(self, text: str) -> None:
         """The instruction in force; returns when those who listen have it."""
 
     def report(self, status: EpisodeStatus, stamp: int) -> None:
-        """The episode began, asked for a chunk, or ended, at `stamp`."""
+        """The status of the episode changed."""
+
+    def failed(self, error: Exception) -> None:
+        """The simulation broke down for good: the thread ends."""
 
 
-class Aborted(Exception):  # noqa: N818 - it is no error
-    """The episode is to end now."""
+class Aborted(Exception):  # noqa: N818 -- not an error
+    """The episode was ended from outside."""
 
 
 class Episodes(threading.Thread):
-    """The simulation thread: makes the robot, runs what the link plans, closes the robot."""
+    """Runs episodes until stopped; a simulation that breaks down is built anew."""
 
-    def __init__(
-        self,
-        make: Callable[[], SimulatedRobot],
-        link: Link,
-        settings: Settings,
-        on_failure: Callable[[Exception], None],
-    ) -> None:
+    def __init__(self, make: Callable[[], SimulatedRobot], link: Link) -> None:
         super().__init__(name='simulation', daemon=True)
         self._make = make
         self._link = link
-        self._settings = settings
-        self._on_failure = on_failure
+        self._settings = Settings()  # of the last episode
+        self._player = ChunkPlayer()
         self._stopping = threading.Event()
         self._abort = threading.Event()
         self._lock = threading.Lock()  # over _abort, _requested and _number
         self._requested = False
-        self._now = round(settings.gap * NANOSECONDS)
+        self._now = round(self._settings.gap * NANOSECONDS)
         self._number = 0
 
     def restart(self) -> int:
-        """End the running episode and ask the link for a new one; returns its number."""
+        """Abort the running episode and start a new one; returns the number it will have."""
         with self._lock:
             self._requested = True
             self._abort.set()
             return self._number + 1
 
     def stop(self, timeout: float) -> bool:
-        """End for good; True if the thread ended within `timeout` seconds."""
+        """End the thread; True if it ended within `timeout` seconds."""
         self._stopping.set()
         self._abort.set()
         if self.is_alive():
@@ -140,28 +168,41 @@ class Episodes(threading.Thread):
 
     def run(self) -> None:
         """Thread body."""
-        robot = None
+        robot, failures = None, 0
         try:
-            robot = self._make()
             while not self._stopping.is_set():
+                if robot is None:
+                    robot = self._make()
                 with self._lock:
                     requested, self._requested = self._requested, False
-                    if not self._stopping.is_set():
-                        self._abort.clear()
+                    self._abort.clear()
                 plan = self._link.next_plan(robot, requested)
                 if plan is None:
                     self._link.clock(self._now)
-                    self._stopping.wait(IDLE)
-                else:
+                    self._abort.wait(IDLE)
+                    continue
+                try:
                     self._run_episode(robot, plan)
+                    failures = 0
+                except Exception as error:
+                    failures += 1
+                    if failures == MAX_FAILURES:
+                        raise
+                    self._link.warn('simulation', f'simulation failed, starting anew: {error!r}')
+                    _close(robot)
+                    robot = None
         except Exception as error:
-            self._on_failure(error)
+            self._link.failed(error)
         finally:
             if robot is not None:
-                robot.close()
+                _close(robot)
 
     def _run_episode(self, robot: SimulatedRobot, plan: Plan) -> None:
-        task = robot.tasks[plan.task]
+        task, settings = robot.tasks[plan.task], plan.settings
+        if settings != self._settings:
+            self._settings, self._player = settings, ChunkPlayer(settings.execution)
+        self._player.clear()
+        self._link.discard_chunks()  # left over from the last episode
         with self._lock:
             self._number += 1
         status = EpisodeStatus(
@@ -171,19 +212,31 @@ class Episodes(threading.Thread):
             task.instruction,
             plan.initial_state,
             plan.max_steps or task.max_steps,
+            'realtime' if settings.realtime else 'lockstep',
+            settings.execution.mode,
+            settings.latency,
         )
-        self._link.report(status, self._now)
+        self._report(status)
         try:
             observation = robot.reset(plan.task, plan.initial_state)
             self._wait_for_policy(status)
-            play = self._play_realtime if self._settings.realtime else self._play_lockstep
+            play = self._play_realtime if settings.realtime else self._play_lockstep
             play(robot, observation, status)
             status.result = 'success' if status.success else 'step_limit'
         except Aborted:
             status.result = 'aborted'
-        status.state = 'done'
+        except Exception as error:
+            status.result, status.error = 'error', f'{type(error).__name__}: {error}'
+            raise
+        finally:
+            status.state = 'done'
+            self._report(status)
+            self._now += round(settings.gap * NANOSECONDS)
+
+    def _report(self, status: EpisodeStatus) -> None:
+        status.refused = self._link.refused()
+        status.unknown, status.starved = self._player.unknown, self._player.starved
         self._link.report(status, self._now)
-        self._now += round(self._settings.gap * NANOSECONDS)
 
     def _wait_for_policy(self, status: EpisodeStatus) -> None:
         self._link.clock(self._now)
@@ -191,37 +244,58 @@ class Episodes(threading.Thread):
             self._check()
             self._link.clock(self._now)
             time.sleep(IDLE)
-        while self._link.chunk(0.0) is not None:
-            pass  # left over from the last episode
         self._link.instruct(status.instruction)
 
     def _check(self) -> None:
         if self._abort.is_set():
             raise Aborted
 
+    def _take(self, answer: Answer, status: EpisodeStatus, delay: int | None = None) -> bool:
+        """Give an answer to the player; whether it was a chunk that can be played."""
+        player, unknown = self._player, self._player.unknown
+        usable = False
+        if answer.actions is not None:
+            usable = player.add(answer.stamp, answer.actions, delay)
+        if answer.limit:
+            status.requeries += player.shorten(answer.stamp, answer.limit)
+        if player.unknown > unknown:
+            self._link.warn(
+                'unknown',
+                f'chunk ignored: stamp {answer.stamp / NANOSECONDS:.3f} s is of no observation',
+            )
+        return usable
+
+    def _step(self, robot: SimulatedRobot, action: np.ndarray, render: bool) -> SimObservation:
+        observation = robot.step(to_env_action(action), render=render)
+        self._now += round(NANOSECONDS / robot.control_hz)
+        return observation
+
     # -- lockstep ------------------------------------------------------------------------------
     def _play_lockstep(
         self, robot: SimulatedRobot, observation: SimObservation, status: EpisodeStatus
     ) -> None:
-        """Ask, play the chunk, ask again. Time stands still while the policy thinks."""
-        period = round(NANOSECONDS / robot.control_hz)
+        """Ask, play, ask again. Time stands still while the policy thinks."""
+        player = self._player
         executed: list[np.ndarray] = []
         while not status.success and status.step < status.max_steps:
-            actions = self._ask(robot, observation, executed, status)
-            actions = actions[: self._settings.horizon or None]
-            executed = []
-            for k, action in enumerate(actions[: status.max_steps - status.step]):
-                self._check()
-                if k and self._link.every_step():
-                    self._link.observation(robot, observation, self._now)
-                observation = robot.step(to_env_action(action))
-                executed.append(action)
-                status.step += 1
-                self._now += period
-                self._link.clock(self._now)
-                if robot.success():
-                    status.success = True
-                    break
+            self._check()
+            while (late := self._link.chunk(0.0)) is not None:
+                self._take(late, status)
+            if player.is_due:
+                if not observation.images:
+                    observation = robot.observe()
+                player.observe(self._now)
+                self._ask(robot, observation, executed, status)
+                executed = []
+            elif observation.images and self._link.every_step():
+                self._link.observation(robot, observation, self._now)
+            action = player.next()
+            render = player.is_due or self._link.every_step()  # costs more than the physics
+            observation = self._step(robot, action, render)
+            executed.append(action)
+            status.step += 1
+            status.success = robot.success()
+            self._link.clock(self._now)
 
     def _ask(
         self,
@@ -229,25 +303,33 @@ class Episodes(threading.Thread):
         observation: SimObservation,
         executed: list[np.ndarray],
         status: EpisodeStatus,
-    ) -> np.ndarray:
-        """The chunk for this observation; sent again, ever more rarely, until it is answered."""
+    ) -> None:
+        """Ask for a chunk; again, ever more rarely, until one comes."""
         status.queries += 1
-        self._link.report(status, self._now)
+        self._report(status)
         actions = np.reshape(executed, (-1, 7))
-        patience = FIRST_PATIENCE
+        patience = FIRST_PATIENCE + self._settings.latency
+        period = 1.0 / robot.control_hz
         while True:
+            started = time.monotonic()
             self._link.request(actions, self._now)
             self._link.observation(robot, observation, self._now)
-            deadline = time.monotonic() + min(patience, self._settings.chunk_timeout)
+            deadline = started + min(patience, self._settings.chunk_timeout)
             while (left := deadline - time.monotonic()) > 0:
                 self._check()
                 answer = self._link.chunk(min(left, IDLE))
                 if answer is None:
                     self._link.clock(self._now)
-                elif answer[0] == self._now:
-                    return answer[1]
+                    continue
+                delay = 0  # a policy that was not ready says nothing about its delay
+                if self._settings.realtime and not status.resent and answer.actions is not None:
+                    steps = math.ceil((time.monotonic() - started) / period)
+                    delay = min(len(answer.actions), steps)
+                if self._take(answer, status, delay):
+                    return
             status.resent += 1
             patience *= 2
+            self._link.warn('silent', f'no chunk after {time.monotonic() - started:.2f} s')
 
     # -- real time -----------------------------------------------------------------------------
     def _play_realtime(
@@ -255,39 +337,67 @@ class Episodes(threading.Thread):
     ) -> None:
         """Step by the wall clock; a robot without an action holds still.
 
-        The clock starts with the first chunk: a policy that still loads does not cost the episode.
+        An action is chosen when its step begins: a chunk that comes within the period of its
+        observation is one step late. The physics of a step is computed at its beginning and
+        published at its end. The clock starts with the first chunk: a policy that still loads
+        does not cost the episode.
         """
-        period = round(NANOSECONDS / robot.control_hz)
-        player = ChunkPlayer(self._settings.horizon, self._settings.prefetch)
+        period, player = 1.0 / robot.control_hz, self._player
         hold = np.array([0.0, 0, 0, 0, 0, 0, 1.0])  # raw gripper: open
+        player.observe(self._now)
+        self._ask(robot, observation, [], status)
         executed: list[np.ndarray] = []
         asked: float | None = None  # wall time of the request that is not answered yet
-        player.observe(self._now)
-        player.add(self._now, self._ask(robot, observation, [], status))
         tick = time.monotonic()
         while not status.success and status.step < status.max_steps:
             self._check()
-            wall = time.monotonic()
-            player.observe(self._now)
-            overdue = asked is None or wall - asked > self._settings.chunk_timeout
-            if player.wants_chunk and overdue:
-                status.queries += 1
-                self._link.report(status, self._now)
-                self._link.request(np.reshape(executed, (-1, 7)), self._now)
-                executed, asked = [], wall
-            self._link.observation(robot, observation, self._now)
-            tick = max(tick + period / NANOSECONDS, wall)  # a late step delays, never bunches
-            while (left := tick - time.monotonic()) > 0:
-                answer = self._link.chunk(left)
-                if answer is not None and player.add(*answer):
-                    asked = None
+            if status.step:
+                wall = time.monotonic()
+                player.observe(self._now)
+                overdue = asked is None or wall - asked > self._settings.chunk_timeout
+                if player.wants_chunk and overdue:
+                    status.queries += 1
+                    status.resent += asked is not None
+                    self._report(status)
+                    self._link.request(np.reshape(executed, (-1, 7)), self._now)
+                    executed, asked = [], wall
+                self._link.observation(robot, observation, self._now)
             action = player.next()
-            action = hold if action is None else action
+            if action is None:
+                action = hold
+                self._link.warn(
+                    'starved',
+                    f'no action: the robot holds still ({player.starved} of {status.step + 1} '
+                    'steps)',
+                )
             hold = np.concatenate([np.zeros(6), action[6:]])
-            observation = robot.step(to_env_action(action))
+            observation = self._step(robot, action, render=True)
             executed.append(action)
             status.step += 1
-            status.starved = player.starved
-            self._now += period
-            self._link.clock(self._now)
             status.success = robot.success()
+            tick += period
+            if time.monotonic() > tick:  # a late step delays, never bunches
+                status.late += 1
+                tick = time.monotonic()
+            if self._take_chunks(tick, status):
+                asked = None
+            self._link.clock(self._now)
+
+    def _take_chunks(self, until: float, status: EpisodeStatus) -> bool:
+        """Wait until a wall-clock time, at least look once; whether a usable chunk came."""
+        usable = False
+        while True:
+            left = until - time.monotonic()
+            answer = self._link.chunk(max(0.0, left))
+            if answer is not None:
+                usable |= self._take(answer, status)
+            elif left <= 0:
+                return usable
+
+
+def _close(robot: SimulatedRobot) -> None:
+    """Free what a robot holds, as far as it still can."""
+    try:
+        robot.close()
+    except Exception:  # it may be what failed
+        return

@@ -233,6 +233,17 @@ def values_from(message: DiagnosticArray) -> dict[str, str]:
     return {pair.key: pair.value for pair in message.status[0].values} if message.status else {}
 
 
+def requery_from(message: DiagnosticArray) -> int:
+    """How many actions of its chunk an inference wants to be played before the next one; 0: all.
+
+    Key `requery` of the statistics: a number, or true for "ask again at once".
+    """
+    value = values_from(message).get('requery', '').strip().lower()
+    if value == 'true':
+        return 1  # actions that were executed before this arrived stay
+    return int(value) if value.isdigit() else 0
+
+
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value

@@ -9,7 +9,8 @@ still until the chunk for an observation is there; in realtime mode it does not 
 Every observation for which a chunk is wanted is announced on `executed_actions`: a JointTrajectory
 with the observation's stamp and the actions executed since the one before, at negative
 `time_from_start`, in the units of the chunk. A policy with `trigger: request` answers exactly
-those; any other policy may ignore them.
+those; any other policy may ignore them. A policy that wants to be asked again before a chunk is
+over says so on `vla_policy/inference_stats`: `requery` is how many of its actions to play.
 
 To drive it from outside start it with `episodes:=0`, set `task` and `initial_state`, call
 `~/reset_episode` and wait for that episode to be done on `~/episode`.
@@ -17,16 +18,15 @@ To drive it from outside start it with `episodes:=0`, set `task` and `initial_st
 
 from __future__ import annotations
 
-import importlib.util
-import queue
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped, TransformStamped
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
@@ -34,12 +34,13 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.episodes import Episodes, EpisodeStatus, Plan, Settings
+from vla_prune_ros.nodes.execution import Execution
+from vla_prune_ros.nodes.inbox import Answer, Inbox
 from vla_prune_ros.nodes.messages import (
     EPISODES,
     LATCHED,
@@ -47,22 +48,21 @@ from vla_prune_ros.nodes.messages import (
     RELIABLE,
     MessageError,
     actions_from,
-    camera_info_message,
     executed_message,
-    image_message,
-    joint_message,
-    pose_message,
+    requery_from,
     to_ns,
     to_time,
     values_message,
 )
-from vla_prune_ros.nodes.parameters import BRIDGE, declare, undeclared
+from vla_prune_ros.nodes.parameters import BRIDGE, declare, report_unknown
 from vla_prune_ros.nodes.process import run_node
-from vla_prune_ros.sim import BACKENDS, SimObservation, SimulatedRobot, Task, make_robot
+from vla_prune_ros.nodes.sensors import Sensors
+from vla_prune_ros.sim import SimObservation, SimulatedRobot, Task, make_robot
 
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
-INBOX = 64  # chunks that may wait
 ACKNOWLEDGED = Duration(seconds=1)
+THROTTLE = 5.0  # s between two warnings of a kind
+LIMITS = 16  # chunks whose early end may be known before they come
 
 
 class SimBridge(Node):
@@ -73,44 +73,35 @@ class SimBridge(Node):
         self._stop = stop
         self._specs = {spec.name: spec for spec in BRIDGE}
         settings = self.settings = declare(self, BRIDGE)
-        for name in undeclared(self):
-            self.get_logger().warning(f'no parameter {name!r}: ignored')
-        if settings['backend'] not in BACKENDS:
-            raise ValueError(f'backend {settings["backend"]!r}; valid: {", ".join(BACKENDS)}')
+        report_unknown(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.failed = False
         self._tasks: tuple[Task, ...] = ()
+        self._n_states = 0
         self._left = settings['episodes']
         self._plan: Plan | None = None  # the last one
         self._text: str | None = None  # instruction to repeat until the first chunk
-        self._inbox: queue.SimpleQueue[tuple[int, np.ndarray]] = queue.SimpleQueue()
-        self._images: dict[str, Any] = {}
-        self._infos: dict[str, Any] = {}
+        self._period = 0  # of the robot, ns; 0 until it is there
+        self._inbox = Inbox()
+        self._refused = 0
+        self._limits: OrderedDict[int, int] = OrderedDict()  # stamp -> actions to play
+        self._warned: dict[str, float] = {}
 
         self._clock_publisher = self.create_publisher(ClockMessage, '/clock', QoSProfile(depth=1))
-        self._joints = self.create_publisher(JointState, 'joint_states', RELIABLE)
-        self._pose = self.create_publisher(PoseStamped, 'ee_pose', RELIABLE)
+        self._sensors = Sensors(self, settings['base_frame'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
-        self._tf = self._tf_publisher()
+        self.create_subscription(
+            DiagnosticArray, 'vla_policy/inference_stats', self._on_stats, RELIABLE
+        )
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
         self.create_timer(
             1.0, self._repeat_instruction, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
-        self._episodes = Episodes(
-            lambda: make_robot(settings['backend']),
-            self,
-            Settings(
-                realtime=settings['mode'] == 'realtime',
-                chunk_timeout=settings['chunk_timeout'],
-                horizon=settings['execution.horizon'],
-                prefetch=settings['execution.prefetch'],
-                gap=settings['episode_gap'],
-            ),
-            self._on_failure,
-        )
+        options = {'suite': settings['suite']} if settings['suite'] else {}
+        self._episodes = Episodes(lambda: make_robot(settings['backend'], **options), self)
 
     def start(self) -> None:
         """Start the simulation."""
@@ -124,11 +115,9 @@ class SimBridge(Node):
     def ready(self) -> bool:
         """Whether a policy takes data and gives chunks."""
         chunks = self.count_publishers(self.resolve_topic_name('action_chunk'))
-        there = chunks > 0 and all(
-            publisher.get_subscription_count() for publisher in (self._joints, self._pose)
-        )
+        there = chunks > 0 and self._sensors.heard
         if not there:
-            self.get_logger().info('waiting for a policy', throttle_duration_sec=5.0)
+            self.get_logger().info('waiting for a policy', throttle_duration_sec=THROTTLE)
         return there
 
     def next_plan(self, robot: SimulatedRobot, requested: bool) -> Plan | None:
@@ -138,7 +127,7 @@ class SimBridge(Node):
             return None
         if requested:
             self._left = 0  # whoever asks for episodes drives from now on
-        sweep = self.settings['schedule'] == 'sweep' and not requested
+        sweep = self._value('schedule') == 'sweep' and not requested
         try:
             if sweep and self._plan is not None:
                 task = (self._plan.task + 1) % len(robot.tasks)
@@ -146,13 +135,30 @@ class SimBridge(Node):
             else:
                 task = robot.task_index(self._value('task') or 0)
                 state = self._value('initial_state')
+                self._check_state(state)
         except ValueError as error:
             self.get_logger().error(str(error))
             self._left = 0
             return None
         self._left -= self._left > 0
-        self._plan = Plan(task, state, self._value('max_steps'))
+        settings = self._episode_settings()
+        self._inbox.latency = settings.latency
+        self._plan = Plan(task, state, self._value('max_steps'), settings)
         return self._plan
+
+    def _episode_settings(self) -> Settings:
+        """The parameters that count from one episode to the next, as they are now."""
+        return Settings(
+            realtime=self._value('mode') == 'realtime',
+            chunk_timeout=self._value('chunk_timeout'),
+            gap=self._value('episode_gap'),
+            latency=self._value('latency'),
+            execution=Execution(
+                self._value('execution.mode'),
+                self._value('execution.horizon'),
+                self._value('execution.prefetch'),
+            ),
+        )
 
     def every_step(self) -> bool:
         """As the parameter says."""
@@ -164,38 +170,31 @@ class SimBridge(Node):
 
     def observation(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
         """Publish the sensors."""
-        base = self.settings['base_frame']
-        positions = [*observation.joint_positions, *observation.finger_positions]
-        self._joints.publish(joint_message(robot.joint_names, positions, stamp))
-        self._pose.publish(
-            pose_message(observation.ee_position, observation.ee_quaternion, stamp, base)
-        )
-        transforms = []
-        for camera in robot.cameras:
-            frame = f'{camera.name}_optical_frame'
-            self._infos[camera.name].publish(camera_info_message(camera, stamp, frame))
-            self._images[camera.name].publish(
-                image_message(observation.images[camera.name], stamp, frame)
-            )
-            if self._tf is not None:
-                transforms.append(_transform(robot.camera_pose(camera.name), stamp, base, frame))
-        if self._tf is not None:
-            from tf2_msgs.msg import TFMessage
-
-            self._tf.publish(TFMessage(transforms=transforms))
+        self._sensors.publish(robot, observation, stamp)
 
     def request(self, executed: np.ndarray, stamp: int) -> None:
         """Ask for a chunk and report what led here."""
         self._executed.publish(executed_message(executed, stamp, self._period))
 
-    def chunk(self, timeout: float) -> tuple[int, np.ndarray] | None:
-        """The next chunk that arrived."""
-        try:
-            if timeout <= 0.0:
-                return self._inbox.get_nowait()
-            return self._inbox.get(timeout=timeout)
-        except queue.Empty:
-            return None
+    def chunk(self, timeout: float) -> Answer | None:
+        """The next answer that arrived."""
+        return self._inbox.get(timeout)
+
+    def discard_chunks(self) -> None:
+        """Forget what arrived."""
+        self._inbox.clear()
+        self._refused = 0
+
+    def refused(self) -> int:
+        """Chunks refused since `discard_chunks`."""
+        return self._refused
+
+    def warn(self, kind: str, text: str) -> None:
+        """Log a warning, one of a kind every few seconds."""
+        now = time.monotonic()
+        if now - self._warned.get(kind, -THROTTLE) >= THROTTLE:
+            self._warned[kind] = now
+            self.get_logger().warning(text)
 
     def instruct(self, text: str) -> None:
         """Publish the instruction; wait until the readers have it, as topics keep no order."""
@@ -205,20 +204,30 @@ class SimBridge(Node):
 
     def report(self, status: EpisodeStatus, stamp: int) -> None:
         """Publish the episode's status."""
+        failed = status.result == 'error'
         if status.state == 'done':
             self._text = None
-            self.get_logger().info(
+            text = (
                 f'episode {status.episode}: {status.task}, state {status.initial_state}: '
-                f'{status.result} after {status.step} steps'
-            )
+                f'{status.result} after {status.step} steps {status.error}'
+            ).rstrip()
+            log = self.get_logger().error if failed else self.get_logger().info
+            log(text)
         self._episode.publish(
             values_message(
                 f'{self.get_name()}: episode',
                 asdict(status),
                 stamp,
                 summary=status.result or status.state,
+                level=DiagnosticStatus.ERROR if failed else DiagnosticStatus.OK,
             )
         )
+
+    def failed(self, error: Exception) -> None:
+        """The simulation broke down for good: the node cannot go on."""
+        self.get_logger().fatal(f'simulation failed: {type(error).__name__}: {error}')
+        self.failed = True
+        self._stop.set()
 
     # -- callbacks -----------------------------------------------------------------------------
     def _on_chunk(self, message: JointTrajectory) -> None:
@@ -227,11 +236,34 @@ class SimBridge(Node):
             actions = actions_from(message)
             if not len(actions):
                 raise MessageError('no actions')
+            self._check_grid(message)
         except MessageError as error:
-            self.get_logger().error(f'chunk refused: {error}', throttle_duration_sec=5.0)
+            self._refused += 1
+            self.warn('refused', f'chunk refused: {error}')
             return
-        if self._inbox.qsize() < INBOX:
-            self._inbox.put((to_ns(message.header.stamp), actions))
+        stamp = to_ns(message.header.stamp)
+        self._inbox.put(Answer(stamp, actions, self._limits.pop(stamp, 0)))
+
+    def _check_grid(self, message: JointTrajectory) -> None:
+        """MessageError unless the actions are meant for this robot's control rate."""
+        if not self._period:
+            raise MessageError('the simulation has not started')
+        times = [to_ns(point.time_from_start) for point in message.points]
+        if any(abs(t - k * self._period) > 0.1 * self._period for k, t in enumerate(times)):
+            raise MessageError(
+                f'time_from_start must be 0, {self._period / 1e6:g} ms, ...: set control_rate of '
+                f'the policy to {NANOSECONDS / self._period:g} Hz'
+            )
+
+    def _on_stats(self, message: DiagnosticArray) -> None:
+        """Before its chunk or after it: how much of the chunk is to be played."""
+        limit = requery_from(message)
+        if limit:
+            stamp = to_ns(message.header.stamp)
+            self._limits[stamp] = limit
+            if len(self._limits) > LIMITS:
+                self._limits.popitem(last=False)
+            self._inbox.put(Answer(stamp, None, limit))
 
     def _on_reset_episode(
         self, request: Trigger.Request, response: Trigger.Response
@@ -253,6 +285,8 @@ class SimBridge(Node):
                     self._specs[parameter.name].check(parameter.value)
                 if parameter.name == 'task' and self._tasks and parameter.value:
                     self._check_task(parameter.value)
+                if parameter.name == 'initial_state' and self._tasks:
+                    self._check_state(parameter.value)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -262,52 +296,21 @@ class SimBridge(Node):
         if task not in names and task not in map(str, range(len(names))):
             raise ValueError(f'unknown task {task!r}; tasks: {", ".join(names)}')
 
+    def _check_state(self, state: int) -> None:
+        if state >= self._n_states:
+            raise ValueError(f'initial_state {state} is outside 0..{self._n_states - 1}')
+
     # -- helpers -------------------------------------------------------------------------------
     def _prepare(self, robot: SimulatedRobot) -> None:
         """What can only be made once the robot is there."""
-        if self._tasks:
-            return
-        self._period = round(NANOSECONDS / robot.control_hz)
-        for camera in robot.cameras:
-            self._images[camera.name] = self.create_publisher(
-                Image, f'{camera.name}/image_raw', RELIABLE
-            )
-            self._infos[camera.name] = self.create_publisher(
-                CameraInfo, f'{camera.name}/camera_info', RELIABLE
-            )
-        self._tasks = robot.tasks
-        self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
+        self._sensors.prepare(robot)
+        if not self._tasks:
+            self._period = round(NANOSECONDS / robot.control_hz)
+            self._tasks, self._n_states = robot.tasks, robot.n_initial_states
+            self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
-
-    def _tf_publisher(self) -> Any:
-        """The tf publisher; None where the message package is missing (ROS 2 from wheels)."""
-        if importlib.util.find_spec('tf2_msgs') is None:
-            self.get_logger().info('tf2_msgs is not installed: no tf')
-            return None
-        from tf2_msgs.msg import TFMessage
-
-        return self.create_publisher(TFMessage, '/tf', QoSProfile(depth=100))
-
-    def _on_failure(self, error: Exception) -> None:
-        """The simulation broke down: the node cannot go on."""
-        self.get_logger().fatal(f'simulation failed: {type(error).__name__}: {error}')
-        self.failed = True
-        self._stop.set()
-
-
-def _transform(
-    pose: tuple[np.ndarray, np.ndarray], stamp: int, parent: str, child: str
-) -> TransformStamped:
-    position, quaternion = pose
-    message = TransformStamped(child_frame_id=child)
-    message.header.stamp = to_time(stamp)
-    message.header.frame_id = parent
-    translation, rotation = message.transform.translation, message.transform.rotation
-    translation.x, translation.y, translation.z = (float(v) for v in position)
-    rotation.x, rotation.y, rotation.z, rotation.w = (float(v) for v in quaternion)
-    return message
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,100 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the drivers of a real robot would publish, for a simulated one."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TransformStamped
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image, JointState
+
+from vla_prune_ros.nodes.messages import (
+    RELIABLE,
+    camera_info_message,
+    image_message,
+    joint_message,
+    pose_message,
+    to_time,
+)
+from vla_prune_ros.sim import SimObservation, SimulatedRobot
+
+
+class Sensors:
+    """Publishers of joint_states, ee_pose, CAMERA/image_raw, CAMERA/camera_info and /tf.
+
+    Those of the cameras are made when the robot is known: see `prepare`. There is no tf where its
+    message package is not installed, as with ROS 2 from wheels.
+    """
+
+    def __init__(self, node: Node, base_frame: str) -> None:
+        self._node, self._base = node, base_frame
+        self._joints = node.create_publisher(JointState, 'joint_states', RELIABLE)
+        self._pose = node.create_publisher(PoseStamped, 'ee_pose', RELIABLE)
+        self._images: dict[str, Any] = {}
+        self._infos: dict[str, Any] = {}
+        self._tf = None
+        if importlib.util.find_spec('tf2_msgs') is None:
+            node.get_logger().info('tf2_msgs is not installed: no tf')
+        else:
+            from tf2_msgs.msg import TFMessage
+
+            self._tf = node.create_publisher(TFMessage, '/tf', QoSProfile(depth=100))
+
+    def prepare(self, robot: SimulatedRobot) -> None:
+        """Make the publishers of the robot's cameras."""
+        for camera in robot.cameras:
+            if camera.name not in self._images:
+                create = self._node.create_publisher
+                self._images[camera.name] = create(Image, f'{camera.name}/image_raw', RELIABLE)
+                self._infos[camera.name] = create(
+                    CameraInfo, f'{camera.name}/camera_info', RELIABLE
+                )
+
+    @property
+    def heard(self) -> bool:
+        """Whether somebody listens to the robot's state."""
+        return all(p.get_subscription_count() for p in (self._joints, self._pose))
+
+    def publish(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
+        """Publish everything for one instant."""
+        positions = [*observation.joint_positions, *observation.finger_positions]
+        self._joints.publish(joint_message(robot.joint_names, positions, stamp))
+        self._pose.publish(
+            pose_message(observation.ee_position, observation.ee_quaternion, stamp, self._base)
+        )
+        for camera in robot.cameras:
+            frame = _frame(camera.name)
+            self._infos[camera.name].publish(camera_info_message(camera, stamp, frame))
+            self._images[camera.name].publish(
+                image_message(observation.images[camera.name], stamp, frame)
+            )
+        if self._tf is not None:
+            from tf2_msgs.msg import TFMessage
+
+            transforms = [
+                _transform(robot.camera_pose(c.name), stamp, self._base, _frame(c.name))
+                for c in robot.cameras
+            ]
+            self._tf.publish(TFMessage(transforms=transforms))
+
+
+def _frame(camera: str) -> str:
+    return f'{camera}_optical_frame'
+
+
+def _transform(
+    pose: tuple[np.ndarray, np.ndarray], stamp: int, parent: str, child: str
+) -> TransformStamped:
+    position, quaternion = pose
+    message = TransformStamped(child_frame_id=child)
+    message.header.stamp = to_time(stamp)
+    message.header.frame_id = parent
+    translation, rotation = message.transform.translation, message.transform.rotation
+    translation.x, translation.y, translation.z = (float(v) for v in position)
+    rotation.x, rotation.y, rotation.z, rotation.w = (float(v) for v in quaternion)
+    return message
