@@ -23,12 +23,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Camera:
-    """A fixed or mounted pinhole camera; `fovy` in degrees."""
+    """A fixed or mounted pinhole camera; `fovy` in degrees.
+
+    The columns of a mirrored camera's image run from right to left, as LIBERO's policies saw them.
+    """
 
     name: str
     width: int
     height: int
     fovy: float
+    mirrored: bool = False
 
     @property
     def focal_length(self) -> float:
@@ -55,12 +59,22 @@ class SimObservation:
     time: float
 
 
+class SimulationError(RuntimeError):
+    """The simulator failed. It says nothing about the policy; the next `reset` starts anew."""
+
+
 class SimulatedRobot(ABC):
     """A robot, its cameras and a suite of tasks.
 
     Create, use and close one object in one thread: it owns a rendering context.
+
+    Attributes:
+        notice: what every print and file with results must say; empty if there is nothing to say.
+        slow_task_change: whether episodes of one task had better follow each other.
     """
 
+    notice: str = ''
+    slow_task_change: bool = False
     suite: str
     control_hz: float
     tasks: tuple[Task, ...]
@@ -109,6 +123,14 @@ class SimulatedRobot(ABC):
         Optical convention (REP-103): z forward, x right, y down.
         """
 
+    def landmarks(self, camera: str) -> dict[str, np.ndarray]:
+        """Where things that matter to the task are seen, for analyses: name -> pixels [K, 2].
+
+        Pixels are (x, y) with the first pixel's centre at 0; they may lie outside the picture and
+        are NaN behind the camera. Empty where a simulator does not say.
+        """
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Free the rendering context. Call it in the thread that created the robot."""
@@ -140,4 +162,22 @@ def quaternion_to_axis_angle(quaternion: np.ndarray) -> np.ndarray:
     den = math.sqrt(1.0 - w * w)
     if math.isclose(den, 0.0):
         return np.zeros(3)
-    return np.array([x, y, z]) * (2.0 * math.acos(w) / den)
+    return np.array([x, y, z]) * 2.0 * math.acos(w) / den  # in robosuite's order, bit for bit
+
+
+def quaternion_from_matrix(rotation: np.ndarray) -> np.ndarray:
+    """Unit quaternion xyzw [4] with w >= 0 of a rotation matrix [3, 3].
+
+    From the eigenvector of a symmetric 4 x 4 matrix, which is stable at every angle
+    (Bar-Itzhack 2000).
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(rotation, dtype=np.float64)
+    k = np.array([
+        [xx - yy - zz, 0.0, 0.0, 0.0],
+        [yx + xy, yy - xx - zz, 0.0, 0.0],
+        [zx + xz, zy + yz, zz - xx - yy, 0.0],
+        [zy - yz, xz - zx, yx - xy, xx + yy + zz],
+    ])  # fmt: skip
+    _, vectors = np.linalg.eigh(k)  # reads the lower triangle
+    quaternion = vectors[:, -1]
+    return quaternion if quaternion[3] >= 0 else -quaternion
