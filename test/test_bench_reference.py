@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vla_prune_ros.evaluation.bench_reference import (
     ATTENTION,
     ReferencePolicy,
-    drawn_flops,
+    extra_flops,
     published_weights,
 )
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
@@ -86,7 +86,7 @@ def test_it_spends_what_the_dense_model_saves_and_nothing_else(policy):
     n = layout.length
     dense = query_flops(config, PassWork(layout, (LayerWork(n, n),) * config.llama.n_layers))
     rope = 2 * config.llama.n_layers * n * config.llama.head_dim // 2  # angles as a product
-    extra = sum(drawn_flops(config, 2, n).values())
+    extra = sum(extra_flops(config, 2, n).values())
     assert counter.get_total_flops() == sum(dense.values()) + extra + rope
 
 

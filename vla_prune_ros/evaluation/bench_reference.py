@@ -296,7 +296,7 @@ def published_weights(model: OpenVLAOFT) -> dict[str, Tensor]:
     return {name: t.detach().to(model.device, model.dtype) for name, t in given.items()}
 
 
-def drawn_flops(config: OpenVLAConfig, n_views: int, length: int) -> dict[str, int]:
+def extra_flops(config: OpenVLAConfig, n_views: int, length: int) -> dict[str, int]:
     """FLOPs that this path spends beyond the dense model: last blocks and logits."""
     extra = 0
     for tower in (config.featurizer, config.fused_featurizer):

@@ -1,0 +1,279 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `bench`: how fast, against what, and how fast it could be. See doc/benchmark.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_prune_ros.evaluation.bench_run import Arm
+    from vla_prune_ros.evaluation.bench_subject import Subject
+
+DESCRIPTION = """\
+Time a plain path that computes as the released code does, the dense model and every pruning mode
+on the same queries in turn; from camera frames to robot actions, selection included. Writes
+results.json, report.md and latency.png. Times on a CPU are given as ratios to the dense model."""
+
+EXAMPLES = """\
+examples:
+  bench --size small --threads 2
+  bench --checkpoint tabletop --modes none,specprune --option specprune.alpha=0.6
+  bench --size 7b --device cuda --dtype bfloat16 --ticks 60 --profile --out out/bench_7b
+  bench --startup"""
+LIGHTVLA_TOKENS = 78 / 512  # share of the visual tokens that the paper reports on average
+RESULTS, REPORT, CHART = 'results.json', 'report.md', 'latency.png'
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog='bench',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument('--size', help='random model: tiny, small or 7b (default: small)')
+    p.add_argument('--checkpoint', help='checkpoint directory or name of an embedded policy')
+    p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
+    p.add_argument('--instruction', help='what the policy is told (default: one of LIBERO length)')
+    p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
+    p.add_argument(
+        '--option', action='append', default=[], metavar='MODE.KEY=VALUE',
+        help='option of one mode; may be repeated',
+    )  # fmt: skip
+    p.add_argument(
+        '--variant', action='append', default=[], metavar='NAME=MODE[,KEY=VALUE...]',
+        help='a further arm under a name of its own; may be repeated',
+    )  # fmt: skip
+    p.add_argument('--no-reference', action='store_true', help='leave out the plain paths')
+    p.add_argument('--ticks', type=int, default=20, help='queries counted (default: 20)')
+    p.add_argument('--warm-up', type=int, default=4, help='queries before those (default: 4)')
+    p.add_argument('--frames', default='auto', help='auto, tabletop or synthetic (default: auto)')
+    p.add_argument('--device', default='cpu', help='torch device (default: cpu)')
+    p.add_argument('--dtype', default='float32', help='type of the weights (default: float32)')
+    p.add_argument('--threads', type=int, default=0, help='torch threads; 0: as torch decides')
+    p.add_argument('--runtime', help='auto, plain, graphs or compile (default: auto)')
+    p.add_argument('--quantization', help='none, int8 or fp8, for our arms (default: none)')
+    p.add_argument('--image-pipeline', help='exact or device (default: exact)')
+    p.add_argument('--profile', action='store_true', help='trace every arm and look for gaps')
+    p.add_argument('--startup', action='store_true', help='measure imports and loading instead')
+    p.add_argument(
+        '--require-targets', action='store_true', help='exit code 1 if a target is not met'
+    )
+    p.add_argument('--note', default='', help='a remark for the report, such as: shared machine')
+    p.add_argument('--out', type=Path, default=Path('out/bench'), help='output directory')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; 0 when everything was measured and written."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    try:
+        if args.startup:
+            from vla_prune_ros.evaluation.bench_startup import measure_startup
+
+            return measure_startup(args, argv)
+        return measure(args, argv)
+    except (FileNotFoundError, ValueError) as error:
+        print(f'bench: {error}', file=sys.stderr)
+        return 2
+
+
+def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """The ladder."""
+    import torch
+
+    from vla_prune_ros.evaluation.bench_roofline import measure_machine
+    from vla_prune_ros.evaluation.bench_run import measure_memory, run_ladder
+    from vla_prune_ros.evaluation.bench_scene import FRAMES, make_queries
+    from vla_prune_ros.vla.selection import TokenLayout
+
+    if args.frames not in FRAMES:
+        raise ValueError(f'--frames {args.frames} is not one of {", ".join(FRAMES)}')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f'--dtype {args.dtype} is not float32, bfloat16 or float16')
+    load = [os.getloadavg()[0]]
+    subject = make_subject(args, dtype)
+    arms = make_arms(args, subject, dtype)
+    config = subject.model.config
+    frames, queries = make_queries(args.frames, args.ticks + args.warm_up, config.chunk_len)
+    machine = measure_machine(args.device, dtype)
+    plain = all(arm.is_reference or _runtime(arm) == 'plain' for arm in arms)
+    decoder = subject.model.decoder if plain else None
+    samples = run_ladder(arms, queries, subject.instruction, args.warm_up, decoder, _progress)
+    if not plain:  # graphs hide what they do: count it in a pass without them, on the same frames
+        _count_work(args, subject, arms, samples, queries)
+    machine = machine.better(measure_machine(args.device, dtype))
+    measure_memory(arms, samples, queries[-1], subject.instruction)
+    load.append(os.getloadavg()[0])
+    prompt = subject.processor.prompt(subject.instruction)[0].shape[1]
+    layout = TokenLayout(2, config.patches_per_view, prompt, config.n_placeholders)
+    run = describe(args, argv, subject, layout, machine, frames, load)
+    from vla_prune_ros.evaluation.bench_report import make_rows, targets
+
+    rows = make_rows(arms, samples, config, layout, machine, _weight_bytes(args, dtype))
+    results = targets(rows, run)
+    profiles = {}
+    if args.profile:
+        from vla_prune_ros.evaluation.bench_profile import profile_arms
+
+        profiles = profile_arms(arms, queries, subject.instruction, args.out)
+    write(args.out, run, rows, results, profiles)
+    return 1 if args.require_targets and any(t['state'] == 'not met' for t in results) else 0
+
+
+def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
+    """The model of the run."""
+    from vla_prune_ros.evaluation.bench_subject import checkpoint_subject, random_subject
+
+    if args.checkpoint and args.size:
+        raise ValueError('give --size or --checkpoint, not both')
+    if args.checkpoint:
+        return checkpoint_subject(
+            args.checkpoint, dtype, args.device, args.instruction, args.unnorm_key
+        )
+    return random_subject(args.size or 'small', dtype, args.device, args.instruction)
+
+
+def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Arm]:
+    """The lines of the comparison: the plain paths, the dense model, the modes."""
+    from vla_prune_ros.evaluation.bench_reference import ReferencePolicy
+    from vla_prune_ros.evaluation.bench_report import DENSE
+    from vla_prune_ros.evaluation.bench_run import Arm
+    from vla_prune_ros.evaluation.entries import make_entries
+
+    arms = []
+    if not args.no_reference:
+        notes = {
+            'eager': 'plain path with attention maps, as pruning methods run their baseline',
+            'released': 'plain path with the fused attention of the released policy',
+        }
+        for (name, note), attention in zip(notes.items(), ('maps', 'fused'), strict=True):
+            plain = ReferencePolicy(subject.model, subject.processor, attention)
+            arms.append(Arm(name, plain, 'reference', {'attention': attention}, note))
+    for entry in make_entries(args.modes, args.option, args.variant, control='off'):
+        options = dict(entry.options)
+        config = subject.model.config
+        if entry.mode == 'lightvla' and config.pruning_trained != 'lightvla':
+            options.setdefault('keep', round(LIGHTVLA_TOKENS * 2 * config.patches_per_view))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # what matters is in the note
+            policy = subject.policy(entry.mode, **settings(args), **options)
+        name = DENSE if entry.name == 'none' else entry.name
+        arms.append(Arm(name, policy, entry.mode, options, policy.info()['note']))
+    return arms
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    """What the command line says about making it fast."""
+    given = {
+        'runtime': args.runtime,
+        'quantization': args.quantization,
+        'image_pipeline': args.image_pipeline,
+    }
+    return {key: value for key, value in given.items() if value}
+
+
+def describe(args, argv, subject, layout, machine, frames, load) -> dict[str, Any]:
+    """Everything that a reader needs to judge the numbers."""
+    import torch
+
+    from vla_prune_ros.evaluation.report import command_line, environment
+
+    return {
+        'command': command_line(argv, 'bench'),
+        'environment': environment(),
+        'subject': subject.name,
+        'size': None if args.checkpoint else subject.name,
+        'parameters': subject.parameters,
+        'tokens': layout.length,
+        'visual_tokens': layout.n_visual,
+        'prompt_tokens': layout.prompt_length,
+        'device': args.device,
+        'dtype': args.dtype,
+        'threads': torch.get_num_threads(),
+        **{key: value or 'default' for key, value in (
+            ('runtime', args.runtime), ('quantization', args.quantization),
+            ('image_pipeline', args.image_pipeline),
+        )},
+        'frames': frames,
+        'ticks': args.ticks,
+        'warm_up': args.warm_up,
+        'machine': {'flops': machine.flops, 'bandwidth': machine.bandwidth},
+        'load_average': load,
+        'note': args.note,
+    }  # fmt: skip
+
+
+def write(
+    out: Path,
+    run: dict[str, Any],
+    rows: Sequence[dict],
+    results: Sequence[dict],
+    profiles: dict[str, Any],
+) -> None:
+    """Print the tables; write JSON, page and chart."""
+    from vla_prune_ros.evaluation import bench_report
+    from vla_prune_ros.evaluation.bench_chart import draw
+    from vla_prune_ros.evaluation.bench_page import markdown
+
+    relative = not str(run['device']).startswith('cuda')
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        'schema': bench_report.SCHEMA, 'run': run, 'arms': rows, 'targets': results,
+        'profiles': profiles,
+    }  # fmt: skip
+    text = json.dumps(content, indent=1) + '\n'
+    (out / RESULTS).write_text(text, encoding='utf-8')
+    (out / REPORT).write_text(markdown(run, rows, results, profiles, relative), encoding='utf-8')
+    place = run['environment']['cpu'] if relative else run['environment']['gpu']
+    draw(rows, relative, f'{run["subject"]}, {run["dtype"]}, {place}', out / CHART)
+    print(f'\n{bench_report.main_table(rows, relative)}\n')
+    print(f'{bench_report.stage_table(rows, relative)}\n')
+    print(f'{bench_report.target_table(results)}\n')
+    print(f'bench: wrote {", ".join(str(out / name) for name in (RESULTS, REPORT, CHART))}')
+
+
+def _count_work(args, subject, arms, samples, queries) -> None:
+    """Fill in the work of arms whose runtime cannot be watched."""
+    from vla_prune_ros.evaluation.bench_run import Arm, run_ladder
+
+    twins = []
+    for arm in arms:
+        if arm.is_reference:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            policy = subject.policy(arm.mode, runtime='plain', **arm.options)
+        twins.append(Arm(arm.name, policy, arm.mode))
+    counted = run_ladder(
+        twins, queries, subject.instruction, args.warm_up, subject.model.decoder, _progress
+    )
+    for name, own in counted.items():
+        samples[name].work = own.work
+
+
+def _runtime(arm: Arm) -> str:
+    return arm.policy.info().get('runtime', 'plain')
+
+
+def _weight_bytes(args: argparse.Namespace, dtype: Any) -> float:
+    return 1.0 if args.quantization in ('int8', 'fp8') else float(dtype.itemsize)
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done == total:
+        print(f'\rbench: query {done}/{total}', end='\n' if done == total else '',
+              file=sys.stderr, flush=True)  # fmt: skip

@@ -1,0 +1,82 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a benchmark: what ran where, and the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vla_prune_ros.evaluation.bench_report import (
+    layer_table,
+    main_table,
+    stage_table,
+    target_table,
+)
+
+
+def markdown(
+    run: Mapping[str, Any],
+    rows: Sequence[dict],
+    results: Sequence[dict],
+    profiles: Mapping[str, Any],
+    relative: bool,
+) -> str:
+    """The page.
+
+    Args:
+        run: from `bench.describe`.
+        rows: from `bench_report.make_rows`.
+        results: from `bench_report.targets`.
+        profiles: from `bench_profile.profile_arms`; may be empty.
+        relative: times as multiples of the dense arm.
+    """
+    env, machine = run['environment'], run['machine']
+    packages = ', '.join(f'{name} {version}' for name, version in env['packages'].items())
+    load = ' to '.join(f'{value:.1f}' for value in run['load_average'])
+    text = [
+        f'# Benchmark of `{run["subject"]}`',
+        '',
+        f'    {run["command"]}',
+        '',
+        *([f'- {run["note"]}'] if run['note'] else []),
+        f'- {run["parameters"] / 1e6:.1f} M parameters, {run["dtype"]}; {run["tokens"]} tokens,'
+        f' of them {run["visual_tokens"]} visual (two cameras) and {run["prompt_tokens"]} of the'
+        ' prompt; batch 1',
+        f'- device {run["device"]}, GPU {env["gpu"] or "none"}, {env["cpu"]},'
+        f' {run["threads"]} torch thread(s) of {env["cores"]} cores, load average {load}',
+        f'- runtime {run["runtime"]}, quantization {run["quantization"]}, image pipeline'
+        f' {run["image_pipeline"]}',
+        f'- {run["ticks"]} queries after {run["warm_up"]} dropped ones, `{run["frames"]}` frames,'
+        ' arms in turn; first queries of an episode are kept apart',
+        f'- this machine: {machine["flops"] / 1e9:.0f} GFLOP/s in matrix products of this type,'
+        f' {machine["bandwidth"] / 1e9:.1f} GB/s',
+        f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}',
+        '',
+        main_table(rows, relative),
+        '',
+        '![time of a query by stage](latency.png)',
+        '',
+        '`x NAME`: how many times faster than that arm (median over queries of the ratio at the'
+        ' same query). `promised`: FLOPs of the dense model divided by those of the arm. `share`:'
+        ' speed-up over the dense model divided by the promise. `of floor`: least time that'
+        ' matrix products of this work can take on this machine, divided by the median.',
+        '',
+        '## Stages',
+        '',
+        stage_table(rows, relative),
+        '',
+        '## Visual tokens computed in each decoder layer',
+        '',
+        layer_table(rows),
+        '',
+        '## Targets',
+        '',
+        target_table(results),
+        '',
+    ]
+    if profiles:
+        from vla_prune_ros.evaluation.bench_profile import profile_tables
+
+        text += ['## Profile', '', profile_tables(profiles), '']
+    return '\n'.join(text)

@@ -1,0 +1,153 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The least time that a query can take on a machine: measured rates, and every matrix product.
+
+A product takes at least its FLOPs at the measured matrix rate, and at least its weights at the
+measured bandwidth, whichever is longer; a query takes at least the sum over its products.
+Activations, norms and everything that is no product are left out, so the floor is a floor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from vla_prune_ros.evaluation.flops import LayerWork, PassWork
+from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
+
+STAGES = ('vision', 'decoder', 'head')  # of the timers, which products are booked to
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one device was measured to do with the settings of the run.
+
+    Attributes:
+        flops: best matrix rate, FLOP/s at 2 per multiply-add, in the type of the run.
+        bandwidth: best memory rate, bytes/s.
+    """
+
+    flops: float
+    bandwidth: float
+
+    def floor(self, flops: float, weight_bytes: float) -> float:
+        """Least time of one product in ms."""
+        return 1e3 * max(flops / self.flops, weight_bytes / self.bandwidth)
+
+    def better(self, other: Machine) -> Machine:
+        """The best of two measurements: a rate that was seen is possible."""
+        return Machine(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product; `weights` counts the numbers read of a weight, 0 for attention."""
+
+    stage: str
+    flops: int
+    weights: int
+
+
+def measure_machine(
+    device: torch.device | str, dtype: torch.dtype, seconds: float = 0.5
+) -> Machine:
+    """Measure matrix rate and bandwidth with torch, each for about so many seconds."""
+    device = torch.device(device)
+    cuda = device.type == 'cuda'
+    rate = 0.0
+    for size in (8192, 4096) if cuda else (2048, 1024):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in 'ab')
+        out = torch.empty_like(a)
+        spent = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, seconds / 2)
+        rate = max(rate, 2 * size**3 / spent)
+    size = 1 << (29 if cuda else 26)  # numbers: 2 GiB and 256 MiB, beyond any cache
+    source = torch.zeros(size, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    spent = _best(lambda: target.copy_(source), device, seconds / 2)
+    bandwidth = 2 * 4 * size / spent
+    spent = _best(lambda: source.sum(), device, seconds / 2)
+    return Machine(rate, max(bandwidth, 4 * size / spent))
+
+
+def _best(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Shortest time of one call in s, over at least three."""
+
+    def wait() -> None:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
+    call()
+    wait()
+    best, count, deadline = float('inf'), 0, time.perf_counter() + seconds
+    while count < 3 or time.perf_counter() < deadline:
+        started = time.perf_counter()
+        call()
+        wait()
+        best, count = min(best, time.perf_counter() - started), count + 1
+    return best
+
+
+def query_products(config: OpenVLAConfig, work: PassWork) -> Iterator[Product]:
+    """Every matrix product of one query; cameras share one call of each tower."""
+    views, visual = work.layout.n_views, work.layout.n_visual
+    for tower in (config.featurizer, config.fused_featurizer):
+        yield from _tower(tower, views)
+    d, dim = config.llama.hidden_size, config.vision_dim
+    for width, height in ((dim, 4 * dim), (4 * dim, d), (d, d)):
+        yield _linear('vision', visual, width, height)
+    for width in (config.proprio_dim, d):
+        yield _linear('decoder', 1, width, d)
+    for layer in work.layers:
+        yield from _layer(config, layer)
+    steps = config.chunk_len
+    for width, height in (
+        (config.action_dim * d, d), (d, d), (d, d), (d, config.action_dim)
+    ):  # fmt: skip
+        yield _linear('head', steps, width, height)
+
+
+def floors(
+    config: OpenVLAConfig, work: PassWork, machine: Machine, weight_bytes: float
+) -> dict[str, float]:
+    """Least ms of each stage and in `total`.
+
+    Args:
+        config: sizes of the model.
+        work: what the query did.
+        machine: what the machine does.
+        weight_bytes: bytes of one weight.
+    """
+    result = dict.fromkeys(STAGES, 0.0)
+    for product in query_products(config, work):
+        result[product.stage] += machine.floor(product.flops, product.weights * weight_bytes)
+    return {**result, 'total': sum(result.values())}
+
+
+def _linear(stage: str, rows: int, width: int, height: int) -> Product:
+    return Product(stage, 2 * rows * width * height, width * height)
+
+
+def _tower(tower: TowerConfig, views: int) -> Iterator[Product]:
+    dim, n = tower.dim, tower.n_patches + tower.n_prefix
+    yield _linear('vision', views * tower.n_patches, 3 * tower.patch_size**2, dim)
+    for _ in range(tower.depth - 1):
+        for width, height in (
+            (dim, 3 * dim), (dim, dim), (dim, tower.mlp_hidden), (tower.mlp_hidden, dim)
+        ):  # fmt: skip
+            yield _linear('vision', views * n, width, height)
+        yield Product('vision', views * 2 * 2 * n * n * dim, 0)
+
+
+def _layer(config: OpenVLAConfig, layer: LayerWork) -> Iterator[Product]:
+    d, mlp = config.llama.hidden_size, config.llama.mlp_hidden
+    if layer.ahead_rows:
+        yield _linear('decoder', layer.ahead_rows, d, 3 * d)
+    if layer.score_products:
+        yield Product('decoder', 2 * layer.score_products * d, 0)
+    if layer.rows:
+        for width, height in ((d, 3 * d), (d, d), (d, 2 * mlp), (mlp, d)):
+            yield _linear('decoder', layer.rows, width, height)
+        yield Product('decoder', 2 * 2 * layer.rows * layer.keys * d, 0)
