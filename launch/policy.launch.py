@@ -5,19 +5,31 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
+PRUNING = (
+    'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
+)  # fmt: skip
+# Launch argument -> parameter. An empty argument leaves the parameter as the file of parameters,
+# or else the node, has it.
+POLICY = {
+    'checkpoint': 'checkpoint',
+    'device': 'device',
+    'pruning': 'pruning.mode',
+    'image_transport': 'image_transport',
+    'instruction_text': 'default_instruction',
+}
 TOPICS = {
     'agentview_image': ('agentview/image_raw', 'third-person camera, sensor_msgs/Image'),
     'wrist_image': ('wrist/image_raw', 'camera at the hand, sensor_msgs/Image'),
     'joint_states': ('joint_states', 'sensor_msgs/JointState with the finger joints'),
     'ee_pose': ('ee_pose', 'geometry_msgs/PoseStamped of the grip point in the base frame'),
     'instruction': ('instruction', 'std_msgs/String'),
+    'executed_actions': ('executed_actions', 'optional, what the robot did'),
     'action_chunk': ('action_chunk', 'output, trajectory_msgs/JointTrajectory'),
 }
 
@@ -36,37 +48,64 @@ def generate_launch_description() -> LaunchDescription:
             description='checkpoint directory; empty: the embedded tabletop policy',
         ),
         DeclareLaunchArgument(
+            'device', default_value='', description='torch device; empty: a GPU if there is one'
+        ),
+        DeclareLaunchArgument(
+            'pruning',
+            default_value='',
+            choices=['', *PRUNING],
+            description='visual-token pruning; empty: as in params_file',
+        ),
+        DeclareLaunchArgument(
+            'image_transport',
+            default_value='',
+            choices=['', 'raw', 'compressed'],
+            description='compressed: TOPIC/compressed of both cameras; empty: as in params_file',
+        ),
+        DeclareLaunchArgument(
+            'instruction_text',
+            default_value='',
+            description='instruction in force until one arrives',
+        ),
+        DeclareLaunchArgument(
             'use_sim_time',
             default_value='false',
             choices=['true', 'false'],
             description='take the time from /clock',
         ),
+        *(
+            DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
+            for name, (topic, text) in TOPICS.items()
+        ),
     ]
-    arguments += [
-        DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
-        for name, (topic, text) in TOPICS.items()
-    ]
-    policy = Node(
-        package='vla_prune_ros',
-        executable='policy_node',
-        name='vla_policy',
-        namespace=LaunchConfiguration('namespace'),
-        output='screen',
-        parameters=[
-            LaunchConfiguration('params_file'),
-            {
-                'checkpoint': ParameterValue(LaunchConfiguration('checkpoint'), value_type=str),
-                'use_sim_time': ParameterValue(
-                    LaunchConfiguration('use_sim_time'), value_type=bool
-                ),
-            },
-        ],
-        remappings=[(topic, LaunchConfiguration(name)) for name, (topic, _) in TOPICS.items()],
-        on_exit=Shutdown(reason='the policy ended'),
-    )
-    return LaunchDescription([*arguments, policy])
+    return LaunchDescription([*arguments, OpaqueFunction(function=_node)])
 
 
-def _typed(name: str, kind: type) -> ParameterValue:
-    """A launch argument as a parameter of one type, whatever it looks like."""
-    return ParameterValue(LaunchConfiguration(name), value_type=kind)
+def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The node with the arguments that were given."""
+
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    remappings = [(topic, value(name)) for name, (topic, _) in TOPICS.items()]
+    remappings += [
+        (f'{topic}/compressed', f'{target}/compressed')
+        for topic, target in remappings
+        if topic.endswith('/image_raw')
+    ]
+    given = {parameter: value(name) for name, parameter in POLICY.items() if value(name)}
+    return [
+        Node(
+            package='vla_prune_ros',
+            executable='policy_node',
+            name='vla_policy',
+            namespace=value('namespace'),
+            output='screen',
+            parameters=[
+                value('params_file'),
+                {'use_sim_time': value('use_sim_time') == 'true', **given},
+            ],
+            remappings=remappings,
+            on_exit=Shutdown(reason='the policy ended'),
+        )
+    ]

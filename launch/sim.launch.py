@@ -2,58 +2,140 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy and a simulated robot: `ros2 launch vla_prune_ros sim.launch.py`."""
 
+import sys
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, Shutdown
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.sim import BACKENDS
+
+PRUNING = (
+    'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
+)  # fmt: skip
+# Launch argument -> parameter and its type. An empty argument leaves the parameter as the file of
+# parameters, or else the node, has it.
+POLICY = {
+    'checkpoint': ('checkpoint', str),
+    'device': ('device', str),
+    'pruning': ('pruning.mode', str),
+}
+BRIDGE = {
+    'backend': ('backend', str),
+    'suite': ('suite', str),
+    'task': ('task', str),
+    'initial_state': ('initial_state', int),
+    'episodes': ('episodes', int),
+    'mode': ('mode', str),
+    'execution': ('execution.mode', str),
+    'latency': ('latency', float),
+}
+CAMERAS = ('agentview', 'wrist')
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Start both nodes; either one ending ends the other."""
+    """Start both nodes, and a recorder if asked for; either node ending ends everything."""
     config = Path(get_package_share_directory('vla_prune_ros')) / 'config' / 'sim.yaml'
-    arguments = [
-        DeclareLaunchArgument('namespace', default_value='', description='of both nodes'),
-        DeclareLaunchArgument(
-            'params_file', default_value=str(config), description='parameters of both nodes'
-        ),
-        DeclareLaunchArgument(
-            'checkpoint',
-            default_value='',
-            description='checkpoint directory; empty: the embedded tabletop policy',
-        ),
-        DeclareLaunchArgument(
-            'backend',
-            default_value='tabletop',
-            choices=['tabletop'],
-            description='simulated robot',
-        ),
-        DeclareLaunchArgument(
-            'mode',
-            default_value='lockstep',
-            choices=['lockstep', 'realtime'],
-            description='lockstep: time waits for the policy; realtime: it does not',
-        ),
-        DeclareLaunchArgument(
-            'task', default_value='', description='first task; empty: the first of the suite'
-        ),
-        DeclareLaunchArgument(
-            'episodes', default_value='-1', description='episodes to run; -1: without end'
-        ),
-    ]
-    namespace = LaunchConfiguration('namespace')
-    parameters = LaunchConfiguration('params_file')
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                'namespace',
+                default_value='',
+                description='of both nodes; clock and tf move into it too, so that several '
+                'simulations can run side by side',
+            ),
+            DeclareLaunchArgument(
+                'params_file', default_value=str(config), description='parameters of both nodes'
+            ),
+            DeclareLaunchArgument(
+                'checkpoint',
+                default_value='',
+                description='checkpoint directory; empty: the embedded tabletop policy',
+            ),
+            DeclareLaunchArgument(
+                'device',
+                default_value='',
+                description='torch device; empty: a GPU if there is one',
+            ),
+            DeclareLaunchArgument(
+                'pruning',
+                default_value='',
+                choices=['', *PRUNING],
+                description='visual-token pruning; empty: as in params_file',
+            ),
+            DeclareLaunchArgument(
+                'backend',
+                default_value='',
+                choices=['', *BACKENDS],
+                description='simulated robot; empty: tabletop',
+            ),
+            DeclareLaunchArgument(
+                'suite',
+                default_value='',
+                description='task suite, such as libero_spatial; empty: the first of the backend',
+            ),
+            DeclareLaunchArgument(
+                'task',
+                default_value='',
+                description='name or number of the first task; empty: the first of the suite',
+            ),
+            DeclareLaunchArgument(
+                'initial_state', default_value='', description='first initial state; empty: 0'
+            ),
+            DeclareLaunchArgument(
+                'episodes',
+                default_value='',
+                description='episodes to run, -1: without end; empty: as in params_file',
+            ),
+            DeclareLaunchArgument(
+                'mode',
+                default_value='',
+                choices=['', 'lockstep', 'realtime'],
+                description='lockstep: time waits for the policy; realtime: it does not; '
+                'empty: as in params_file',
+            ),
+            DeclareLaunchArgument(
+                'execution',
+                default_value='',
+                choices=['', *EXECUTION_MODES],
+                description='how chunks are played; empty: open_loop',
+            ),
+            DeclareLaunchArgument(
+                'latency',
+                default_value='',
+                description='artificial latency of every chunk (s); empty: none',
+            ),
+            DeclareLaunchArgument(
+                'record', default_value='', description='folder of a bag to record; empty: no bag'
+            ),
+            OpaqueFunction(function=_processes),
+        ]
+    )
+
+
+def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The nodes with the arguments that were given."""
+    namespace = LaunchConfiguration('namespace').perform(context).strip('/')
+    remappings = [('/clock', 'clock'), ('/tf', 'tf')] if namespace else []
+    params_file = LaunchConfiguration('params_file').perform(context)
+    # The file can only name the topics of the root namespace.
+    reliable = {
+        f'qos_overrides./{namespace}/{camera}/image_raw.subscription.reliability': 'reliable'
+        for camera in CAMERAS
+        if namespace
+    }
     policy = Node(
         package='vla_prune_ros',
         executable='policy_node',
         name='vla_policy',
         namespace=namespace,
         output='screen',
-        parameters=[parameters, {'checkpoint': _typed('checkpoint', str)}],
+        parameters=[params_file, reliable | _given(context, POLICY)],
+        remappings=remappings,
         on_exit=Shutdown(reason='the policy ended'),
     )
     bridge = Node(
@@ -62,20 +144,23 @@ def generate_launch_description() -> LaunchDescription:
         name='sim_bridge',
         namespace=namespace,
         output='screen',
-        parameters=[
-            parameters,
-            {
-                'backend': _typed('backend', str),
-                'mode': _typed('mode', str),
-                'task': _typed('task', str),
-                'episodes': _typed('episodes', int),
-            },
-        ],
+        parameters=[params_file, _given(context, BRIDGE)],
+        remappings=remappings,
         on_exit=Shutdown(reason='the simulation ended'),
     )
-    return LaunchDescription([*arguments, policy, bridge])
+    folder = LaunchConfiguration('record').perform(context)
+    if not folder:
+        return [policy, bridge]
+    command = [sys.executable, '-m', 'vla_prune_ros', 'record', '--out', folder]
+    if namespace:
+        command += ['--ros-args', '-r', f'__ns:=/{namespace}', '-r', '/clock:=clock']
+    return [ExecuteProcess(cmd=command, name='record', output='screen'), policy, bridge]
 
 
-def _typed(name: str, kind: type) -> ParameterValue:
-    """A launch argument as a parameter of one type, whatever it looks like."""
-    return ParameterValue(LaunchConfiguration(name), value_type=kind)
+def _given(context: LaunchContext, table: dict[str, tuple[str, type]]) -> dict:
+    """Parameters by the arguments of `table` that are not empty."""
+    values = {name: LaunchConfiguration(name).perform(context) for name in table}
+    try:
+        return {table[n][0]: table[n][1](text) for n, text in values.items() if text}
+    except ValueError as error:
+        raise RuntimeError(f'launch argument: {error}') from error
