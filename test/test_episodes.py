@@ -89,7 +89,7 @@ class Policy:
     def report(self, status, stamp):
         self.reports.append(replace(status))
 
-    def failed(self, error):
+    def give_up(self, error):
         self.failure = error
         self.over.set()
 

@@ -127,7 +127,7 @@ class Link(Protocol):
     def report(self, status: EpisodeStatus, stamp: int) -> None:
         """The status of the episode changed."""
 
-    def failed(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """The simulation broke down for good: the thread ends."""
 
 
@@ -192,7 +192,7 @@ class Episodes(threading.Thread):
                     _close(robot)
                     robot = None
         except Exception as error:
-            self._link.failed(error)
+            self._link.give_up(error)
         finally:
             if robot is not None:
                 _close(robot)

@@ -223,7 +223,7 @@ class SimBridge(Node):
             )
         )
 
-    def failed(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """The simulation broke down for good: the node cannot go on."""
         self.get_logger().fatal(f'simulation failed: {type(error).__name__}: {error}')
         self.failed = True
