@@ -142,7 +142,7 @@ def test_parameters_are_described_validated_and_misspelt_ones_reported(start, na
         ('execution__mode', 'rtc', 'open_loop, receding, blend, ensemble'),
         ('execution__horizon', -1, ''),
         ('latency', -0.1, ''),
-        ('latency', float('nan'), 'not a number'),
+        ('latency', float('nan'), 'out of range'),
         ('initial_state', 50, '0..49'),
         ('mode', 'fast', 'lockstep, realtime'),
         ('backend', 'libero', 'read-only'),
