@@ -18,13 +18,17 @@ import numpy as np
 import torch
 
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
+from vla_prune_ros.runtime.engine import make_engine
+from vla_prune_ros.runtime.images import DeviceImages
+from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer, TimedSelector
 from vla_prune_ros.vla.checkpoint import weights_digest
 from vla_prune_ros.vla.model import OpenVLAOFT
-from vla_prune_ros.vla.processor import Processor, pixel_values
+from vla_prune_ros.vla.processor import Processor
 
 _DIMENSIONS = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
 _UNITS = (*['controller input, 1 = full step'] * 6, '1 = open, 0 = close')
+IMAGE_PIPELINES = ('exact', 'device')
 _STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
 
 
@@ -58,7 +62,8 @@ class ActionChunk:
         sequence: counts the chunks of this policy from 0.
         reset_reason: why the history was empty before this chunk; None if it was not.
         n_visual: visual tokens before pruning.
-        stats: numbers of the pruning mode about this pass.
+        stats: numbers of the pruning mode about this pass; with recorded stages also `runtime`:
+            replay, capture, or why a stage ran without a graph.
     """
 
     actions: np.ndarray
@@ -105,6 +110,9 @@ class VLAPolicy:
         readout_start: int | None = None,
         max_gap: float = 5.0,
         checkpoint: str | Path | None = None,
+        runtime: str = 'auto',
+        quantization: str = 'none',
+        image_pipeline: str = 'exact',
         **options: Any,
     ) -> None:
         """Put a policy together; `from_pretrained` is the usual way.
@@ -117,13 +125,21 @@ class VLAPolicy:
             readout_start: see `OpenVLAOFT.read_out`.
             max_gap: seconds between observations after which the history is dropped.
             checkpoint: where the weights came from, for `info`.
+            runtime: how the network is run, see `make_engine`.
+            quantization: none, int8 or fp8, see `quantize`; changes the model.
+            image_pipeline: exact: on the host; device: behind the JPEG on the model's device.
             options: options of the pruning mode.
 
         Raises:
-            ValueError: unknown mode or option.
+            ValueError: unknown mode, option or setting, or one that does not work here.
         """
+        if image_pipeline not in IMAGE_PIPELINES:
+            raise ValueError(
+                f'unknown image_pipeline {image_pipeline!r}; valid: {", ".join(IMAGE_PIPELINES)}'
+            )
         self.model, self.processor = model, processor
         self.config = model.config
+        self.quantization, self.image_pipeline = quantization, image_pipeline
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
         self._selector: PruningMethod = make_selector(pruning, model.config, **options)
@@ -135,6 +151,11 @@ class VLAPolicy:
             readout_start,
             max_gap,
         )
+        quantize(model, quantization)
+        self._engine = make_engine(model, runtime)
+        self._pictures = processor.frames
+        if image_pipeline == 'device':
+            self._pictures = DeviceImages(model.config.image_size, model.device)
         self._sequence = 0
         self._last: Observation | None = None
 
@@ -217,7 +238,7 @@ class VLAPolicy:
             ValueError: a camera is missing or an image malformed.
         """
         if self._selector.every_frame:
-            self.history.observe(self.processor.frames(self._images(images)))
+            self.history.observe(self._pictures(self._images(images)))
 
     @property
     def wants_frames(self) -> bool:
@@ -228,6 +249,14 @@ class VLAPolicy:
     def wants_query(self) -> bool:
         """Whether the pruning mode asks for a query before the running chunk is over."""
         return self._selector.wants_query(self.history)
+
+    def requery_after(self, actions: np.ndarray) -> int:
+        """After how many of these next actions `wants_query` will hold; 0 if not before the end.
+
+        Args:
+            actions: float64 [n, action_dim], what the robot is about to execute.
+        """
+        return self._selector.requery_after(self.history, actions)
 
     def set_pruning(self, mode: str, **options: Any) -> None:
         """Change the pruning mode or its options, from the next step on; empties the history.
@@ -250,15 +279,24 @@ class VLAPolicy:
         self._selector.reset()
         self._last = None
 
-    def warm_up(self, n_views: int | None = None) -> None:
-        """Run one dense pass on black images; neither history nor selector takes part."""
+    def warm_up(self, n_views: int | None = None, instruction: str | None = None) -> None:
+        """Run one dense pass on black images; neither history nor selector takes part.
+
+        Args:
+            n_views: number of cameras; default those of the settings.
+            instruction: one that will be asked for, so that recorded stages fit it.
+        """
         config = self.config
         views = len(self.settings.cameras) if n_views is None else n_views
         frames = np.zeros((views, config.image_size, config.image_size, 3), np.uint8)
-        ids = torch.full((1, 32), config.eos_id, device=self.model.device)
-        proprio = torch.zeros(1, config.proprio_dim, device=self.model.device)
-        with torch.inference_mode():
-            self.model(pixel_values(frames, self.model.device), ids, proprio).actions.cpu()
+        ids = torch.full((1, 32), config.eos_id)
+        if instruction is not None:
+            ids, _ = self.processor.prompt(instruction)
+        self._engine(frames, ids, np.zeros(config.proprio_dim)).actions.cpu()
+
+    def runtime_stats(self) -> dict[str, int | str]:
+        """Recorded stages: how many, what they hold in memory, what ran without and why."""
+        return self._engine.stats()
 
     def info(self) -> dict[str, Any]:
         """Describe what is running: checkpoint, mode, and the meaning of the numbers."""
@@ -284,6 +322,9 @@ class VLAPolicy:
             'unnorm_key': self.settings.unnorm_key,
             'dtype': str(self.model.dtype).removeprefix('torch.'),
             'device': str(self.model.device),
+            'runtime': self._engine.stats()['runtime'],
+            'quantization': self.quantization,
+            'image_pipeline': self.image_pipeline,
         }
 
     @property
@@ -310,24 +351,23 @@ class VLAPolicy:
             self.reset('instruction')
 
     def _infer(self, observation: Observation, timer: StageTimer) -> ActionChunk:
-        model, processor = self.model, self.processor
-        frames = processor.frames(self._images(observation.images))
+        processor, engine = self.processor, self._engine
+        frames = self._pictures(self._images(observation.images))
         ids, template_tokens = processor.prompt(observation.instruction)
         proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
-        pixels = pixel_values(frames, model.device)
-        state = torch.from_numpy(proprio).to(model.device, torch.float32)[None]
         timer.mark('preprocess')
         self._selector.observe(Tick(frames, template_tokens, self.history))
         timer.mark('select')
-        inputs = (pixels, ids.to(model.device), state)
         if (rehearsal := self._selector.rehearsal) is not None:
-            model(*inputs, selector=rehearsal)
+            engine(frames, ids, proprio, rehearsal)
             timer.mark('rehearsal')
-        out = model(
-            *inputs,
-            selector=TimedSelector(self._selector, timer),
-            readout_start=self.settings.readout_start,
-            mark=lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
+        out = engine(
+            frames,
+            ids,
+            proprio,
+            TimedSelector(self._selector, timer),
+            self.settings.readout_start,
+            lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
         normalised = out.actions[0].double().cpu().numpy()
         if not np.isfinite(normalised).all():
@@ -338,6 +378,8 @@ class VLAPolicy:
         self.history.close_query(frames)
         self._last, self._sequence = observation, sequence + 1
         stats = self._selector.stats()
+        if how := engine.last():
+            stats['runtime'] = how
         timer.mark('postprocess')
         return ActionChunk(
             actions=actions,

@@ -111,22 +111,24 @@ def as_one_matrix(linears: Sequence[nn.Linear]) -> Tensor | None:
 
 
 class _Attention(nn.Module):
+    GROUP = ('q_proj', 'k_proj', 'v_proj')
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.heads = config.n_heads
         for name in ('q_proj', 'k_proj', 'v_proj', 'o_proj'):
             setattr(self, name, nn.Linear(config.hidden_size, config.hidden_size, bias=False))
+        self.packed: nn.Linear | None = None  # instead of the first three, see `Decoder.pack`
 
     @property
-    def inward(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    def inward(self) -> list[nn.Linear]:
         """Layers that share their input."""
-        return self.q_proj, self.k_proj, self.v_proj
+        return [getattr(self, name) for name in self.GROUP]
 
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normed states [B, m, D] to rotated q, k and v, each [B, heads, m, head_dim]."""
         q, k, v = (
-            t.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-            for t in _products(self.inward, x)
+            t.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for t in _products(self, x)
         )
         return rotate(q, rope), rotate(k, rope), v
 
@@ -137,27 +139,33 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
+    GROUP = ('gate_proj', 'up_proj')
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.mlp_hidden, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.mlp_hidden, bias=False)
         self.down_proj = nn.Linear(config.mlp_hidden, config.hidden_size, bias=False)
+        self.packed: nn.Linear | None = None  # instead of the first two, see `Decoder.pack`
 
     @property
-    def inward(self) -> tuple[nn.Linear, nn.Linear]:
+    def inward(self) -> list[nn.Linear]:
         """Layers that share their input."""
-        return self.gate_proj, self.up_proj
+        return [getattr(self, name) for name in self.GROUP]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = _products(self.inward, x)
+        gate, up = _products(self, x)
         if torch.is_grad_enabled():
             return self.down_proj(nn.functional.silu(gate) * up)
         # In place: fresh memory for states this wide costs more than the arithmetic.
         return self.down_proj(nn.functional.silu(gate, inplace=True).mul_(up))
 
 
-def _products(linears: Sequence[nn.Linear], x: Tensor) -> Sequence[Tensor]:
+def _products(block: _Attention | _Mlp, x: Tensor) -> Sequence[Tensor]:
     """Outputs of layers that share their input; one matrix product if their weights allow it."""
+    if block.packed is not None:
+        return block.packed(x).chunk(len(block.GROUP), dim=-1)
+    linears = block.inward
     whole = as_one_matrix(linears)
     if whole is None:
         return [linear(x) for linear in linears]
@@ -220,6 +228,21 @@ class Decoder(nn.Module):
             lay_side_by_side(layer.self_attn.inward)
             lay_side_by_side(layer.mlp.inward)
 
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Make one layer of q/k/v and one of gate/up, for good: for weights in other formats.
+
+        The parameters lose their published names, so the model can no longer be saved.
+        """
+        for layer in self.layers:
+            for block in (layer.self_attn, layer.mlp):
+                weight = torch.cat([linear.weight for linear in block.inward])
+                with torch.device('meta'):
+                    block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                block.packed.weight = nn.Parameter(weight, requires_grad=False)
+                for name in block.GROUP:
+                    delattr(block, name)
+
     def forward(
         self,
         embeddings: Tensor,
@@ -265,9 +288,11 @@ class Decoder(nn.Module):
 
         Rows of `x` behind the live ones fill up a bucket; `mask` hides their keys.
         """
-        n, complete, everything = len(ids), rope, ids
+        complete, everything = rope, ids
+        if layout.length != len(ids):
+            raise ValueError(f'the layout has {layout.length} tokens, the sequence {len(ids)}')
         plan = selector.begin(layout, x[0])
-        self._check(plan, layout, n)
+        self.check_plan(plan, layout)
         scores: dict[int, LayerScores] = {}
         entered, mask = ids, None
         for index in range(len(self.layers) + 1):
@@ -304,10 +329,13 @@ class Decoder(nn.Module):
         selector.end(TokenState(layout, ids, x[0], scores))
         return DecoderOutput(x, ids, entered)
 
-    def _check(self, plan: PassPlan, layout: TokenLayout, n: int) -> None:
-        depth = len(self.layers)
-        if layout.length != n:
-            raise ValueError(f'the layout has {layout.length} tokens, the sequence {n}')
+    def check_plan(self, plan: PassPlan, layout: TokenLayout) -> None:
+        """Check what a selector wants.
+
+        Raises:
+            ValueError: cuts, scores, layers or cache do not go together or with this model.
+        """
+        depth, n = len(self.layers), layout.length
         if plan.points and not 0 <= min(plan.points) <= max(plan.points) <= depth:
             raise ValueError(f'cut points {sorted(plan.points)} are not within 0..{depth}')
         layers = {*plan.scores, *plan.skip_layers}
@@ -322,7 +350,12 @@ class Decoder(nn.Module):
 
 
 def side_product(
-    q: Tensor, k: Tensor, request: ScoreRequest, ids: Tensor, key_ids: Tensor
+    q: Tensor,
+    k: Tensor,
+    request: ScoreRequest,
+    ids: Tensor,
+    key_ids: Tensor,
+    mask: Tensor | None = None,
 ) -> LayerScores:
     """Explicit attention of a few rows, beside the fused kernel.
 
@@ -330,14 +363,17 @@ def side_product(
         q: rotated queries of the live rows [heads, m, head_dim]; more rows are ignored.
         k: rotated attended keys [heads, keys, head_dim]; more rows are ignored.
         request: the rows and columns wanted.
-        ids: absolute ids of the live rows, int64 [m].
-        key_ids: absolute ids of the keys, int64 [keys].
+        ids: absolute ids of the live rows, ascending, int64 [m].
+        key_ids: absolute ids of the keys, ascending, int64 [keys].
+        mask: bool [keys], False hides a key; None shows all.
     """
     k = k[:, : len(key_ids)]
     rows, columns = (_as_ids(r, ids.device) for r in (request.rows, request.columns))
     row_at, row_present = _locate(rows, ids)
     column_at, column_present = _locate(columns, key_ids)
     logits = q[:, row_at].float() @ k.float().transpose(1, 2) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
     probs = logits.softmax(-1)  # [heads, rows, keys]
     entropy = None
     if request.entropy:

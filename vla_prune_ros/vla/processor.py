@@ -47,8 +47,11 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _crop_grid(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper sample and the fraction between them for each output row or column."""
+def crop_table(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper sample, intp, and the fraction between them, float32, each [size].
+
+    For each output row or column of the centre crop.
+    """
     side = np.float32(np.sqrt(np.float32(_CROP_AREA)))
     low = (np.float32(1) - side) / np.float32(2)
     scale = side * np.float32(size - 1) / np.float32(max(size - 1, 1))
@@ -60,7 +63,7 @@ def _crop_grid(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def crop_positions(size: int) -> np.ndarray:
     """Return where along an axis output pixels sample the input, float32 [size]."""
-    floor, _, fraction = _crop_grid(size)
+    floor, _, fraction = crop_table(size)
     return floor.astype(np.float32) + fraction
 
 
@@ -69,7 +72,7 @@ def centre_crop(image: np.ndarray) -> np.ndarray:
 
     Corners are aligned: the first and last output pixel sample the edges of the crop.
     """
-    low, high, fraction = _crop_grid(len(image))
+    low, high, fraction = crop_table(len(image))
     pixels = image.astype(np.float32) * np.float32(1 / 255)
     left = pixels[:, low]
     rows = left + (pixels[:, high] - left) * fraction[:, None]
@@ -90,11 +93,20 @@ def preprocess_image(image: np.ndarray, size: int = 224) -> np.ndarray:
     Raises:
         ValueError: not an RGB frame of bytes.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f'a camera frame is uint8 [H, W, 3], not {image.dtype} {image.shape}')
+    check_frame(image)
     cropped = centre_crop(resize(jpeg_round_trip(image), size))
     # Upstream converts by truncation of x * 255.5, not by rounding x * 255.
     return (cropped.clip(0.0, 1.0) * np.float32(255.5)).astype(np.uint8)
+
+
+def check_frame(image: np.ndarray) -> None:
+    """Check a camera frame.
+
+    Raises:
+        ValueError: not an RGB frame of bytes.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f'a camera frame is uint8 [H, W, 3], not {image.dtype} {image.shape}')
 
 
 def pixel_values(frames: np.ndarray, device: torch.device | str = 'cpu') -> Tensor:
@@ -107,14 +119,23 @@ def pixel_values(frames: np.ndarray, device: torch.device | str = 'cpu') -> Tens
     Returns:
         float32 [1, 6*views, S, S]: per view three channels for DINOv2, three for SigLIP.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
-    pixels = pixels.permute(0, 3, 1, 2).float().div(255)  # [views, 3, S, S]
-    mean, std = (
-        torch.tensor(values, device=device).view(2, 3, 1, 1)
-        for values in ((DINO_MEAN, SIGLIP_MEAN), (DINO_STD, SIGLIP_STD))
-    )
-    both = (pixels[:, None] - mean) / std  # [views, 2, 3, S, S]
-    return both.reshape(1, -1, *pixels.shape[2:])
+    return PixelScale(device)(torch.from_numpy(np.ascontiguousarray(frames)).to(device))
+
+
+class PixelScale:
+    """Bytes to the pixel values of both towers; its constants stay on a device."""
+
+    def __init__(self, device: torch.device | str = 'cpu') -> None:
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(2, 3, 1, 1)
+            for values in ((DINO_MEAN, SIGLIP_MEAN), (DINO_STD, SIGLIP_STD))
+        )
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Map uint8 [views, S, S, 3] to float32 [1, 6*views, S, S], see `pixel_values`."""
+        pixels = frames.permute(0, 3, 1, 2).float().div(255)  # [views, 3, S, S]
+        both = (pixels[:, None] - self._mean) / self._std  # [views, 2, 3, S, S]
+        return both.reshape(1, -1, *pixels.shape[2:])
 
 
 def resolve_unnorm_key(norm_stats: Mapping[str, Any], key: str | None) -> str:

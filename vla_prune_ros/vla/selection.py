@@ -154,7 +154,8 @@ class SlotCache:
     """Keys and values of every layer by absolute slot, so that some rows need no recomputing.
 
     With a cache, live rows write their slots and attention runs over all slots. A pass in which
-    every token is live fills a layer; before that its cached slots hold nothing valid.
+    every token is live fills a layer; before that its cached slots hold nothing valid. The buffers
+    have one slot more than there are tokens, into which rows that fill up a bucket may write.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class SlotCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (length, heads, head_dim)
+        shape = (length + 1, heads, head_dim)
         self.length = length
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
@@ -187,16 +188,28 @@ class SlotCache:
         Raises:
             ValueError: not all tokens are live and the layer was never filled.
         """
-        if len(ids) == self.length:
+        self.book(layer, len(ids))
+        return self.write(layer, ids, k, v)
+
+    def book(self, layer: int, live: int) -> None:
+        """Note that a layer is run with so many live rows.
+
+        Raises:
+            ValueError: not all tokens are live and the layer was never filled.
+        """
+        if live == self.length:
             self.filled[layer] = True
         elif not self.filled[layer]:
             raise ValueError(
                 f'layer {layer} of the cache is read before a complete pass filled it'
             )
+
+    def write(self, layer: int, ids: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the device's part of `update`; an id of `length` is filling."""
         out = []
         for buffer, new in ((self.keys[layer], k), (self.values[layer], v)):
             buffer.index_copy_(0, ids, new[0].transpose(0, 1).to(buffer.dtype))
-            out.append(buffer.transpose(0, 1)[None])
+            out.append(buffer[: self.length].transpose(0, 1)[None])
         return out[0], out[1]
 
     def invalidate(self) -> None:
@@ -215,6 +228,8 @@ class PassPlan:
         cache: keys and values that dropped rows leave behind, or None: dropped means gone.
         bucket: after a cut the visual rows are filled up to a multiple of this with rows that
             nobody attends to, so that few different shapes occur; 0: no filling.
+        repeats: the cuts leave the same few counts in every pass, whatever is in the picture, so
+            that a runtime may work with exactly those.
     """
 
     points: frozenset[int] = frozenset()
@@ -222,6 +237,7 @@ class PassPlan:
     skip_layers: frozenset[int] = frozenset()
     cache: SlotCache | None = None
     bucket: int = 0
+    repeats: bool = False
 
     def rows(self, live: int, layout: TokenLayout) -> int:
         """Rows computed after a cut that left `live` tokens: those and the filling."""

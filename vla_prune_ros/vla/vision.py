@@ -9,6 +9,8 @@ Source: OpenVLA-OFT (arXiv 2502.19645) on timm's ViT.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -124,10 +126,29 @@ class VisionBackbone(nn.Module):
         if channels == 0 or channels % 6:
             raise ValueError(f'pixel_values needs 6 channels per view, got {channels}')
         images = pixel_values.reshape(b * (channels // 6), 6, height, width)
-        features = torch.cat(
-            [self.featurizer(images[:, :3]), self.fused_featurizer(images[:, 3:])], dim=-1
-        )  # [B*views, n_patches, vision_dim]
+        if images.is_cuda and not torch.is_grad_enabled():
+            both = self._on_two_streams(images)
+        else:
+            both = [self.featurizer(images[:, :3]), self.fused_featurizer(images[:, 3:])]
+        features = torch.cat(both, dim=-1)  # [B*views, n_patches, vision_dim]
         return features.reshape(b, -1, features.shape[-1])
+
+    def _on_two_streams(self, images: Tensor) -> list[Tensor]:
+        """Both towers at a time: neither fills a large GPU with two images."""
+        main, side = torch.cuda.current_stream(images.device), _side_stream(images.device)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            second = self.fused_featurizer(images[:, 3:])
+        first = self.featurizer(images[:, :3])
+        main.wait_stream(side)
+        second.record_stream(main)
+        images.record_stream(side)
+        return [first, second]
+
+
+@lru_cache(maxsize=16)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class VisionProjector(nn.Module):

@@ -1,0 +1,106 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The image pipeline in torch: `processor.preprocess_image` behind the JPEG, on any device.
+
+Pillow resizes in whole numbers, which are done here the same way; the crop is the same float32
+arithmetic. So the pictures are the same to the last bit wherever float32 is IEEE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_prune_ros.vla.processor import check_frame, crop_table, jpeg_round_trip
+
+_BITS = 22  # of Pillow's coefficients behind the point
+_SUPPORT = 3.0
+
+
+class DeviceImages:
+    """Camera frames to policy images on a device. JPEG stays on the host, as there it is exact."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size, self._device = size, device
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix='jpeg')
+        low, high, fraction = (torch.from_numpy(t).to(device) for t in crop_table(size))
+        self._low, self._high, self._fraction = low, high, fraction[:, None]
+        self._pinned: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Map frames uint8 [H, W, 3] to policy images uint8 [views, S, S, 3] on the device.
+
+        Raises:
+            ValueError: not RGB frames of bytes.
+        """
+        for image in images:
+            check_frame(image)
+        decoded = self._pool.map(jpeg_round_trip, images)
+        return torch.stack(
+            [self.resized_and_cropped(self._send(i, p)) for i, p in enumerate(decoded)]
+        )
+
+    def resized_and_cropped(self, image: Tensor) -> Tensor:
+        """Everything behind the JPEG; uint8 [H, W, 3] to uint8 [S, S, 3]."""
+        x = _resize(_resize(image, 1, self._size), 0, self._size).float() * np.float32(1 / 255)
+        left = x[:, self._low]
+        rows = left + (x[:, self._high] - left) * self._fraction
+        top = rows[self._low]
+        x = top + (rows[self._high] - top) * self._fraction[:, None]
+        return (x.clamp(0.0, 1.0) * 255.5).to(torch.uint8)
+
+    def _send(self, view: int, image: np.ndarray) -> Tensor:
+        if self._device.type != 'cuda':
+            return torch.from_numpy(image.copy()).to(self._device)
+        key = (view, *image.shape)
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
+        self._pinned[key].numpy()[...] = image
+        return self._pinned[key].to(self._device, non_blocking=True)
+
+
+def _resize(image: Tensor, axis: int, size: int) -> Tensor:
+    """One of Pillow's two passes: uint8 [H, W, 3] along axis 0 or 1, rounded to uint8."""
+    if image.shape[axis] == size:
+        return image
+    at, weights = _taps(image.shape[axis], size, image.device)  # [size, taps]
+    shape = (size, -1, 1, 1) if axis == 0 else (size, -1, 1)
+    picked = image.index_select(axis, at.flatten()).unflatten(axis, at.shape).int()
+    total = (picked * weights.view(shape)).sum(axis + 1, dtype=torch.int32)
+    return ((total + (1 << (_BITS - 1))) >> _BITS).clamp(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=32)
+def _taps(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Samples and whole-numbered Lanczos weights of each output, int64 and int32 [after, taps]."""
+    scale = before / after
+    stretch = max(scale, 1.0)
+    reach = _SUPPORT * stretch
+    n_taps = math.ceil(reach) * 2 + 1
+    at = np.zeros((after, n_taps), np.int64)
+    weights = np.zeros((after, n_taps), np.int32)
+    for i in range(after):
+        centre = (i + 0.5) * scale
+        first = max(0, int(centre - reach + 0.5))
+        last = min(before, int(centre + reach + 0.5))
+        raw = [_lanczos((k + first - centre + 0.5) / stretch) for k in range(last - first)]
+        total = sum(raw)
+        for k, value in enumerate(raw):
+            fixed = value / total * (1 << _BITS)
+            weights[i, k] = int(fixed - 0.5 if fixed < 0 else fixed + 0.5)
+        at[i, : last - first] = np.arange(first, last)
+    return torch.from_numpy(at).to(device), torch.from_numpy(weights).to(device)
+
+
+def _lanczos(x: float) -> float:
+    return _sinc(x) * _sinc(x / _SUPPORT) if -_SUPPORT <= x < _SUPPORT else 0.0
+
+
+def _sinc(x: float) -> float:
+    return 1.0 if x == 0.0 else math.sin(x * math.pi) / (x * math.pi)
