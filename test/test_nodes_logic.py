@@ -150,7 +150,9 @@ class Busy:
         self.done: list = []
         self.errors: list[Exception] = []
         self.entered, self.release = threading.Event(), threading.Event()
-        self.worker = Worker(self._handle, self.errors.append, lambda a, b: a + b, depth)
+        self.worker = Worker(
+            self._handle, lambda _, e: self.errors.append(e), lambda a, b: a + b, depth
+        )
         self.worker.start()
         self.worker.offer(['first'])
         assert self.entered.wait(5)
@@ -217,9 +219,9 @@ def test_stopping_does_not_wait_for_a_busy_model():
 def test_a_stream_is_reported_once_when_it_goes_and_once_when_it_is_back():
     streams = Streams(('a', 'b'), timeout=1.0)
     streams.start(0.0)
-    streams.received('b', 1.5)
+    streams.received('b', 1.5, 1)
     assert streams.changes(2.0) == (['a'], [])
     assert streams.changes(2.2) == ([], [])
-    streams.received('a', 2.4)
+    streams.received('a', 2.4, 1)
     assert streams.changes(2.45) == ([], ['a'])
     assert streams.changes(9.0) == (['a', 'b'], [])

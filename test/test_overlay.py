@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from vla_prune_ros.evaluation.overlay import (
+from vla_prune_ros.pruning.overlay import (
     DROPPED_LIGHT,
     OUTLINE,
     draw_kept,

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SpecPrune: each ablation switch changes what it says and nothing else; weights; buckets."""
 
+import numpy as np
 import pytest
 import torch
 from rig import SIZES, Rig, deep_model, model, moves, visual
@@ -209,6 +210,23 @@ def test_entering_fine_within_a_chunk_asks_for_a_query_only_on_request():
         rig.tick(2)
         assert rig.selector.stats()['motion'] == 'fine'
         assert not rig.selector.wants_query(rig.history)
+
+
+def test_when_a_query_will_be_wanted_is_known_before_the_actions_are_executed():
+    slow, fast = moves(1, (0.1, 0, 0)), moves(1, (0.9, 0, 0))
+    for lead in range(6):
+        plan = np.concatenate([fast] * lead + [slow] * (6 - lead))
+        rig = Rig(model(SIZES[0]), 'specprune', requery_on_enter=True, hold_steps=0)
+        rig.tick(0)
+        rig.tick(1, FAST)
+        said = rig.selector.requery_after(rig.history, plan)
+        wanted = 0
+        for number, action in enumerate(plan[:-1], start=1):
+            rig.history.record_executed(action[None])
+            if not wanted and rig.selector.wants_query(rig.history):
+                wanted = number
+        assert said == wanted
+        assert (wanted > 0) is (lead < 5)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,26 @@ ENCODINGS = {
     '16UC1': Encoding('u2', 1, None),
     'mono16': Encoding('u2', 1, None),
     '32FC1': Encoding('f4', 1, None),
+    # Two bytes per pixel; the names with an underscore are the older ones.
+    'uyvy': Encoding('u1', 2, None),
+    'yuv422': Encoding('u1', 2, None),
+    'yuyv': Encoding('u1', 2, None),
+    'yuv422_yuy2': Encoding('u1', 2, None),
+    'bayer_rggb8': Encoding('u1', 1, None),
+    'bayer_bggr8': Encoding('u1', 1, None),
+    'bayer_gbrg8': Encoding('u1', 1, None),
+    'bayer_grbg8': Encoding('u1', 1, None),
+}
+# What OpenCV makes RGB of. It names a Bayer pattern by the second row and column.
+OPENCV = {
+    'uyvy': 'YUV2RGB_UYVY',
+    'yuv422': 'YUV2RGB_UYVY',
+    'yuyv': 'YUV2RGB_YUY2',
+    'yuv422_yuy2': 'YUV2RGB_YUY2',
+    'bayer_rggb8': 'BayerBG2RGB',
+    'bayer_bggr8': 'BayerRG2RGB',
+    'bayer_gbrg8': 'BayerGR2RGB',
+    'bayer_grbg8': 'BayerGB2RGB',
 }
 
 
@@ -81,6 +101,8 @@ def decode_rgb(message: Any) -> np.ndarray:
         ImageError: as `decode`, and for an encoding that is not a colour or grey picture.
     """
     encoding = ENCODINGS.get(message.encoding)
+    if message.encoding in OPENCV:
+        return _opencv_rgb(decode(message), message.encoding)
     if encoding is not None and encoding.rgb is None:
         raise ImageError(f'encoding {message.encoding!r} is not a colour picture')
     pixels = decode(message)
@@ -89,6 +111,14 @@ def decode_rgb(message: Any) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     return np.ascontiguousarray(pixels[:, :, list(encoding.rgb)])
+
+
+def _opencv_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
+    import cv2
+
+    if pixels.shape[1] % 2 or (pixels.ndim == 2 and pixels.shape[0] % 2):
+        raise ImageError(f'encoding {encoding!r} needs an even size, not {pixels.shape[1::-1]}')
+    return cv2.cvtColor(np.ascontiguousarray(pixels), getattr(cv2, f'COLOR_{OPENCV[encoding]}'))
 
 
 def decode_compressed_rgb(message: Any) -> np.ndarray:

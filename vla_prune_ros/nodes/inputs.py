@@ -7,14 +7,17 @@ A message that cannot be used is counted and reported, and leaves no other trace
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
@@ -31,10 +34,24 @@ from vla_prune_ros.nodes.messages import (
     pose_from,
     to_ns,
 )
+from vla_prune_ros.nodes.policy_parameters import PolicyConfig
 from vla_prune_ros.nodes.streams import Streams
 from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
 
 STATES = ('joint_states', 'ee_pose')
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What it took to complete an observation.
+
+    Attributes:
+        completed: `time.perf_counter` when its last message was handed to us.
+        convert_ms: time spent on its messages in the executor's thread.
+    """
+
+    completed: float
+    convert_ms: float
 
 
 class Inputs:
@@ -43,34 +60,34 @@ class Inputs:
     def __init__(
         self,
         node: Node,
-        settings: Mapping[str, Any],
-        on_tick: Callable[[Tick], None],
+        config: PolicyConfig,
+        on_tick: Callable[[Tick, Arrival], None],
         on_executed: Callable[[int, Executed], None],
     ) -> None:
         self._node = node
-        self._settings = settings
+        self._config = config
         self._on_tick = on_tick
         self._on_executed = on_executed
-        self._cameras = tuple(settings['cameras'])
         self._assembler = Assembler(
-            self._cameras,
+            config.cameras,
             STATES,
-            slop=round(settings['sync.slop'] * NANOSECONDS),
-            state_slop=round(settings['sync.state_slop'] * NANOSECONDS),
+            slop=round(config.sync_slop * NANOSECONDS),
+            state_slop=round(config.sync_state_slop * NANOSECONDS),
         )
-        self._trigger = Trigger(settings['trigger'])
-        self.streams = Streams((*self._cameras, *STATES), settings['stream_timeout'])
+        self._trigger = Trigger(config.trigger)
+        self.streams = Streams((*config.cameras, *STATES), config.stream_timeout)
         self._subscriptions: list = []
+        self._convert_ms = 0.0  # since the last tick
 
     def subscribe(self) -> None:
         """Start to listen."""
         self.streams.start(time.monotonic())
-        compressed = self._settings['image_transport'] == 'compressed'
+        compressed = self._config.image_transport == 'compressed'
         kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
         decode = decode_compressed_rgb if compressed else decode_rgb
-        for camera in self._cameras:
+        for camera in self._config.cameras:
             self._listen(kind, f'{camera}/image_raw{suffix}', camera, decode)
-        fingers = self._settings['finger_joints']
+        fingers = self._config.finger_joints
         self._listen(JointState, 'joint_states', 'joint_states', partial(_fingers, fingers))
         self._listen(PoseStamped, 'ee_pose', 'ee_pose', pose_from)
         self._subscriptions.append(
@@ -92,13 +109,22 @@ class Inputs:
 
     def add_executed(self, stamp: int, executed: Executed) -> None:
         """What led to the observation at `stamp`; in request mode this asks for a chunk."""
-        self._pass_on(self._trigger.add_executed(stamp, executed))
+        self._pass_on(self._trigger.add_executed(stamp, executed), time.perf_counter())
 
-    def watch(self) -> None:
-        """Report streams that fell silent or came back. Call it by a wall clock."""
-        gone, back = self.streams.changes(time.monotonic())
+    def watch(self, *, waited_for: bool) -> None:
+        """Report streams that fell silent or came back. Call it by a wall clock.
+
+        Args:
+            waited_for: nothing has to come, because whoever sends waits for our answer.
+        """
+        now = time.monotonic()
+        if waited_for:
+            self.streams.excuse(now)
+        gone, back = self.streams.changes(now)
         for stream in gone:
-            self._node.get_logger().warning(f'no message on {stream}')
+            self._node.get_logger().warning(
+                f'no new message on {stream} for {self.streams.timeout:g} s'
+            )
         for stream in back:
             self._node.get_logger().info(f'{stream} is back')
 
@@ -108,29 +134,53 @@ class Inputs:
         counts = {f'dropped.{name}': n for name, n in dropped.items() if n}
         return counts | {f'broken.{name}': n for name, n in broken.items()}
 
+    def health(self, node_now: int) -> dict[str, str]:
+        """Age, rate and losses of every stream, for people."""
+        now, text = time.monotonic(), {}
+        for name in self.streams.names:
+            age = self.streams.age(name, node_now)
+            text |= {
+                f'{name}: age (s)': 'never seen' if age is None else f'{age:.3f}',
+                f'{name}: rate (Hz)': f'{self.streams.rate(name, now):.1f}',
+                f'{name}: received': str(self.streams.received_count[name]),
+                f'{name}: dropped': str(self._assembler.dropped[name]),
+                f'{name}: broken': str(self.streams.broken_count[name]),
+            }
+        others = self.streams.broken_count.keys() - {*self.streams.names}
+        return text | {
+            f'{name}: refused': str(self.streams.broken_count[name]) for name in sorted(others)
+        }
+
     def _listen(
         self, kind: type, topic: str, stream: str, decode: Callable[[Any], np.ndarray]
     ) -> None:
+        qos = copy.copy(SENSOR)  # an override writes into it
+        if self._config.input_reliability == 'reliable':
+            qos.reliability = ReliabilityPolicy.RELIABLE
         self._subscriptions.append(
             self._node.create_subscription(
                 kind,
                 topic,
                 partial(self._take, stream, decode),
-                SENSOR,
+                qos,
                 # So that a replay can ask for reliable delivery.
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
         )
 
     def _take(self, stream: str, decode: Callable[[Any], np.ndarray], message: Any) -> None:
+        started = time.perf_counter()
         try:
             sample = decode(message)
         except (ImageError, MessageError) as error:
             self._report(stream, error)
             return
-        self.streams.received(stream, time.monotonic())
-        for observation in self._assembler.add(stream, to_ns(message.header.stamp), sample):
-            self._pass_on(self._trigger.add_observation(observation))
+        stamp = to_ns(message.header.stamp)
+        self.streams.received(stream, time.monotonic(), stamp)
+        observations = self._assembler.add(stream, stamp, sample)
+        self._convert_ms += (time.perf_counter() - started) * 1e3
+        for observation in observations:
+            self._pass_on(self._trigger.add_observation(observation), started)
 
     def _executed(self, message: JointTrajectory) -> None:
         try:
@@ -140,9 +190,11 @@ class Inputs:
             return
         self._on_executed(to_ns(message.header.stamp), executed)
 
-    def _pass_on(self, tick: Tick | None) -> None:
+    def _pass_on(self, tick: Tick | None, started: float) -> None:
+        """Hand a tick on; `started` is when the message that completed it came."""
         if tick is not None:
-            self._on_tick(tick)
+            arrival, self._convert_ms = Arrival(started, self._convert_ms), 0.0
+            self._on_tick(tick, arrival)
 
     def _report(self, stream: str, error: Exception) -> None:
         self.streams.broken(stream)
@@ -151,5 +203,5 @@ class Inputs:
         )
 
 
-def _fingers(names: list[str], message: JointState) -> np.ndarray:
+def _fingers(names: tuple[str, ...], message: JointState) -> np.ndarray:
     return joints_from(message, names)

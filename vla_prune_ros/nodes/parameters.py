@@ -1,18 +1,22 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the nodes: one table per node, from which everything else follows.
+"""What a parameter is, how a node declares it, and the parameters of the simulated robot.
 
-The tables need no ROS, so documentation and tests can read them; `declare` turns them into
-descriptors with ranges, choices and units. The options of the pruning modes come from their
-registry, as `pruning.<mode>.<option>`.
+A table per node is what everything else follows from; the policy node's is in
+`policy_parameters`. The tables need no ROS, so documentation and tests can read them; `declare`
+turns them into descriptors with ranges, choices and units.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.sim import BACKENDS
 
 MAX_INT = 2**31 - 1
 
@@ -41,63 +45,19 @@ class Spec:
             raise ValueError(f'{self.name}: not a number')
 
 
-POLICY = (
-    Spec('checkpoint', '', 'checkpoint directory; empty: the embedded tabletop policy'),
-    Spec('device', 'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'),
-    Spec(
-        'dtype', 'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
-        choices=('auto', 'float32', 'bfloat16', 'float16'),
-    ),
-    Spec('unnorm_key', '', 'normalisation statistics to use; empty: the only set there is'),
-    Spec(
-        'readout_start', 0,
-        'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
-        -10_000, 0,
-    ),
-    Spec('torch_threads', 0, 'CPU threads of the model; 0: as torch chooses', 0, 1024),
-    Spec('autostart', True, 'configure and activate at start-up'),
-    Spec('default_instruction', '', 'instruction in force until one arrives'),
-    Spec('cameras', ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'),
-    Spec(
-        'image_transport', 'raw', 'raw: image_raw; compressed: image_raw/compressed',
-        choices=('raw', 'compressed'),
-    ),
-    Spec(
-        'finger_joints', ('finger_joint1', 'finger_joint2'),
-        'names in joint_states of the two gripper fingers',
-    ),
-    Spec('sync.slop', 0.02, 'stamps of the cameras may differ by this (s); 0: not at all', 0.0),
-    Spec('sync.state_slop', 0.02, 'state may be this far from the image (s); 0: same stamp', 0.0),
-    Spec(
-        'trigger', 'observation',
-        'what starts an inference; request: an executed_actions message of the same stamp',
-        choices=('observation', 'request'),
-    ),
-    Spec(
-        'queue', 'latest', 'while busy keep the latest observation, or all in order',
-        choices=('latest', 'fifo'),
-    ),
-    Spec('control_rate', 20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0),
-    Spec(
-        'max_observation_age', 0.5,
-        'older observations are dropped (s in node time); 0: no limit', 0.0, read_only=False,
-    ),
-    Spec('max_gap', 5.0, 'a longer pause between observations resets the history (s)', 0.0),
-    Spec('stream_timeout', 2.0, 'a stream silent for longer is reported (s, wall clock)', 0.1),
-    Spec(
-        'max_failures', 3, 'failed inferences in a row that deactivate the node; 0: never',
-        0, 1000,
-    ),
-)  # fmt: skip
-
 BRIDGE = (
-    Spec('backend', 'tabletop', 'simulated robot'),
+    Spec('backend', 'tabletop', 'simulated robot', choices=BACKENDS),
+    Spec('suite', '', 'task suite, for backends that have several; empty: their first'),
     Spec(
         'mode', 'lockstep',
-        'lockstep: time stands still during inference; realtime: it runs with the wall clock',
-        choices=('lockstep', 'realtime'),
+        'lockstep: time stands still during inference; realtime: it runs with the wall clock. '
+        'From the next episode',
+        choices=('lockstep', 'realtime'), read_only=False,
     ),
-    Spec('task', '', 'task name; empty: the first. From the next reset', read_only=False),
+    Spec(
+        'task', '', 'task name or number; empty: the first. From the next reset',
+        read_only=False,
+    ),
     Spec(
         'initial_state', 0, 'fixed initial state. From the next reset', 0, MAX_INT,
         read_only=False,
@@ -106,55 +66,52 @@ BRIDGE = (
     Spec(
         'schedule', 'sweep',
         'after an episode; sweep: next task, after the last the next initial state; fixed: again',
-        choices=('sweep', 'fixed'),
+        choices=('sweep', 'fixed'), read_only=False,
     ),
     Spec(
         'max_steps', 0, 'step limit of an episode; 0: the limit of the task', 0, MAX_INT,
         read_only=False,
     ),
     Spec(
-        'chunk_timeout', 2.0, 'without an answer the observation is sent again (s, wall clock)',
-        0.05,
+        'chunk_timeout', 2.0,
+        'without an answer the observation is sent again (s, wall clock). From the next episode',
+        0.05, read_only=False,
     ),
-    Spec('execution.horizon', 0, 'actions of a chunk to play; 0: all', 0, 1000),
+    Spec(
+        'execution.mode', 'open_loop',
+        'how chunks are played; open_loop: whole; receding: the first actions; blend: fade from '
+        'the old chunk into the new one; ensemble: average of all predictions. '
+        'From the next episode',
+        choices=EXECUTION_MODES, read_only=False,
+    ),
+    Spec(
+        'execution.horizon', 0,
+        'receding and blend: actions of a chunk to play before the next one; 0: half of it. '
+        'From the next episode',
+        0, 1000, read_only=False,
+    ),
     Spec(
         'execution.prefetch', 0,
-        'realtime: ask for a chunk when so many actions are left; 0: by the measured delay',
-        0, 1000,
+        'realtime: ask for a chunk when so many actions are left; 0: by the measured delay. '
+        'From the next episode',
+        0, 1000, read_only=False,
+    ),
+    Spec(
+        'latency', 0.0,
+        'artificial latency of every chunk, for experiments (s, wall clock). '
+        'From the next episode',
+        0.0, 10.0, read_only=False,
     ),
     Spec(
         'publish_every_step', False,
         'lockstep: publish also the observations at which no chunk is wanted', read_only=False,
     ),
-    Spec('episode_gap', 10.0, 'jump of the clock between episodes (s)', 0.0, 3600.0),
+    Spec(
+        'episode_gap', 10.0, 'jump of the clock between episodes (s). From the next episode',
+        0.0, 3600.0, read_only=False,
+    ),
     Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
 )  # fmt: skip
-
-
-def pruning_specs() -> tuple[Spec, ...]:
-    """The mode and the options of every registered pruning mode. Imports torch."""
-    from vla_prune_ros.pruning import MODES
-
-    specs = [
-        Spec('pruning.mode', 'none', 'visual-token pruning', choices=tuple(MODES), read_only=False)
-    ]
-    for mode, method in MODES.items():
-        specs += [
-            Spec(
-                f'pruning.{mode}.{option.name}', option.default, option.description,
-                option.min, option.max, option.choices, read_only=False,
-            )
-            for option in method.options
-        ]  # fmt: skip
-    return tuple(specs)
-
-
-def pruning_choice(values: Mapping[str, Any], mode: str | None = None) -> tuple[str, dict]:
-    """A pruning mode, by default the one chosen, and its options, from parameter values."""
-    mode = mode or values['pruning.mode']
-    prefix = f'pruning.{mode}.'
-    options = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-    return mode, options
 
 
 def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:
@@ -185,6 +142,15 @@ def undeclared(node: Any) -> list[str]:
         for name in given
         if not node.has_parameter(name) and not name.startswith('qos_overrides.')
     )
+
+
+def report_unknown(node: Any) -> None:
+    """Warn of every parameter that was given to a node and that it does not have."""
+    known = sorted(node.get_parameters_by_prefix(''))
+    for name in undeclared(node):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        node.get_logger().warning(f'no parameter {name!r}: ignored{hint}')
 
 
 def _descriptor(spec: Spec) -> Any:

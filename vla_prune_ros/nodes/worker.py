@@ -20,13 +20,13 @@ class Worker(threading.Thread):
 
     At most `depth` observations wait, so a depth of 1 is "the latest wins". The oldest of too many
     is superseded, which is counted; `merge(old, next)` makes the next one carry what may not be
-    lost of it.
+    lost of it. `on_error(observation, error)` must not raise.
     """
 
     def __init__(
         self,
         handle: Callable[[Any], None],
-        on_error: Callable[[Exception], None],
+        on_error: Callable[[Any, BaseException], None],
         merge: Callable[[Any, Any], Any],
         depth: int,
     ) -> None:
@@ -92,10 +92,13 @@ class Worker(threading.Thread):
             if job is not None:
                 self._run_job(*job)
             else:
-                try:
-                    self._handle(item)
-                except Exception as error:
-                    self._on_error(error)
+                self._run_item(item)
+
+    def _run_item(self, item: Any) -> None:
+        try:
+            self._handle(item)
+        except BaseException as error:  # whatever it is, this thread has to live
+            self._on_error(item, error)
 
     @staticmethod
     def _run_job(job: Callable[[], Any], future: Future) -> None:
@@ -103,5 +106,5 @@ class Worker(threading.Thread):
             return
         try:
             future.set_result(job())
-        except Exception as error:
+        except BaseException as error:
             future.set_exception(error)

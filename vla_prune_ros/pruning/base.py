@@ -139,6 +139,15 @@ class PruningMethod:
         """Whether the rest of the running chunk should be dropped for a new query."""
         return False
 
+    def requery_after(self, history: History, actions: np.ndarray) -> int:
+        """After how many of these next actions `wants_query` will hold; 0 if they are all played.
+
+        Args:
+            history: as a query left it.
+            actions: float64 [n, action_dim], those the robot is about to execute.
+        """
+        return 0
+
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Plan a pass over the assembled sequence [n, D]."""
         return PassPlan()

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +78,12 @@ class RandomDrop(PruningMethod):
     def wants_query(self, history: History) -> bool:
         """As the mode that is copied."""
         return self._reference is not None and self._reference.method.wants_query(history)
+
+    def requery_after(self, history: History, actions: np.ndarray) -> int:
+        """As the mode that is copied."""
+        if self._reference is None:
+            return 0
+        return self._reference.method.requery_after(history, actions)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Draw an order of the patches, or keep the episode's."""

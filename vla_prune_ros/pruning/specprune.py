@@ -10,6 +10,7 @@ paper and release disagree or are silent, the choice is noted beside the code.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -125,6 +126,18 @@ class SpecPrune(PruningMethod):
             return False
         memory = self._follow(history)
         return memory.deep is not None and memory.controller.fine and not memory.fine
+
+    def requery_after(self, history: History, actions: np.ndarray) -> int:
+        """What `wants_query` will say while these actions are executed, without executing them."""
+        memory = self._follow(history)
+        if not self.opt.requery_on_enter or memory.deep is None or memory.fine:
+            return 0
+        controller = copy.copy(memory.controller)
+        for number, action in enumerate(actions[:-1], start=1):
+            controller.follow([action], history.step + number, self.thresholds)
+            if controller.fine:
+                return number
+        return 0
 
     def wanted_distance(self, history: History) -> int:
         """Return how many control steps back the reference frame should be; faster is nearer.

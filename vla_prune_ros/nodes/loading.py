@@ -1,0 +1,78 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""From the policy node's configuration to a policy that is ready to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_prune_ros.nodes.checks import ACTION_LOW
+from vla_prune_ros.nodes.policy_parameters import PolicyConfig
+
+STATE_NUMBERS = 8  # position, axis-angle, two fingers
+
+
+def load_policy(config: PolicyConfig) -> Any:
+    """The `VLAPolicy` of a configuration, warmed up.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: the checkpoint, the device or an option is
+            not what it must be.
+    """
+    import torch
+
+    from vla_prune_ros.policy import VLAPolicy
+
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    device, dtype = config.device, config.dtype
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if dtype == 'auto':
+        dtype = 'float32' if device == 'cpu' else 'bfloat16'
+    directory = config.checkpoint
+    if not directory:
+        from vla_prune_ros import weights
+
+        directory = weights.directory('tabletop')
+    mode, options = config.pruning
+    policy = VLAPolicy.from_pretrained(
+        directory,
+        pruning=mode,
+        device=device,
+        dtype=dtype,
+        unnorm_key=config.unnorm_key or None,
+        readout_start=config.readout_start or None,
+        cameras=config.cameras,
+        max_gap=config.max_gap,
+        **options,
+    )
+    numbers = policy.config.action_dim, policy.config.proprio_dim
+    if numbers != (len(ACTION_LOW), STATE_NUMBERS):
+        raise ValueError(
+            f'the checkpoint has {numbers[0]} action and {numbers[1]} state numbers; this node '
+            f'is for a single arm with {len(ACTION_LOW)} and {STATE_NUMBERS}'
+        )
+    policy.warm_up()
+    policy.info()  # reads all weight files for their digest, which may take long
+    return policy
+
+
+def hardware(policy: Any) -> str:
+    """What the policy runs on, for people: the GPU's name, or the processor's."""
+    import torch
+
+    device = policy.model.device
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return processor_name() or str(device)
+
+
+def processor_name() -> str:
+    """Model name of the CPU; '' where the system does not tell."""
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            names = [line.split(':', 1)[1].strip() for line in file if line.startswith('model n')]
+    except OSError:
+        return ''
+    return names[0] if names else ''

@@ -1,0 +1,93 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the policy node publishes for every chunk, and what it says about itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.lifecycle import LifecycleNode
+from trajectory_msgs.msg import JointTrajectory
+
+from vla_prune_ros.nodes.inference import Answer, period_of
+from vla_prune_ros.nodes.messages import LATCHED, RELIABLE, chunk_message, values_message
+from vla_prune_ros.nodes.policy_parameters import PolicyConfig
+
+MEANING_OF_STATE = 'position (m), axis-angle (rad), two fingers (m)'
+
+
+class Outputs:
+    """Publishers of chunks, of their statistics and of the latched description."""
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self._node = node
+        self.hardware = ''
+        self._last: JointTrajectory | None = None
+        self._chunks = node.create_lifecycle_publisher(JointTrajectory, 'action_chunk', RELIABLE)
+        self._stats = node.create_publisher(DiagnosticArray, '~/inference_stats', RELIABLE)
+        self._info = node.create_publisher(DiagnosticArray, '~/policy_info', LATCHED)
+
+    def chunk(self, answer: Answer, config: PolicyConfig) -> float:
+        """Publish a chunk; returns the ms that it took."""
+        started = time.perf_counter()
+        stamp = answer.tick.observation.stamp
+        self._last = chunk_message(answer.actions, stamp, period_of(config))
+        self._chunks.publish(self._last)
+        return (time.perf_counter() - started) * 1e3
+
+    def repeat(self) -> None:
+        """Publish the last chunk again: the answer was lost."""
+        if self._last is not None:
+            self._chunks.publish(self._last)
+
+    def statistics(self, answer: Answer, stages: dict[str, float], counts: dict[str, int]) -> None:
+        """Publish what is known about an inference, with the stamp of its chunk.
+
+        Args:
+            answer: what was published.
+            stages: ms that the node spent on it, by stage, without the policy's own.
+            counts: what came to nothing so far, by cause.
+        """
+        chunk = answer.chunk
+        values = {
+            'sequence': chunk.sequence,
+            'mode': chunk.mode,
+            'tokens_kept': len(chunk.kept),
+            'tokens_total': chunk.n_visual,
+            'reset_reason': chunk.reset_reason or '',
+            'requery': answer.requery,
+            'clipped': answer.clipped,
+            **{f'{stage}_ms': round(ms, 4) for stage, ms in chunk.timing.items()},
+            **{f'node.{stage}_ms': round(ms, 4) for stage, ms in stages.items()},
+            'node_ms': round((time.perf_counter() - answer.offered) * 1e3, 4),
+            **{f'{chunk.mode}.{name}': value for name, value in chunk.stats.items()},
+            **counts,
+            'kept': chunk.kept.tolist(),
+        }
+        self._stats.publish(
+            values_message(
+                f'{self._node.get_name()}: inference', values, answer.tick.observation.stamp,
+                summary=chunk.mode, hardware_id=self.hardware,
+            )
+        )  # fmt: skip
+
+    def info(self, policy: Any, instruction: str, config: PolicyConfig) -> None:
+        """Publish what is running and what its numbers mean."""
+        info = policy.info()
+        options = info.pop('options')
+        values = info | {f'pruning.{info["mode"]}.{k}': v for k, v in options.items()}
+        values |= {
+            'instruction': instruction,
+            'proprio': MEANING_OF_STATE,
+            'control_rate': config.control_rate,
+            'hardware': self.hardware,
+        }
+        self._info.publish(
+            values_message(
+                f'{self._node.get_name()}: policy', values,
+                self._node.get_clock().now().nanoseconds,
+                summary=info['mode'], hardware_id=self.hardware,
+            )
+        )  # fmt: skip

@@ -1,0 +1,201 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of the policy node, and the frozen object that they become.
+
+The options of the pruning modes come from their registry, as `pruning.<mode>.<option>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+from vla_prune_ros.nodes.parameters import Spec
+from vla_prune_ros.nodes.trigger import TRIGGERS
+
+LONGEST_INSTRUCTION = 1000  # characters
+FIFO_DEPTH = 64
+
+POLICY = (
+    Spec('checkpoint', '', 'checkpoint directory; empty: the embedded tabletop policy'),
+    Spec('device', 'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'),
+    Spec(
+        'dtype', 'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    ),
+    Spec('unnorm_key', '', 'normalisation statistics to use; empty: the only set there is'),
+    Spec(
+        'readout_start', 0,
+        'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
+        -10_000, 0,
+    ),
+    Spec('torch_threads', 0, 'CPU threads of the model; 0: as torch chooses', 0, 1024),
+    Spec('autostart', True, 'configure and activate at start-up'),
+    Spec('enabled', True, 'whether chunks are published from the start; later: ~/set_enabled'),
+    Spec('default_instruction', '', 'instruction in force until one arrives'),
+    Spec('cameras', ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'),
+    Spec(
+        'image_transport', 'raw', 'raw: image_raw; compressed: image_raw/compressed',
+        choices=('raw', 'compressed'),
+    ),
+    Spec(
+        'finger_joints', ('finger_joint1', 'finger_joint2'),
+        'names in joint_states of the two gripper fingers (m)',
+    ),
+    Spec(
+        'input_reliability', 'best_effort',
+        'QoS of the cameras and the state; reliable where no frame may be lost',
+        choices=('best_effort', 'reliable'),
+    ),
+    Spec(
+        'sync.slop', 0.02, 'stamps of the cameras may differ by this (s); 0: not at all',
+        0.0, 10.0,
+    ),
+    Spec(
+        'sync.state_slop', 0.02, 'state may be this far from the image (s); 0: same stamp',
+        0.0, 10.0,
+    ),
+    Spec(
+        'trigger', 'observation',
+        'what starts an inference; request: an executed_actions message of the same stamp',
+        choices=TRIGGERS,
+    ),
+    Spec(
+        'queue', 'latest', f'while busy keep the latest observation, or {FIFO_DEPTH} in order',
+        choices=('latest', 'fifo'),
+    ),
+    Spec('control_rate', 20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0),
+    Spec(
+        'max_observation_age', 0.5,
+        'older observations are dropped (s in node time); 0: no limit', 0.0, 3600.0,
+        read_only=False,
+    ),
+    Spec(
+        'max_gap', 5.0, 'a longer pause between observations resets the history (s)', 0.0, 3600.0
+    ),
+    Spec(
+        'stream_timeout', 2.0, 'a stream silent for longer is reported (s, wall clock)',
+        0.1, 3600.0, read_only=False,
+    ),
+    Spec(
+        'inference_timeout', 60.0,
+        'an inference that takes longer is reported and its chunk dropped (s, wall clock); '
+        '0: no limit', 0.0, 3600.0, read_only=False,
+    ),
+    Spec(
+        'max_failures', 3, 'failed inferences in a row that deactivate the node; 0: never',
+        0, 1000, read_only=False,
+    ),
+    Spec('overlay.rate', 5.0, 'at most so many pictures on ~/pruning_overlay (Hz)', 0.1, 60.0),
+    Spec('overlay.scale', 1, 'magnification of the pictures on ~/pruning_overlay', 1, 8),
+    Spec('diagnostic_updater.period', 1.0, 'time between two messages on /diagnostics (s)',
+         0.05, 60.0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """All parameter values at one moment; a change makes a new one.
+
+    A parameter `a.b` is the attribute `a_b`. The options of the pruning mode in force are
+    `pruning_options`.
+    """
+
+    checkpoint: str
+    device: str
+    dtype: str
+    unnorm_key: str
+    readout_start: int
+    torch_threads: int
+    autostart: bool
+    enabled: bool
+    default_instruction: str
+    cameras: tuple[str, ...]
+    image_transport: str
+    finger_joints: tuple[str, ...]
+    input_reliability: str
+    sync_slop: float
+    sync_state_slop: float
+    trigger: str
+    queue: str
+    control_rate: float
+    max_observation_age: float
+    max_gap: float
+    stream_timeout: float
+    inference_timeout: float
+    max_failures: int
+    overlay_rate: float
+    overlay_scale: int
+    diagnostic_updater_period: float
+    pruning_mode: str
+    pruning_options: Mapping[str, Any]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> PolicyConfig:
+        """From parameter values by name, options of other modes included.
+
+        Raises:
+            ValueError: values that do not go together.
+        """
+        _, options = pruning_choice(values)
+        named = {name.replace('.', '_'): value for name, value in values.items()}
+        named['pruning_options'] = MappingProxyType(options)
+        config = cls(**{f.name: _frozen(named[f.name]) for f in fields(cls)})
+        if not config.cameras or len(set(config.cameras)) != len(config.cameras):
+            raise ValueError(f'cameras: {list(config.cameras)} are not different names')
+        if len(config.finger_joints) != 2:
+            raise ValueError(f'finger_joints: {list(config.finger_joints)} are not two names')
+        if config.default_instruction.strip():
+            clean_instruction(config.default_instruction)
+        return config
+
+    @property
+    def pruning(self) -> tuple[str, dict[str, Any]]:
+        """Mode and its options."""
+        return self.pruning_mode, dict(self.pruning_options)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def clean_instruction(text: str) -> str:
+    """An instruction as the model gets it: one line, single spaces.
+
+    Raises:
+        ValueError: nothing is left, or more than `LONGEST_INSTRUCTION` characters.
+    """
+    words = ' '.join(text.split())
+    if not 0 < len(words) <= LONGEST_INSTRUCTION:
+        raise ValueError(
+            f'instruction of {len(words)} characters ignored; 1 to {LONGEST_INSTRUCTION} count'
+        )
+    return words
+
+
+def pruning_specs() -> tuple[Spec, ...]:
+    """The mode and the options of every registered pruning mode. Imports torch."""
+    from vla_prune_ros.pruning import MODES
+
+    specs = [
+        Spec('pruning.mode', 'none', 'visual-token pruning', choices=tuple(MODES), read_only=False)
+    ]
+    for mode, method in MODES.items():
+        specs += [
+            Spec(
+                f'pruning.{mode}.{option.name}', option.default, option.description,
+                option.min, option.max, option.choices, read_only=False,
+            )
+            for option in method.options
+        ]  # fmt: skip
+    return tuple(specs)
+
+
+def pruning_choice(values: Mapping[str, Any], mode: str | None = None) -> tuple[str, dict]:
+    """A pruning mode, by default the one chosen, and its options, from parameter values."""
+    mode = mode or values['pruning.mode']
+    prefix = f'pruning.{mode}.'
+    options = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+    return mode, options
