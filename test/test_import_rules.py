@@ -24,8 +24,9 @@ MAY_KNOW = {
     'evaluation': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights'},
     'nodes': {'pruning', 'policy', 'sim', 'weights'},
 }
-# The demo talks to two nodes over ROS and evaluates what they did: it stands above both rooms.
-EXTRA = {('nodes', name): {'evaluation'} for name in ('demo.py', 'demo_client.py')}
+# These talk to two nodes over ROS and evaluate what they did: they stand above both rooms.
+ABOVE = ('demo.py', 'demo_client.py', 'latency_sweep.py', 'latency_client.py')
+EXTRA = {('nodes', name): {'evaluation'} for name in ABOVE}
 ROS = {
     'rclpy',
     'launch',

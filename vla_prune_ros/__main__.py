@@ -17,6 +17,7 @@ VERBS = {
     'demo': ('vla_prune_ros.nodes.demo', 'both nodes, several tasks and pruning modes'),
     'evaluate': ('vla_prune_ros.evaluation.evaluate', 'success rates of pruning modes'),
     'bench': ('vla_prune_ros.evaluation.bench', 'latency of pruning modes, by stage'),
+    'latency': ('vla_prune_ros.nodes.latency_sweep', 'success in real time against latency'),
     'calibrate': ('vla_prune_ros.evaluation.calibrate', 'layer importance for efficient_vla'),
     'train': ('vla_prune_ros.training.train', 'demonstrations and behaviour cloning'),
     'policy_node': ('vla_prune_ros.nodes.policy_node', 'ROS node: the policy'),
