@@ -37,7 +37,7 @@ def test_every_cell_has_the_same_episodes_and_the_cells_take_turns():
     'words', [['--executions', 'rtc'], ['--latencies', '-5'], ['--episodes', '0']]
 )
 def test_a_sweep_that_cannot_be_is_refused(words):
-    with pytest.raises(ValueError, match='rtc|latencies'):
+    with pytest.raises(ValueError, match=r'rtc|latencies'):
         chosen_cells(parser().parse_args(words))
 
 
