@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return measure_startup(args, argv)
         return measure(args, argv)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
         print(f'bench: {error}', file=sys.stderr)
         return 2
 

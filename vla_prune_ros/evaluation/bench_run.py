@@ -9,6 +9,7 @@ memory is inside the time of a query. Nothing is judged here; see `bench_report`
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,9 +186,10 @@ def _reset_peak(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is freed but held would hide the next use of it
         Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # see proc(5)
         return _status('VmRSS')
-    except OSError:
+    except (OSError, AttributeError):  # not Linux, or not the GNU C library
         return None
 
 

@@ -1,0 +1,252 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark: same queries for all arms, floors and counts by hand, and what it writes.
+
+Nothing here depends on how fast the machine is.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vla_prune_ros.evaluation import bench
+from vla_prune_ros.evaluation.bench_profile import pauses
+from vla_prune_ros.evaluation.bench_report import SCHEMA, main_table, targets
+from vla_prune_ros.evaluation.bench_roofline import (
+    Machine,
+    Product,
+    floors,
+    measure_machine,
+    query_products,
+)
+from vla_prune_ros.evaluation.bench_scene import (
+    make_queries,
+    synthetic_queries,
+    tabletop_queries,
+)
+from vla_prune_ros.evaluation.bench_startup import import_time
+from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
+from vla_prune_ros.pruning import MODES
+from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
+from vla_prune_ros.vla.selection import TokenLayout
+
+SMALL_WORK = OpenVLAConfig(
+    featurizer=TowerConfig(24, 3, 2, 40, 14, 28, class_token=True),
+    fused_featurizer=TowerConfig(16, 2, 2, 36, 14, 28),
+    llama=LlamaConfig(32, 3, 4, 48, 60),
+)
+
+
+# -- frames ------------------------------------------------------------------------------------
+@pytest.mark.parametrize('make', [synthetic_queries, tabletop_queries])
+def test_frames_change_as_on_a_robot(make):
+    queries = make(4, horizon=8)
+    assert queries[0].first
+    for query in queries:
+        assert [image.shape for image in query.images.values()] == [(256, 256, 3)] * 2
+    before, after = queries[1], queries[2]
+    assert len(after.between) == 7 and after.executed.shape == (8, 7)
+    assert after.stamp - before.stamp == pytest.approx(0.4)
+    # The fixed camera sees a scene of which a part changed, neither none nor all of it.
+    still = np.stack([q.images['agentview'][:252, :252] for q in (before, after)])
+    changed = (still[0] != still[1]).any(-1).mean()
+    assert 0.0 < changed < 0.6
+
+
+def test_frames_and_actions_are_the_same_at_every_call():
+    first, second = (make_queries('synthetic', 5)[1] for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.images['wrist'], other.images['wrist'])
+    last = second[-1].executed
+    assert last.shape == (8, 7) and np.abs(last[:, :6]).max() <= 1.0
+
+
+# -- floors ------------------------------------------------------------------------------------
+def test_products_add_up_to_the_flops_of_a_query():
+    layout = TokenLayout(2, 4, 9, SMALL_WORK.n_placeholders)
+    n = layout.length
+    layers = (LayerWork(n, n), LayerWork(n - 3, n, ahead_rows=n, score_products=40),
+              LayerWork(0, 0))  # fmt: skip
+    work = PassWork(layout, layers)
+    flops = query_flops(SMALL_WORK, work)
+    summed: dict[str, int] = {}
+    for product in query_products(SMALL_WORK, work):
+        summed[product.stage] = summed.get(product.stage, 0) + product.flops
+    state = 2 * (8 * 32 + 32 * 32)  # the robot state is projected in the decoder's stage
+    assert summed['vision'] == flops['vision'] + flops['projectors'] - state
+    assert summed['decoder'] == flops['decoder'] + state
+    assert summed['head'] == flops['head']
+
+
+def test_weights_are_read_once_whatever_the_number_of_rows():
+    n_numbers = []
+    for keep in (8, 1):
+        layout = TokenLayout(2, 4, 9, SMALL_WORK.n_placeholders)
+        rows = layout.length - 8 + keep
+        work = PassWork(layout, (LayerWork(rows, rows),) * 3)
+        products = query_products(SMALL_WORK, work)
+        n_numbers.append(sum(p.weights for p in products if p.stage == 'decoder'))
+    d, mlp = 32, 48
+    assert n_numbers[0] == n_numbers[1] == 3 * (4 * d * d + 3 * d * mlp) + 8 * d + d * d
+
+
+def test_a_floor_is_the_longer_of_reading_and_computing():
+    machine = Machine(flops=1e9, bandwidth=1e6)
+    assert machine.floor(flops=2e6, weight_bytes=1e3) == pytest.approx(2.0)
+    assert machine.floor(flops=2e6, weight_bytes=4e3) == pytest.approx(4.0)
+    layout = TokenLayout(2, 4, 9, SMALL_WORK.n_placeholders)
+    work = PassWork(layout, (LayerWork(layout.length, layout.length),) * 3)
+    slow = floors(SMALL_WORK, work, machine, 4.0)
+    assert slow['total'] == pytest.approx(slow['vision'] + slow['decoder'] + slow['head'])
+    wide = floors(SMALL_WORK, work, Machine(1e30, 1e6), 2.0)
+    read = sum(p.weights for p in query_products(SMALL_WORK, work)) * 2.0 / 1e6 * 1e3
+    assert wide['total'] == pytest.approx(read)
+
+
+def test_published_model_has_the_known_floor():
+    # By arithmetic at 790 TFLOP/s and 3.0 TB/s: 601 tokens take 11.3 ms in all, of them 10.1 in
+    # the decoder; at 167 tokens (78 visual ones) the decoder is read-bound with 4.61 ms.
+    h100 = Machine(790e12, 3.0e12)
+    config = OpenVLAConfig()
+    layout = TokenLayout(2, 256, 31, 56)
+    full = floors(config, PassWork(layout, (LayerWork(601, 601),) * 32), h100, 2.0)
+    assert full['decoder'] == pytest.approx(10.09, abs=0.03)
+    assert full['total'] == pytest.approx(11.3, abs=0.1)
+    pruned = floors(config, PassWork(layout, (LayerWork(167, 167),) * 32), h100, 2.0)
+    # Our table counts activations, too: 4.3 ms of weights alone.
+    assert pruned['decoder'] == pytest.approx(6.476e9 * 2 / 3.0e12 * 1e3, rel=0.02)
+    first = next(iter(query_products(config, PassWork(layout, ()))))
+    assert first == Product('vision', 2 * 512 * 588 * 1024, 588 * 1024)
+
+
+def test_a_machine_has_rates():
+    one, other = measure_machine('cpu', torch.float32, 0.01), Machine(1.0, 1e30)
+    assert one.flops > 1e6 and one.bandwidth > 1e6
+    assert one.better(other) == Machine(one.flops, 1e30)
+
+
+# -- the whole ---------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp('bench')
+    code = bench.main([
+        '--size', 'tiny', '--threads', '1', '--ticks', '3', '--warm-up', '2',
+        '--frames', 'synthetic', '--variant', 'half=random,keep_ratio=0.5',
+        '--out', str(out),
+    ])  # fmt: skip
+    assert code == 0
+    return out, json.loads((out / 'results.json').read_text())
+
+
+def test_every_mode_is_measured_beside_both_plain_paths(written):
+    _, content = written
+    assert content['schema'] == SCHEMA
+    names = [row['name'] for row in content['arms']]
+    assert names == ['eager', 'released', *('dense' if m == 'none' else m for m in MODES), 'half']
+    for row in content['arms']:
+        assert row['latency_ms']['total']['n'] == 3
+        stages = sum(v['p50'] for s, v in row['latency_ms'].items() if s != 'total')
+        assert stages > 0
+        assert row['floor_ms']['total'] > 0 and row['flops_total'] > 0
+        assert {'eager', 'released', 'dense'} == row['faster_than'].keys()
+        assert row['memory_bytes']['weights'] > 0
+
+
+def test_rows_say_what_was_promised(written):
+    _, content = written
+    rows = {row['name']: row for row in content['arms']}
+    assert rows['dense']['promised'] == rows['dense']['faster_than']['dense'] == 1.0
+    assert rows['dense']['visual_rows_per_layer'] == [32] * 8
+    assert rows['lightvla']['options'] == {'keep': 5}  # 78 of 512
+    assert rows['lightvla']['visual_rows_per_layer'] == [5] * 8
+    for name in ('specprune', 'lightvla', 'efficient_vla', 'fastv', 'half'):
+        row = rows[name]
+        assert row['promised'] > 1.0
+        share = row['faster_than']['dense'] / row['promised']
+        assert row['share_of_promise'] == pytest.approx(share)
+    assert rows['eager']['flops_total'] > rows['dense']['flops_total']
+    assert rows['eager']['promised'] is None
+
+
+def test_the_run_says_where_it_was_made(written):
+    _, content = written
+    run = content['run']
+    assert run['command'].startswith('python -m vla_prune_ros bench --size tiny')
+    assert (run['threads'], run['frames'], run['ticks']) == (1, 'synthetic', 3)
+    assert run['machine']['flops'] > 0 and len(run['load_average']) == 2
+    assert run['tokens'] == 32 + run['prompt_tokens'] + 56 + 2
+    assert {t['state'] for t in content['targets']} == {'not measured'}
+
+
+def test_page_and_chart_are_written(written):
+    out, content = written
+    page = (out / 'report.md').read_text()
+    for row in content['arms']:
+        assert f'| {row["name"]}' in page
+    assert 'dense = 1' in page and ' ms' not in main_table(content['arms'], relative=True)
+    assert (out / 'latency.png').stat().st_size > 1000
+
+
+def test_an_embedded_policy_can_be_measured_in_milliseconds_or_not_at_all(tmp_path, capsys):
+    assert bench.main(['--checkpoint', 'nowhere']) == 2
+    assert bench.main(['--size', 'huge']) == 2
+    assert bench.main(['--size', 'tiny', '--checkpoint', 'tabletop']) == 2
+    assert bench.main(['--size', 'tiny', '--dtype', 'int8']) == 2
+    errors = capsys.readouterr().err
+    assert 'tiny, small, 7b' in errors and 'not both' in errors
+    code = bench.main([
+        '--checkpoint', 'tabletop', '--modes', 'none', '--no-reference', '--ticks', '1',
+        '--warm-up', '1', '--frames', 'synthetic', '--threads', '1', '--out', str(tmp_path),
+    ])  # fmt: skip
+    assert code == 0
+    content = json.loads((tmp_path / 'results.json').read_text())
+    assert content['run']['size'] is None and content['run']['visual_tokens'] == 128
+
+
+def test_traces_tell_work_from_pauses(tmp_path):
+    code = bench.main([
+        '--size', 'tiny', '--modes', 'none', '--no-reference', '--ticks', '1', '--warm-up', '1',
+        '--frames', 'synthetic', '--threads', '1', '--profile', '--out', str(tmp_path),
+    ])  # fmt: skip
+    assert code == 0
+    assert (tmp_path / 'trace_dense.json.gz').exists()
+    one = json.loads((tmp_path / 'results.json').read_text())['profiles']['dense']
+    assert 0 < one['busy_ms'] <= one['wall_ms'] and one['launches'] > 50 and one['top']
+    assert '## Profile' in (tmp_path / 'report.md').read_text()
+
+
+# -- targets -----------------------------------------------------------------------------------
+def row(name, ms, **more):
+    return {'name': name, 'latency_ms': {'total': {'p50': ms}}, **more}
+
+
+def test_targets_are_met_or_not_only_where_they_apply():
+    rows = [
+        row('dense', 16.0, faster_than={'eager': 3.0}),
+        row('specprune', 11.0, faster_than={'dense': 1.45, 'eager': 4.5}, share_of_promise=0.7),
+        row('lightvla', 9.0, faster_than={'dense': 1.7, 'eager': 5.0}, share_of_promise=0.9),
+    ]
+    run = {'size': '7b', 'device': 'cuda', 'dtype': 'bfloat16'}
+    states = [t['state'] for t in targets(rows, run)]
+    assert states == [
+        'met', 'not met', 'met', 'not met', 'met', 'met', 'met', *['not measured'] * 3
+    ]  # fmt: skip
+    small = {'size': 'small', 'device': 'cpu', 'dtype': 'float32'}
+    states = [t['state'] for t in targets(rows, small)]
+    assert states == [*['not measured'] * 7, 'met', 'not met', 'met']
+    elsewhere = {'size': None, 'device': 'cpu', 'dtype': 'float32'}
+    assert {t['state'] for t in targets(rows, elsewhere)} == {'not measured'}
+
+
+# -- profile and start-up ----------------------------------------------------------------------
+@pytest.mark.parametrize('order', [*itertools.permutations([(0, 4), (1, 2), (6, 9)])])
+def test_pauses_are_what_no_span_covers(order):
+    assert pauses(order) == (7, [2])
+
+
+def test_the_package_imports_without_torch_and_says_so():
+    assert import_time('vla_prune_ros', 1)['torch'] is False
+    assert import_time('vla_prune_ros.vla', 1)['torch'] is True
