@@ -15,9 +15,10 @@ import pytest
 
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
-from vla_prune_ros.nodes.episodes import Episodes, EpisodeStatus, Plan, Settings
+from vla_prune_ros.nodes.episodes import Episodes
 from vla_prune_ros.nodes.execution import Execution
 from vla_prune_ros.nodes.inbox import Answer, Inbox
+from vla_prune_ros.nodes.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.sim.tabletop import TabletopRobot
 
 PERIOD = 50_000_000
@@ -35,6 +36,7 @@ class Policy:
 
     def __init__(self, plans: list[Plan], answer: Callable, every_step: bool = False) -> None:
         self.plans, self.answer, self.always = list(plans), answer, every_step
+        self.limited = False
         self.inbox = Inbox()
         self.executed: list[np.ndarray] = []
         self.requests: list[int] = []
@@ -73,6 +75,9 @@ class Policy:
 
     def chunk(self, timeout):
         return self.inbox.get(timeout)
+
+    def limits_follow(self):
+        return self.limited
 
     def discard_chunks(self):
         self.inbox.clear()
@@ -152,6 +157,7 @@ def test_a_policy_may_want_to_be_asked_early_before_or_after_its_chunk():
         return [Answer(stamp, numbered(n), 3)] if early else parts
 
     policy = Policy([plan(12)], answer)
+    policy.limited = True
     run(policy)
     (status,) = policy.done
     assert (np.diff(policy.requests) // PERIOD).tolist() == [3, 3, 3]

@@ -15,120 +15,19 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from vla_prune_ros.nodes.execution import ChunkPlayer, Execution
+from vla_prune_ros.nodes.execution import ChunkPlayer
 from vla_prune_ros.nodes.inbox import Answer
+from vla_prune_ros.nodes.link import EpisodeStatus, Link, Plan, Settings
 from vla_prune_ros.sim.base import SimObservation, SimulatedRobot, to_env_action
 
 NANOSECONDS = 1_000_000_000
 FIRST_PATIENCE = 0.25  # s, after which a first unanswered request is sent again
 IDLE = 0.1  # s of wall clock between two looks at the world while nothing happens
 MAX_FAILURES = 3  # of the simulation in a row, that end it
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an episode is run; times in seconds of the wall clock but for `gap`."""
-
-    realtime: bool = False
-    chunk_timeout: float = 2.0
-    gap: float = 10.0
-    latency: float = 0.0
-    execution: Execution = field(default_factory=Execution)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run next; `max_steps` 0 means the task's own limit."""
-
-    task: int
-    initial_state: int
-    max_steps: int
-    settings: Settings
-
-
-@dataclass
-class EpisodeStatus:
-    """Where an episode stands. `state` is running or done; `result` says how it ended.
-
-    Attributes:
-        result: success or step_limit; aborted by a new episode; error: the simulation broke down,
-            which says nothing about the policy, and `error` says how.
-        queries: chunks that were asked for; `resent`: requests that had to be repeated.
-        requeries: chunks that the policy wanted to end early.
-        starved: steps on which the robot held still for want of an action.
-        late: steps of real time for which the simulation itself was too slow.
-        refused: chunks with bad content; `unknown`: chunks that answer no observation.
-    """
-
-    episode: int
-    suite: str
-    task: str
-    instruction: str
-    initial_state: int
-    max_steps: int
-    mode: str = 'lockstep'
-    execution: str = 'open_loop'
-    latency: float = 0.0
-    state: str = 'running'
-    result: str = ''
-    success: bool = False
-    step: int = 0
-    queries: int = 0
-    resent: int = 0
-    requeries: int = 0
-    starved: int = 0
-    late: int = 0
-    refused: int = 0
-    unknown: int = 0
-    error: str = ''
-
-
-class Link(Protocol):
-    """What an episode needs of the world; all of it is called in the simulation's thread."""
-
-    def ready(self) -> bool:
-        """Whether a policy is there."""
-
-    def next_plan(self, robot: SimulatedRobot, requested: bool) -> Plan | None:
-        """What to run next, `requested` from outside or not; None to wait."""
-
-    def every_step(self) -> bool:
-        """Whether observations are also sent when no chunk is wanted."""
-
-    def clock(self, stamp: int) -> None:
-        """Time is `stamp`."""
-
-    def observation(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
-        """What the robot senses now."""
-
-    def request(self, executed: np.ndarray, stamp: int) -> None:
-        """A chunk is wanted for the observation at `stamp`; [n, 7] were executed before it."""
-
-    def chunk(self, timeout: float) -> Answer | None:
-        """The next answer that arrived, within `timeout` seconds."""
-
-    def discard_chunks(self) -> None:
-        """Forget what arrived, and count refused chunks from 0."""
-
-    def refused(self) -> int:
-        """Chunks that were refused for their content since `discard_chunks`."""
-
-    def warn(self, kind: str, text: str) -> None:
-        """Tell the operator, but not at every step."""
-
-    def instruct(self, text: str) -> None:
-        """The instruction in force; returns when those who listen have it."""
-
-    def report(self, status: EpisodeStatus, stamp: int) -> None:
-        """The status of the episode changed."""
-
-    def give_up(self, error: Exception) -> None:
-        """The simulation broke down for good: the thread ends."""
+SETTLE = 0.1  # s that what a policy says of a chunk may come after it
 
 
 class Aborted(Exception):  # noqa: N818 -- not an error
@@ -144,6 +43,7 @@ class Episodes(threading.Thread):
         self._link = link
         self._settings = Settings()  # of the last episode
         self._player = ChunkPlayer()
+        self._limited = -1  # stamp of the last chunk of which the policy said how much to play
         self._stopping = threading.Event()
         self._abort = threading.Event()
         self._lock = threading.Lock()  # over _abort, _requested and _number
@@ -256,6 +156,8 @@ class Episodes(threading.Thread):
         usable = False
         if answer.actions is not None:
             usable = player.add(answer.stamp, answer.actions, delay)
+        else:
+            self._limited = answer.stamp
         if answer.limit:
             status.requeries += player.shorten(answer.stamp, answer.limit)
         if player.unknown > unknown:
@@ -279,13 +181,12 @@ class Episodes(threading.Thread):
         executed: list[np.ndarray] = []
         while not status.success and status.step < status.max_steps:
             self._check()
-            while (late := self._link.chunk(0.0)) is not None:
-                self._take(late, status)
             if player.is_due:
                 if not observation.images:
                     observation = robot.observe()
                 player.observe(self._now)
                 self._ask(robot, observation, executed, status)
+                self._settle(status)
                 executed = []
             elif observation.images and self._link.every_step():
                 self._link.observation(robot, observation, self._now)
@@ -296,6 +197,15 @@ class Episodes(threading.Thread):
             status.step += 1
             status.success = robot.success()
             self._link.clock(self._now)
+
+    def _settle(self, status: EpisodeStatus) -> None:
+        """Wait for what the policy says of its chunk on another topic."""
+        deadline = time.monotonic() + SETTLE
+        while self._limited != self._now and self._link.limits_follow():
+            answer = self._link.chunk(max(0.0, deadline - time.monotonic()))
+            if answer is None:
+                return
+            self._take(answer, status)
 
     def _ask(
         self,

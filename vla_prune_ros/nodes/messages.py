@@ -233,15 +233,15 @@ def values_from(message: DiagnosticArray) -> dict[str, str]:
     return {pair.key: pair.value for pair in message.status[0].values} if message.status else {}
 
 
-def requery_from(message: DiagnosticArray) -> int:
+def requery_from(message: DiagnosticArray) -> int | None:
     """How many actions of its chunk an inference wants to be played before the next one; 0: all.
 
-    Key `requery` of the statistics: a number, or true for "ask again at once".
+    Key `requery` of the statistics: a number, or true for "ask again at once". None without it.
     """
     value = values_from(message).get('requery', '').strip().lower()
     if value == 'true':
         return 1  # actions that were executed before this arrived stay
-    return int(value) if value.isdigit() else 0
+    return int(value) if value.isdigit() else None
 
 
 def _text(value: Any) -> str:

@@ -38,9 +38,10 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.episodes import Episodes, EpisodeStatus, Plan, Settings
+from vla_prune_ros.nodes.episodes import Episodes
 from vla_prune_ros.nodes.execution import Execution
 from vla_prune_ros.nodes.inbox import Answer, Inbox
+from vla_prune_ros.nodes.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.messages import (
     EPISODES,
     LATCHED,
@@ -62,6 +63,7 @@ from vla_prune_ros.sim import SimObservation, SimulatedRobot, Task, make_robot
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
 ACKNOWLEDGED = Duration(seconds=1)
 THROTTLE = 5.0  # s between two warnings of a kind
+STATISTICS = 'vla_policy/inference_stats'
 LIMITS = 16  # chunks whose early end may be known before they come
 
 
@@ -85,6 +87,7 @@ class SimBridge(Node):
         self._inbox = Inbox()
         self._refused = 0
         self._limits: OrderedDict[int, int] = OrderedDict()  # stamp -> actions to play
+        self._limits_follow = True  # whether statistics say so of every chunk; not known yet
         self._warned: dict[str, float] = {}
 
         self._clock_publisher = self.create_publisher(ClockMessage, '/clock', QoSProfile(depth=1))
@@ -92,9 +95,7 @@ class SimBridge(Node):
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
-        self.create_subscription(
-            DiagnosticArray, 'vla_policy/inference_stats', self._on_stats, RELIABLE
-        )
+        self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
         self.create_timer(
@@ -180,6 +181,11 @@ class SimBridge(Node):
         """The next answer that arrived."""
         return self._inbox.get(timeout)
 
+    def limits_follow(self) -> bool:
+        """Whether the statistics of a policy say of every chunk how much of it is to be played."""
+        name = self.resolve_topic_name(STATISTICS)
+        return self._limits_follow and self.count_publishers(name) > 0
+
     def discard_chunks(self) -> None:
         """Forget what arrived."""
         self._inbox.clear()
@@ -258,12 +264,15 @@ class SimBridge(Node):
     def _on_stats(self, message: DiagnosticArray) -> None:
         """Before its chunk or after it: how much of the chunk is to be played."""
         limit = requery_from(message)
+        self._limits_follow = limit is not None
+        if limit is None:
+            return
+        stamp = to_ns(message.header.stamp)
         if limit:
-            stamp = to_ns(message.header.stamp)
             self._limits[stamp] = limit
             if len(self._limits) > LIMITS:
                 self._limits.popitem(last=False)
-            self._inbox.put(Answer(stamp, None, limit))
+        self._inbox.put(Answer(stamp, None, limit))
 
     def _on_reset_episode(
         self, request: Trigger.Request, response: Trigger.Response
