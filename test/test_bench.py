@@ -33,6 +33,7 @@ from vla_prune_ros.pruning import MODES
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
 from vla_prune_ros.vla.selection import TokenLayout
 
+FLOAT32, BFLOAT16 = (dict.fromkeys(('vision', 'decoder', 'head'), size) for size in (4.0, 2.0))
 SMALL_WORK = OpenVLAConfig(
     featurizer=TowerConfig(24, 3, 2, 40, 14, 28, class_token=True),
     fused_featurizer=TowerConfig(16, 2, 2, 36, 14, 28),
@@ -99,9 +100,9 @@ def test_a_floor_is_the_longer_of_reading_and_computing():
     assert machine.floor(flops=2e6, weight_bytes=4e3) == pytest.approx(4.0)
     layout = TokenLayout(2, 4, 9, SMALL_WORK.n_placeholders)
     work = PassWork(layout, (LayerWork(layout.length, layout.length),) * 3)
-    slow = floors(SMALL_WORK, work, machine, 4.0)
+    slow = floors(SMALL_WORK, work, machine, FLOAT32)
     assert slow['total'] == pytest.approx(slow['vision'] + slow['decoder'] + slow['head'])
-    wide = floors(SMALL_WORK, work, Machine(1e30, 1e6), 2.0)
+    wide = floors(SMALL_WORK, work, Machine(1e30, 1e6), BFLOAT16)
     read = sum(p.weights for p in query_products(SMALL_WORK, work)) * 2.0 / 1e6 * 1e3
     assert wide['total'] == pytest.approx(read)
 
@@ -112,10 +113,10 @@ def test_published_model_has_the_known_floor():
     h100 = Machine(790e12, 3.0e12)
     config = OpenVLAConfig()
     layout = TokenLayout(2, 256, 31, 56)
-    full = floors(config, PassWork(layout, (LayerWork(601, 601),) * 32), h100, 2.0)
+    full = floors(config, PassWork(layout, (LayerWork(601, 601),) * 32), h100, BFLOAT16)
     assert full['decoder'] == pytest.approx(10.09, abs=0.03)
     assert full['total'] == pytest.approx(11.3, abs=0.1)
-    pruned = floors(config, PassWork(layout, (LayerWork(167, 167),) * 32), h100, 2.0)
+    pruned = floors(config, PassWork(layout, (LayerWork(167, 167),) * 32), h100, BFLOAT16)
     # Our table counts activations, too: 4.3 ms of weights alone.
     assert pruned['decoder'] == pytest.approx(6.476e9 * 2 / 3.0e12 * 1e3, rel=0.02)
     first = next(iter(query_products(config, PassWork(layout, ()))))

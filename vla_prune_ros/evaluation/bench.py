@@ -149,20 +149,11 @@ def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
 
 def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Arm]:
     """The lines of the comparison: the plain paths, the dense model, the modes."""
-    from vla_prune_ros.evaluation.bench_reference import ReferencePolicy
     from vla_prune_ros.evaluation.bench_report import DENSE
     from vla_prune_ros.evaluation.bench_run import Arm
     from vla_prune_ros.evaluation.entries import make_entries
 
-    arms = []
-    if not args.no_reference:
-        notes = {
-            'eager': 'plain path with attention maps, as pruning methods run their baseline',
-            'released': 'plain path with the fused attention of the released policy',
-        }
-        for (name, note), attention in zip(notes.items(), ('maps', 'fused'), strict=True):
-            plain = ReferencePolicy(subject.model, subject.processor, attention)
-            arms.append(Arm(name, plain, 'reference', {'attention': attention}, note))
+    ours, fast = [], settings(args)
     for entry in make_entries(args.modes, args.option, args.variant, control='off'):
         options = dict(entry.options)
         config = subject.model.config
@@ -170,10 +161,36 @@ def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Ar
             options.setdefault('keep', round(LIGHTVLA_TOKENS * 2 * config.patches_per_view))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # what matters is in the note
-            policy = subject.policy(entry.mode, **settings(args), **options)
+            policy = subject.policy(entry.mode, **fast, **options)
+        fast.pop('quantization', None)  # the arms share one model, which now is quantised
         name = DENSE if entry.name == 'none' else entry.name
-        arms.append(Arm(name, policy, entry.mode, options, policy.info()['note']))
-    return arms
+        ours.append(Arm(name, policy, entry.mode, options, policy.info()['note']))
+    if args.no_reference:
+        return ours
+    # Last, because a runtime may have moved the weights; on its own where they were changed.
+    quantised = args.quantization not in (None, 'none')
+    plain = make_subject(args, dtype) if quantised else subject
+    return [*references(plain), *ours]
+
+
+def references(subject: Subject) -> list[Arm]:
+    """Both plain paths."""
+    from vla_prune_ros.evaluation.bench_reference import ReferencePolicy
+    from vla_prune_ros.evaluation.bench_run import Arm
+
+    return [
+        Arm(
+            name,
+            ReferencePolicy(subject.model, subject.processor, attention),
+            'reference',
+            {'attention': attention},
+            note,
+        )
+        for name, attention, note in (
+            ('eager', 'maps', 'plain path with attention maps, the baseline of pruning papers'),
+            ('released', 'fused', 'plain path with the fused attention of the released policy'),
+        )
+    ]
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
@@ -269,8 +286,11 @@ def _runtime(arm: Arm) -> str:
     return arm.policy.info().get('runtime', 'plain')
 
 
-def _weight_bytes(args: argparse.Namespace, dtype: Any) -> float:
-    return 1.0 if args.quantization in ('int8', 'fp8') else float(dtype.itemsize)
+def _weight_bytes(args: argparse.Namespace, dtype: Any) -> dict[str, float]:
+    """Bytes of a weight by stage; quantisation is about the decoder."""
+    size = float(dtype.itemsize)
+    small = 1.0 if args.quantization in ('int8', 'fp8') else size
+    return {'vision': size, 'decoder': small, 'head': size}
 
 
 def _progress(done: int, total: int) -> None:

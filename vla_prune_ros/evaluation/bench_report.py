@@ -29,7 +29,7 @@ def make_rows(
     config: OpenVLAConfig,
     layout: TokenLayout,
     machine: Machine,
-    weight_bytes: float,
+    weight_bytes: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """One row per arm, ready for JSON.
 
@@ -42,7 +42,7 @@ def make_rows(
         config: sizes of the model.
         layout: of the complete sequence.
         machine: measured rates, for the floor.
-        weight_bytes: bytes of one weight.
+        weight_bytes: bytes of one weight, by stage.
     """
     rows = []
     for arm in arms:

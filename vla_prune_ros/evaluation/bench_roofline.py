@@ -10,7 +10,7 @@ Activations, norms and everything that is no product are left out, so the floor 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,7 @@ def query_products(config: OpenVLAConfig, work: PassWork) -> Iterator[Product]:
 
 
 def floors(
-    config: OpenVLAConfig, work: PassWork, machine: Machine, weight_bytes: float
+    config: OpenVLAConfig, work: PassWork, machine: Machine, weight_bytes: Mapping[str, float]
 ) -> dict[str, float]:
     """Least ms of each stage and in `total`.
 
@@ -118,11 +118,12 @@ def floors(
         config: sizes of the model.
         work: what the query did.
         machine: what the machine does.
-        weight_bytes: bytes of one weight.
+        weight_bytes: bytes of one weight, by stage.
     """
     result = dict.fromkeys(STAGES, 0.0)
     for product in query_products(config, work):
-        result[product.stage] += machine.floor(product.flops, product.weights * weight_bytes)
+        size = product.weights * weight_bytes[product.stage]
+        result[product.stage] += machine.floor(product.flops, size)
     return {**result, 'total': sum(result.values())}
 
 
