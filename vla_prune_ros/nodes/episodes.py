@@ -43,6 +43,8 @@ class Episodes(threading.Thread):
         self._link = link
         self._settings = Settings()  # of the last episode
         self._player = ChunkPlayer()
+        self._asked = -1  # stamp of the last request
+        self._left_over = -1  # that of the last episode
         self._limited = -1  # stamp of the last chunk of which the policy said how much to play
         self._stopping = threading.Event()
         self._abort = threading.Event()
@@ -102,7 +104,8 @@ class Episodes(threading.Thread):
         if settings != self._settings:
             self._settings, self._player = settings, ChunkPlayer(settings.execution)
         self._player.clear()
-        self._link.discard_chunks()  # left over from the last episode
+        self._link.discard_chunks()
+        self._left_over = self._asked
         with self._lock:
             self._number += 1
         status = EpisodeStatus(
@@ -153,6 +156,8 @@ class Episodes(threading.Thread):
     def _take(self, answer: Answer, status: EpisodeStatus, delay: int | None = None) -> bool:
         """Give an answer to the player; whether it was a chunk that can be played."""
         player, unknown = self._player, self._player.unknown
+        if answer.stamp == self._left_over:  # too late for the last episode
+            return False
         usable = False
         if answer.actions is not None:
             usable = player.add(answer.stamp, answer.actions, delay)
@@ -216,6 +221,7 @@ class Episodes(threading.Thread):
     ) -> None:
         """Ask for a chunk; again, ever more rarely, until one comes."""
         status.queries += 1
+        self._asked = self._now
         self._report(status)
         actions = np.reshape(executed, (-1, 7))
         patience = FIRST_PATIENCE + self._settings.latency
@@ -270,7 +276,7 @@ class Episodes(threading.Thread):
                     status.resent += asked is not None
                     self._report(status)
                     self._link.request(np.reshape(executed, (-1, 7)), self._now)
-                    executed, asked = [], wall
+                    executed, asked, self._asked = [], wall, self._now
                 self._link.observation(robot, observation, self._now)
             action = player.next()
             if action is None:
