@@ -197,16 +197,17 @@ def image_message(pixels: np.ndarray, stamp: int, frame: str) -> Image:
 
 
 def camera_info_message(camera: Camera, stamp: int, frame: str) -> CameraInfo:
-    """Intrinsics of an ideal pinhole camera."""
+    """Intrinsics of an ideal pinhole camera; fx is negative for a mirrored one."""
     f, cx, cy = camera.focal_length, (camera.width - 1) / 2.0, (camera.height - 1) / 2.0
+    fx = -f if camera.mirrored else f
     message = CameraInfo(height=camera.height, width=camera.width)
     message.header.stamp = to_time(stamp)
     message.header.frame_id = frame
     message.distortion_model = 'plumb_bob'
     message.d = [0.0] * 5
-    message.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
+    message.k = [fx, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
     message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-    message.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    message.p = [fx, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
     return message
 
 

@@ -49,6 +49,10 @@ BRIDGE = (
     Spec('backend', 'tabletop', 'simulated robot', choices=BACKENDS),
     Spec('suite', '', 'task suite, for backends that have several; empty: their first'),
     Spec(
+        'assets', '',
+        "libero: directory of its assets, or 'placeholder'; empty: where LIBERO looks for them",
+    ),
+    Spec(
         'mode', 'lockstep',
         'lockstep: time stands still during inference; realtime: it runs with the wall clock. '
         'From the next episode',
@@ -109,6 +113,11 @@ BRIDGE = (
     Spec(
         'episode_gap', 10.0, 'jump of the clock between episodes (s). From the next episode',
         0.0, 3600.0, read_only=False,
+    ),
+    Spec(
+        'publish_objects', False,
+        'publish the true poses of things on objects (sensor_msgs/MultiDOFJointState), for '
+        'scripted experts',
     ),
     Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
 )  # fmt: skip

@@ -8,10 +8,10 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, TransformStamped
+from geometry_msgs.msg import PoseStamped, Transform, TransformStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, Image, JointState, MultiDOFJointState
 
 from vla_prune_ros.nodes.messages import (
     RELIABLE,
@@ -28,15 +28,19 @@ class Sensors:
     """Publishers of joint_states, ee_pose, CAMERA/image_raw, CAMERA/camera_info and /tf.
 
     Those of the cameras are made when the robot is known: see `prepare`. There is no tf where its
-    message package is not installed, as with ROS 2 from wheels.
+    message package is not installed, as with ROS 2 from wheels. With `objects` also what no robot
+    knows, the true poses of things, for scripted experts.
     """
 
-    def __init__(self, node: Node, base_frame: str) -> None:
+    def __init__(self, node: Node, base_frame: str, objects: bool = False) -> None:
         self._node, self._base = node, base_frame
         self._joints = node.create_publisher(JointState, 'joint_states', RELIABLE)
         self._pose = node.create_publisher(PoseStamped, 'ee_pose', RELIABLE)
         self._images: dict[str, Any] = {}
         self._infos: dict[str, Any] = {}
+        self._objects = None
+        if objects:
+            self._objects = node.create_publisher(MultiDOFJointState, 'objects', RELIABLE)
         self._tf = None
         if importlib.util.find_spec('tf2_msgs') is None:
             node.get_logger().info('tf2_msgs is not installed: no tf')
@@ -67,6 +71,8 @@ class Sensors:
         self._pose.publish(
             pose_message(observation.ee_position, observation.ee_quaternion, stamp, self._base)
         )
+        if self._objects is not None:
+            self._objects.publish(objects_message(robot.objects(), stamp, self._base))
         for camera in robot.cameras:
             frame = _frame(camera.name)
             self._infos[camera.name].publish(camera_info_message(camera, stamp, frame))
@@ -83,6 +89,15 @@ class Sensors:
             self._tf.publish(TFMessage(transforms=transforms))
 
 
+def objects_message(poses: dict[str, np.ndarray], stamp: int, frame: str) -> MultiDOFJointState:
+    """Named poses [7] (position, quaternion xyzw) of one instant."""
+    message = MultiDOFJointState(joint_names=list(poses))
+    message.header.stamp = to_time(stamp)
+    message.header.frame_id = frame
+    message.transforms = [_fill(Transform(), pose[:3], pose[3:]) for pose in poses.values()]
+    return message
+
+
 def _frame(camera: str) -> str:
     return f'{camera}_optical_frame'
 
@@ -94,7 +109,12 @@ def _transform(
     message = TransformStamped(child_frame_id=child)
     message.header.stamp = to_time(stamp)
     message.header.frame_id = parent
-    translation, rotation = message.transform.translation, message.transform.rotation
-    translation.x, translation.y, translation.z = (float(v) for v in position)
-    rotation.x, rotation.y, rotation.z, rotation.w = (float(v) for v in quaternion)
+    _fill(message.transform, position, quaternion)
     return message
+
+
+def _fill(transform: Transform, position: np.ndarray, quaternion: np.ndarray) -> Transform:
+    shift, turn = transform.translation, transform.rotation
+    shift.x, shift.y, shift.z = (float(v) for v in position)
+    turn.x, turn.y, turn.z, turn.w = (float(v) for v in quaternion)
+    return transform

@@ -80,6 +80,7 @@ class SimBridge(Node):
         self.failed = False
         self._tasks: tuple[Task, ...] = ()
         self._n_states = 0
+        self._notice = ''  # what every result must say
         self._left = settings['episodes']
         self._plan: Plan | None = None  # the last one
         self._text: str | None = None  # instruction to repeat until the first chunk
@@ -91,7 +92,7 @@ class SimBridge(Node):
         self._warned: dict[str, float] = {}
 
         self._clock_publisher = self.create_publisher(ClockMessage, '/clock', QoSProfile(depth=1))
-        self._sensors = Sensors(self, settings['base_frame'])
+        self._sensors = Sensors(self, settings['base_frame'], settings['publish_objects'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
@@ -101,7 +102,7 @@ class SimBridge(Node):
         self.create_timer(
             1.0, self._repeat_instruction, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
-        options = {'suite': settings['suite']} if settings['suite'] else {}
+        options = {k: settings[k] for k in ('suite', 'assets') if settings[k]}
         self._episodes = Episodes(lambda: make_robot(settings['backend'], **options), self)
 
     def start(self) -> None:
@@ -216,7 +217,7 @@ class SimBridge(Node):
             text = (
                 f'episode {status.episode}: {status.task}, state {status.initial_state}: '
                 f'{status.result} after {status.step} steps {status.error}'
-            ).rstrip()
+            ).rstrip() + self._notice
             log = self.get_logger().error if failed else self.get_logger().info
             log(text)
         self._episode.publish(
@@ -317,6 +318,9 @@ class SimBridge(Node):
             self._period = round(NANOSECONDS / robot.control_hz)
             self._tasks, self._n_states = robot.tasks, robot.n_initial_states
             self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
+            if robot.notice:
+                self._notice = f' ({robot.notice})'
+                self.get_logger().warning(robot.notice)
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value

@@ -131,6 +131,13 @@ class SimulatedRobot(ABC):
         """
         return {}
 
+    def objects(self) -> dict[str, np.ndarray]:
+        """Privileged: world poses float64 [7] (m; quaternion xyzw) of the things of the scene.
+
+        For scripted experts, never for a policy. Empty where a simulator does not say.
+        """
+        return {}
+
     @abstractmethod
     def close(self) -> None:
         """Free the rendering context. Call it in the thread that created the robot."""

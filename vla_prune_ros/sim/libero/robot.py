@@ -168,10 +168,18 @@ class LiberoRobot(SimulatedRobot):
             env, self._env = self._env, None
             env.close()
 
-    # -- for the expert ------------------------------------------------------------------------
+    def objects(self) -> dict[str, np.ndarray]:
+        """Poses of movable things and fixtures, by their names in the BDDL file."""
+        with self._guard('objects'):
+            data = self._env.sim.data
+            return {
+                name: np.concatenate([data.body_xpos[body], data.body_xquat[body][[1, 2, 3, 0]]])
+                for name, body in self._env.env.obj_body_id.items()
+            }
+
     @property
     def env(self) -> Any:
-        """LIBERO's own environment: privileged, for experts and tests."""
+        """LIBERO's own environment, for tests; None before the first reset."""
         return self._env
 
     # -- helpers -------------------------------------------------------------------------------

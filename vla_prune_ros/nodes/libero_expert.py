@@ -1,0 +1,136 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `libero_expert`: LIBERO's code and our nodes, proved end to end by a scripted expert.
+
+Two processes as with a policy, `sim_bridge` with backend libero and `expert_node`, exchange
+observations and action chunks over DDS on a domain of their own. By default on the placeholder
+assets, so that nothing is downloaded and nothing is a LIBERO score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vla_prune_ros.nodes.children import ChildDiedError, Children
+from vla_prune_ros.nodes.demo import isolate, node_command, node_environment
+
+DESCRIPTION = """\
+Let the scripted expert solve tasks of libero_spatial through both nodes. Exit code 0 means that
+every task reached the required success."""
+TASKS = '0,1,2,3,7,8'  # those that the expert is made for
+RESULTS = 'results.json'
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog='libero_expert',
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument('--tasks', default=TASKS, help=f'task numbers or names (default: {TASKS})')
+    p.add_argument('--episodes', type=int, default=10, help='per task (default: 10)')
+    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
+    p.add_argument(
+        '--assets', default='placeholder', help='directory of assets (default: placeholder)'
+    )
+    p.add_argument(
+        '--require', type=float, default=0.8, help='success of every task (default: 0.8)'
+    )
+    p.add_argument('--out', type=Path, default=Path('out/libero_expert'), help='output directory')
+    p.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID; default: random')
+    p.add_argument(
+        '--patience', type=float, default=180.0,
+        help='seconds to wait for a node to start or an episode to end (default: 180)',
+    )  # fmt: skip
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        print('\nlibero_expert: interrupted; both nodes were stopped', file=sys.stderr)
+        return 130
+    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
+        print(f'\nlibero_expert: {error}', file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the nodes, run all episodes, stop the nodes, write the results."""
+    isolate(args.domain_id)
+    from vla_prune_ros.nodes.bridge_client import BridgeClient
+    from vla_prune_ros.sim.libero.assets import find_assets, versions
+
+    notice = find_assets(args.assets).notice
+    assets = args.assets if args.assets == 'placeholder' else str(Path(args.assets).resolve())
+    bridge = [
+        'backend:=libero', 'suite:=libero_spatial', f'assets:={assets}', 'episodes:=0',
+        'publish_objects:=true', 'execution.mode:=open_loop',
+    ]  # fmt: skip
+    print(f'libero_expert: ROS domain {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}')
+    print(notice or f'assets: {assets}', flush=True)
+    started, episodes = time.monotonic(), []
+    with Children(args.out, node_environment()) as children:
+        children.start('sim_bridge', node_command('sim_bridge', bridge))
+        children.start('expert_node', node_command('expert_node', []))
+        with BridgeClient(children.check, args.patience) as client:
+            client.wait_for_bridge()
+            for task in args.tasks.split(','):
+                for state in range(args.first_state, args.first_state + args.episodes):
+                    episode = client.run_episode(task=task, initial_state=state)
+                    episodes.append({'number': task, **episode})
+                    print(
+                        f'task {task}, state {state}: {episode["result"]} after'
+                        f' {episode["step"]} steps {episode["error"]}',
+                        flush=True,
+                    )
+        codes = children.stop()
+    rows = summary(episodes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = {'notice': notice, 'versions': versions(), 'tasks': rows, 'episodes': episodes}
+    text = json.dumps(results, indent=1) + '\n'
+    (args.out / RESULTS).write_text(text, encoding='utf-8')
+    print(f'\n{notice}' if notice else '')
+    for row in rows:
+        print(
+            f'task {row["number"]}: {row["successes"]} of {row["episodes"]} episodes,'
+            f' {row["failures"]} failures of the environment; {row["instruction"]}'
+        )
+    print(f'written: {args.out / RESULTS}; {time.monotonic() - started:.0f} s')
+    good = all(
+        row['failures'] == 0 and row['successes'] >= args.require * row['episodes'] for row in rows
+    )
+    return 0 if good and rows and not any(codes.values()) else 1
+
+
+def summary(episodes: Sequence[dict]) -> list[dict]:
+    """One row per task; a failure of the environment is no failed episode."""
+    rows: dict[str, dict] = {}
+    for episode in episodes:
+        row = rows.setdefault(
+            episode['number'],
+            {'number': episode['number'], 'task': episode['task'],
+             'instruction': episode['instruction'], 'episodes': 0, 'successes': 0, 'failures': 0},
+        )  # fmt: skip
+        failed = episode['result'] == 'error'
+        row['failures'] += failed
+        row['episodes'] += not failed
+        row['successes'] += episode['success'] == 'true'
+    return list(rows.values())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
