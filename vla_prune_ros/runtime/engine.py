@@ -100,7 +100,8 @@ def make_engine(model: OpenVLAOFT, runtime: str = 'auto') -> Engine:
     """Choose how to run a model that is in its final place and type.
 
     Args:
-        model: laid out anew for `graphs` (weights that share an input side by side).
+        model: on a GPU it is changed: weights that share an input are laid side by side, and with
+            compile they become one, so that it can no longer be saved.
         runtime: plain; graphs: recorded stages, CUDA graphs on a GPU; compile: layers through
             torch.compile, on a GPU inside graphs; auto: graphs on a GPU, else plain.
 
@@ -110,13 +111,29 @@ def make_engine(model: OpenVLAOFT, runtime: str = 'auto') -> Engine:
     if runtime not in RUNTIMES:
         raise ValueError(f'unknown runtime {runtime!r}; valid: {", ".join(RUNTIMES)}')
     on_gpu = model.device.type == 'cuda'
-    if on_gpu:
+    if on_gpu and runtime != 'compile':
         model.decoder.fuse()
     if runtime == 'compile':
-        model.compile_layers()
+        compile_layers(model)
     if on_gpu and runtime != 'plain':
         return GraphEngine(model, 'compile' if runtime == 'compile' else 'graphs')
     return GraphEngine(model) if runtime == 'graphs' else PlainEngine(model)
+
+
+def compile_layers(model: OpenVLAOFT) -> None:
+    """Put the blocks of the towers and the halves of the decoder layers through `torch.compile`.
+
+    The compiler runs in the first passes, and again for new numbers of rows until it has seen
+    that they vary.
+    """
+    torch._dynamo.config.accumulated_recompile_limit = 4096  # counts all layers together
+    if model.device.type == 'cuda' and not model.decoder.packed:
+        model.decoder.pack()
+    backbone = model.vision_backbone
+    for block in (*backbone.featurizer.blocks, *backbone.fused_featurizer.blocks):
+        block.compile()
+    for layer in model.decoder.layers:
+        layer.qkv, layer.finish = torch.compile(layer.qkv), torch.compile(layer.finish)
 
 
 def _backend(device: torch.device) -> GraphBackend:

@@ -3,32 +3,31 @@
 """The image pipeline in torch: `processor.preprocess_image` behind the JPEG, on any device.
 
 Pillow resizes in whole numbers, which are done here the same way; the crop is the same float32
-arithmetic. So the pictures are the same to the last bit wherever float32 is IEEE.
+arithmetic. So the pictures are the same to the last bit wherever float32 is IEEE. JPEG stays on
+the host, because other decoders than Pillow's give other pictures.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla_prune_ros.vla.processor import check_frame, crop_table, jpeg_round_trip
+from vla_prune_ros.vla.processor import check_frame, crop_table, jpeg_round_trip, resize
 
 _BITS = 22  # of Pillow's coefficients behind the point
 _SUPPORT = 3.0
 
 
 class DeviceImages:
-    """Camera frames to policy images on a device. JPEG stays on the host, as there it is exact."""
+    """Camera frames to policy images on a device."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._size, self._device = size, device
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix='jpeg')
         low, high, fraction = (torch.from_numpy(t).to(device) for t in crop_table(size))
         self._low, self._high, self._fraction = low, high, fraction[:, None]
         self._pinned: dict[tuple[int, ...], Tensor] = {}
@@ -39,16 +38,22 @@ class DeviceImages:
         Raises:
             ValueError: not RGB frames of bytes.
         """
-        for image in images:
-            check_frame(image)
-        decoded = self._pool.map(jpeg_round_trip, images)
-        return torch.stack(
-            [self.resized_and_cropped(self._send(i, p)) for i, p in enumerate(decoded)]
-        )
+        return torch.stack([self._picture(view, image) for view, image in enumerate(images)])
 
-    def resized_and_cropped(self, image: Tensor) -> Tensor:
-        """Everything behind the JPEG; uint8 [H, W, 3] to uint8 [S, S, 3]."""
-        x = _resize(_resize(image, 1, self._size), 0, self._size).float() * np.float32(1 / 255)
+    def _picture(self, view: int, image: np.ndarray) -> Tensor:
+        check_frame(image)
+        decoded = jpeg_round_trip(image)
+        axes = resize_order(*image.shape[:2], self._size)
+        if axes is None:
+            decoded, axes = resize(decoded, self._size), ()
+        x = self._send(view, decoded)
+        for axis in axes:
+            x = resize_axis(x, axis, self._size)
+        return self._crop(x)
+
+    def _crop(self, image: Tensor) -> Tensor:
+        """Centre crop and truncation; uint8 [S, S, 3] to the same."""
+        x = image.float() * np.float32(1 / 255)
         left = x[:, self._low]
         rows = left + (x[:, self._high] - left) * self._fraction
         top = rows[self._low]
@@ -65,7 +70,25 @@ class DeviceImages:
         return self._pinned[key].to(self._device, non_blocking=True)
 
 
-def _resize(image: Tensor, axis: int, size: int) -> Tensor:
+@lru_cache(maxsize=32)
+def resize_order(height: int, width: int, size: int) -> tuple[int, ...] | None:
+    """Axes in the order in which Pillow resizes such frames, found out on noise.
+
+    Returns:
+        (1, 0) or (0, 1), or None if this Pillow resizes in another way.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    wanted = torch.from_numpy(resize(noise, size).copy())
+    for axes in ((1, 0), (0, 1)):
+        x = torch.from_numpy(noise)
+        for axis in axes:
+            x = resize_axis(x, axis, size)
+        if torch.equal(x, wanted):
+            return axes
+    return None
+
+
+def resize_axis(image: Tensor, axis: int, size: int) -> Tensor:
     """One of Pillow's two passes: uint8 [H, W, 3] along axis 0 or 1, rounded to uint8."""
     if image.shape[axis] == size:
         return image

@@ -39,7 +39,8 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
         if model.dtype != torch.bfloat16:
             raise ValueError('quantization fp8 needs dtype bfloat16')
     config = _config(kind)
-    model.decoder.pack()
+    if not model.decoder.packed:
+        model.decoder.pack()
     from torchao.quantization import quantize_
 
     quantize_(model.decoder.layers, config, filter_fn=lambda module, _: type(module) is nn.Linear)

@@ -87,9 +87,9 @@ def as_one_matrix(linears: Sequence[nn.Linear]) -> Tensor | None:
 
     Returns:
         The matrix, or None where they are not neighbours, have biases, are wrapped (LoRA,
-        quantised), or a gradient is wanted.
+        quantised), a gradient is wanted, or a compiler looks on, which knows no addresses.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     first = linears[0].weight if type(linears[0]) is nn.Linear else None
     if type(first) is not nn.Parameter or not first.is_contiguous():
@@ -218,15 +218,24 @@ class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Its own draw of weights would be overwritten, and on the meta device, where a checkpoint
+        # is loaded, it imports for seconds.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def fuse(self) -> None:
         """Lay q/k/v and gate/up side by side: inference then takes one product for each group."""
         for layer in self.layers:
-            lay_side_by_side(layer.self_attn.inward)
-            lay_side_by_side(layer.mlp.inward)
+            for block in (layer.self_attn, layer.mlp):
+                if block.packed is None:
+                    lay_side_by_side(block.inward)
+
+    @property
+    def packed(self) -> bool:
+        """Whether `pack` was called."""
+        return any(layer.mlp.packed is not None for layer in self.layers)
 
     @torch.no_grad()
     def pack(self) -> None:

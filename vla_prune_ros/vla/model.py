@@ -107,17 +107,6 @@ class OpenVLAOFT(nn.Module):
         """Where the weights are."""
         return self.decoder.norm.weight.device
 
-    def compile_layers(self) -> None:
-        """Put the blocks of the towers and the decoder layers through `torch.compile`.
-
-        Call it after loading. The compiler runs at the first pass, and again for new numbers of
-        rows until it has seen that they vary.
-        """
-        torch._dynamo.config.accumulated_recompile_limit = 4096  # one for each layer is enough
-        towers = (self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer)
-        for layer in (*towers[0].blocks, *towers[1].blocks, *self.decoder.layers):
-            layer.compile()
-
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Map pixels [B, 6*views, size, size] to visual tokens [B, views*patches, D]."""
         return self.projector(self.vision_backbone(pixel_values.to(self.dtype)))
