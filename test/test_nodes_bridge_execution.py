@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import signal
 import time
@@ -168,6 +169,16 @@ def test_a_simulation_that_cannot_start_ends_the_bridge_with_the_cause(
     process = start('sim_bridge', *bridge(namespace))
     assert process.popen.wait(30) == 1
     assert 'simulation failed' in process.log and 'MUJOCO_GL' in process.log
+
+
+def test_without_any_way_to_render_the_bridge_says_what_to_install(start, namespace, monkeypatch):
+    monkeypatch.delenv('MUJOCO_GL', raising=False)
+    monkeypatch.setenv('__EGL_VENDOR_LIBRARY_DIRS', '/nonexistent')
+    if ctypes.util.find_library('OSMesa'):
+        pytest.skip('OSMesa is installed: it renders instead')
+    process = start('sim_bridge', *bridge(namespace))
+    assert process.popen.wait(30) == 1
+    assert 'no way to render' in process.log and 'apt install' in process.log
 
 
 @pytest.mark.parametrize('mode', ['lockstep', 'realtime'])

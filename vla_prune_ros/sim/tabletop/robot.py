@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import ctypes.util
-import os
 from importlib import resources
 
 import numpy as np
 
-if 'MUJOCO_GL' not in os.environ:  # must be set before mujoco is imported
-    os.environ['MUJOCO_GL'] = 'egl' if ctypes.util.find_library('EGL') else 'osmesa'
+from vla_prune_ros.sim import rendering
+
+rendering.choose()  # before mujoco is imported
 
 import mujoco
 
@@ -51,6 +50,8 @@ class TabletopRobot(SimulatedRobot):
     joint_names = (*(f'joint{i}' for i in range(1, 8)), 'finger_joint1', 'finger_joint2')
 
     def __init__(self, image_size: int = 256, split: str = 'test', render: bool = True) -> None:
+        if render:
+            rendering.require()
         scene = resources.files('vla_prune_ros.sim.tabletop').joinpath('scene.xml')
         self.model = mujoco.MjModel.from_xml_string(scene.read_text())
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = image_size
@@ -104,6 +105,20 @@ class TabletopRobot(SimulatedRobot):
         camera = self.model.camera(name).id
         rotation = self.data.cam_xmat[camera].reshape(3, 3) * [1.0, -1.0, -1.0]
         return self.data.cam_xpos[camera].copy(), _quaternion(rotation)
+
+    def landmarks(self, camera: str) -> dict[str, np.ndarray]:
+        """The instructed block, the three others and the plate."""
+        scene, colour = self.scene(), self._task.colour
+        others = [position for name, position in scene.blocks.items() if name != colour]
+        points = {
+            'instructed block': [scene.blocks[colour]],
+            'other blocks': others,
+            'plate': [scene.plate],
+        }
+        return {
+            name: np.stack([self.project(point, camera) for point in group])
+            for name, group in points.items()
+        }
 
     def close(self) -> None:
         """Free the rendering context."""
