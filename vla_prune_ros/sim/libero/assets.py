@@ -55,7 +55,7 @@ def find_package() -> Path:
         what = 'LIBERO' if not found else ' and '.join(lacking)
         raise LiberoMissingError(
             f'{what} is not installed; run  ./run libero-setup  (on a full ROS 2: pip install'
-            ' --no-deps -r requirements/libero.txt)'
+            ' --no-deps --no-build-isolation -r requirements/libero.txt)'
         )
     return found[0]
 
