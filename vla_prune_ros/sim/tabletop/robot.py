@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 
 import numpy as np
 
 from vla_prune_ros.sim import rendering
 
-rendering.choose()  # before mujoco is imported
+if 'MUJOCO_GL' not in os.environ:  # must be set before mujoco is imported
+    rendering.choose()
 
 import mujoco
 
