@@ -27,6 +27,7 @@ POLICY = {
 BRIDGE = {
     'backend': ('backend', str),
     'suite': ('suite', str),
+    'assets': ('assets', str),
     'task': ('task', str),
     'initial_state': ('initial_state', int),
     'episodes': ('episodes', int),
@@ -77,6 +78,11 @@ def generate_launch_description() -> LaunchDescription:
                 'suite',
                 default_value='',
                 description='task suite, such as libero_spatial; empty: the first of the backend',
+            ),
+            DeclareLaunchArgument(
+                'assets',
+                default_value='',
+                description='libero: directory of its assets, or placeholder; empty: its own',
             ),
             DeclareLaunchArgument(
                 'task',
@@ -159,8 +165,11 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 def _given(context: LaunchContext, table: dict[str, tuple[str, type]]) -> dict:
     """Parameters by the arguments of `table` that are not empty."""
-    values = {name: LaunchConfiguration(name).perform(context) for name in table}
-    try:
-        return {table[n][0]: table[n][1](text) for n, text in values.items() if text}
-    except ValueError as error:
-        raise RuntimeError(f'launch argument: {error}') from error
+    given = {}
+    for name, (parameter, kind) in table.items():
+        text = LaunchConfiguration(name).perform(context)
+        try:
+            given |= {parameter: kind(text)} if text else {}
+        except ValueError:
+            raise RuntimeError(f'argument {name}: {text!r} is not {kind.__name__}') from None
+    return given
