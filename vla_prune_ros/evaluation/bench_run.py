@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,17 @@ def _weight_bytes(arm: Arm) -> int:
         tensors = [*arm.policy.weights.values(), *(p for m in modules for p in m.parameters())]
     else:
         tensors = [*arm.policy.model.parameters(), *arm.policy.model.buffers()]
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+    plain = [part for tensor in tensors for part in _parts(tensor)]
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in plain}.values())
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that a quantised one consists of."""
+    if not hasattr(tensor, '__tensor_flatten__'):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _reset_peak(device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ arm of a comparison sees the same frames and the same executed actions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ def make_queries(frames: str, count: int, horizon: int = 8) -> tuple[str, list[Q
     if frames == 'auto':
         try:
             return 'tabletop', tabletop_queries(count, horizon)
-        except (ImportError, RuntimeError, OSError):  # no simulator, or nothing to draw with
+        except Exception as error:  # no simulator, or nothing to draw with: many kinds of errors
+            print(f'bench: no tabletop ({error}); synthetic frames', file=sys.stderr)
             frames = 'synthetic'
     make = {'tabletop': tabletop_queries, 'synthetic': synthetic_queries}[frames]
     return frames, make(count, horizon)
