@@ -45,6 +45,9 @@ def load_policy(config: PolicyConfig) -> Any:
         readout_start=config.readout_start or None,
         cameras=config.cameras,
         max_gap=config.max_gap,
+        quantization=config.quantization,
+        runtime=config.runtime,
+        image_pipeline=config.image_pipeline,
         **options,
     )
     numbers = policy.config.action_dim, policy.config.proprio_dim
@@ -53,7 +56,7 @@ def load_policy(config: PolicyConfig) -> Any:
             f'the checkpoint has {numbers[0]} action and {numbers[1]} state numbers; this node '
             f'is for a single arm with {len(ACTION_LOW)} and {STATE_NUMBERS}'
         )
-    policy.warm_up()
+    policy.warm_up(instruction=config.default_instruction.strip() or None)
     policy.info()  # reads all weight files for their digest, which may take long
     return policy
 

@@ -25,6 +25,20 @@ POLICY = (
         'dtype', 'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     ),
+    Spec(
+        'quantization', 'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
+        choices=('none', 'int8', 'fp8'),
+    ),
+    Spec(
+        'runtime', 'auto',
+        'how the network is run; auto: CUDA graphs on a GPU, else plain; see doc/runtime.md',
+        choices=('auto', 'plain', 'graphs', 'compile'),
+    ),
+    Spec(
+        'image_pipeline', 'exact',
+        'resize and crop of the images; exact: on the host; device: where the model is',
+        choices=('exact', 'device'),
+    ),
     Spec('unnorm_key', '', 'normalisation statistics to use; empty: the only set there is'),
     Spec(
         'readout_start', 0,
@@ -107,6 +121,9 @@ class PolicyConfig:
     device: str
     dtype: str
     unnorm_key: str
+    quantization: str
+    runtime: str
+    image_pipeline: str
     readout_start: int
     torch_threads: int
     autostart: bool
