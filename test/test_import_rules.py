@@ -25,7 +25,16 @@ MAY_KNOW = {
     'nodes': {'pruning', 'policy', 'sim', 'weights'},
 }
 # These talk to two nodes over ROS and evaluate what they did: they stand above both rooms.
-ABOVE = ('demo.py', 'demo_client.py', 'latency_sweep.py', 'latency_client.py')
+ABOVE = (
+    'demo.py',
+    'demo_client.py',
+    'latency_sweep.py',
+    'latency_client.py',
+    'replay_offline.py',
+    'replay_plan.py',
+    'replay_run.py',
+    'replay_tracks.py',
+)
 EXTRA = {('nodes', name): {'evaluation'} for name in ABOVE}
 ROS = {
     'rclpy',

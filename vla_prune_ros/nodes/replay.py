@@ -1,0 +1,175 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `replay`: does the policy still do over a recorded bag what it did?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = """\
+Run the policy over a recorded bag and compare what it says.
+
+  replay BAG                                   the recorded run again, against the recorded chunks
+  replay BAG --modes all --compare golden      every mode against the golden values of the bag
+  replay BAG --modes all --compare none        what would pruning have changed on this data?
+
+Tiers: T0 messages and back, bit for bit; T1 the node's converters and core in recorded order;
+T2 the real node over DDS, one observation at a time.
+Exit code 0: everything passed. 1: a tick failed or the bag cannot be used. 2: bad arguments."""
+EPILOG = """\
+Tolerances: without options bit for bit if device and software are those of the reference, else
+1e-4 (float32) or 2e-2 of a normalised action, Jaccard index 0.98, equal counts, equal gripper.
+Against another mode (--compare MODE) nothing is judged unless a tolerance is given."""
+TIERS = ('T0', 'T1', 'T2')
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog='replay',
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument('bag', type=Path, help='rosbag2 folder, .mcap or .db3 file')
+    p.add_argument(
+        '--modes', default='',
+        help='names with commas, "all", or "recorded": as it was switched (default: recorded, or'
+        ' none where nothing is)',
+    )  # fmt: skip
+    p.add_argument(
+        '--compare', default='golden',
+        help='golden: values kept with the bag, or those recorded; or a mode to run beside',
+    )  # fmt: skip
+    p.add_argument('--tiers', default='T0,T1', help='of T0,T1,T2 (default: T0,T1)')
+    p.add_argument(
+        '--option', action='append', default=[], metavar='MODE.KEY=VALUE', help='of a mode'
+    )
+    p.add_argument(
+        '--switch', action='append', default=[], metavar='TICK=MODE',
+        help='another mode from this tick on (from 0), in every run',
+    )  # fmt: skip
+    p.add_argument('--out', type=Path, default=None, help='new folder; default out/replay/BAG')
+    p.add_argument('--update-golden', action='store_true', help='show the differences, then write')
+    p.add_argument('--dry-run', action='store_true', help='with --update-golden: only show')
+    p.add_argument('--golden', type=Path, default=None, help='golden bag; default BAG/golden')
+
+    t = p.add_argument_group('tolerances')
+    t.add_argument('--atol', type=float, default=None, help='of normalised actions')
+    t.add_argument('--jaccard', type=float, default=None, help='smallest index of tokens kept')
+    t.add_argument('--count', type=int, default=None, help='largest difference of tokens kept')
+    t.add_argument('--gripper', type=float, default=None, help='largest share of other sides')
+
+    b = p.add_argument_group('bags of others')
+    b.add_argument(
+        '--remap', action='append', default=[], metavar='TOPIC:=NAME',
+        help='topic of the bag to a name of the node, as in agentview/image_raw',
+    )  # fmt: skip
+    b.add_argument('--namespace', default='', help='of the recorded topics')
+    b.add_argument('--cameras', default='agentview,wrist', help='third-person view first')
+    b.add_argument(
+        '--finger-joints', default='finger_joint1,finger_joint2', help='names in joint_states'
+    )
+    b.add_argument('--instruction', default='', help='in force until the bag has one')
+    b.add_argument('--slop', type=float, default=0.02, help='between cameras, s (0.02)')
+    b.add_argument('--state-slop', type=float, default=0.02, help='state to image, s (0.02)')
+    b.add_argument('--max-gap', type=float, default=5.0, help='pause that resets, s (5)')
+    b.add_argument(
+        '--trigger', choices=('auto', 'observation', 'request'), default='auto',
+        help='auto: request if the bag has executed_actions for every chunk',
+    )  # fmt: skip
+    b.add_argument('--period', type=float, default=0.0, help='at least between ticks, s (0)')
+    b.add_argument('--limit', type=int, default=0, help='ticks to replay; 0: all')
+    b.add_argument('--salvage', action='store_true', help='take what is whole of a damaged file')
+    b.add_argument('--ignore-outputs', action='store_true', help='take the inputs only')
+
+    m = p.add_argument_group('policy')
+    m.add_argument('--checkpoint', default='', help='directory; default: the embedded policy')
+    m.add_argument(
+        '--checkpoint-for', action='append', default=[], metavar='MODE=DIR',
+        help='another one for a mode; embedded: lightvla has its own',
+    )  # fmt: skip
+    m.add_argument(
+        '--other-checkpoint', action='store_true',
+        help='compare although the reference was made with other weights',
+    )  # fmt: skip
+    m.add_argument('--device', default='auto', help='torch device (default: auto)')
+    m.add_argument('--dtype', default='auto', help='of the weights (default: auto)')
+    m.add_argument('--unnorm-key', default='', help='statistics of the checkpoint')
+    m.add_argument('--readout-start', type=int, default=0, help='as the parameter of the node')
+    m.add_argument('--threads', type=int, default=1, help='CPU threads of the model (1)')
+    m.add_argument('--control-rate', type=float, default=20.0, help='Hz (20)')
+    m.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID of T2')
+    m.add_argument('--patience', type=float, default=60.0, help='of T2, s per answer (60)')
+    return p
+
+
+class UsageError(ValueError):
+    """Arguments that do not make sense; the text says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay; 0 only if everything passed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(argv)
+    try:
+        tiers = check(args)
+    except UsageError as error:
+        print(f'replay: {error}', file=sys.stderr)
+        return 2
+    # From here on ROS messages and torch are needed.
+    from vla_prune_ros.nodes.replay_graph import GraphError, isolate
+
+    if 'T2' in tiers:
+        isolate(args.domain_id)
+    from vla_prune_ros.nodes.children import ChildDiedError
+    from vla_prune_ros.nodes.replay_run import Replay, ReplayError
+
+    try:
+        return Replay(args, argv, tiers).run()
+    except UsageError as error:
+        print(f'replay: {error}', file=sys.stderr)
+        return 2
+    except (ReplayError, ChildDiedError, GraphError, OSError, RuntimeError, ValueError) as error:
+        print(f'replay: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nreplay: interrupted', file=sys.stderr)
+        return 130
+
+
+def check(args: argparse.Namespace) -> list[str]:
+    """The tiers asked for, in order.
+
+    Raises:
+        UsageError: something is wrong that needs no bag to see it.
+    """
+    if not args.bag.exists():
+        raise UsageError(f'{args.bag} does not exist')
+    tiers = [tier for tier in args.tiers.split(',') if tier]
+    if unknown := [tier for tier in tiers if tier not in TIERS]:
+        raise UsageError(f'unknown tier {unknown[0]!r}; tiers: {", ".join(TIERS)}')
+    if not tiers:
+        raise UsageError('--tiers: none')
+    for text in args.remap:
+        source, sign, target = text.partition(':=')
+        if not (source and sign and target):
+            raise UsageError(f'--remap {text!r} is not TOPIC:=NAME')
+    if args.domain_id is not None and not 0 <= args.domain_id <= 101:
+        raise UsageError(f'ROS domain {args.domain_id} is not within 0..101')
+    limits = {'atol': args.atol, 'jaccard': args.jaccard, 'gripper': args.gripper}
+    for name, value in (limits | {'count': args.count}).items():
+        if value is not None and not value >= 0:
+            raise UsageError(f'--{name} {value} is not a tolerance')
+    if args.update_golden and 'T1' not in tiers:
+        raise UsageError('--update-golden takes the values of T1')
+    if args.dry_run and not args.update_golden:
+        raise UsageError('--dry-run goes with --update-golden')
+    return [tier for tier in TIERS if tier in tiers]
+
+
+if __name__ == '__main__':
+    sys.exit(main())

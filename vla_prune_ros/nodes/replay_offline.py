@@ -1,0 +1,266 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tiers T0 and T1 of a replay: the node's converters and core in recorded order, without DDS.
+
+T1 answers every tick of a bag. T0 answers every tick twice, as it was read and once more after a
+round through messages and CDR bytes, and wants the same bits.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rclpy.serialization import deserialize_message, serialize_message
+
+from vla_prune_ros.evaluation.replay_compare import TickOutput
+from vla_prune_ros.nodes.answering import observation_of
+from vla_prune_ros.nodes.assembler import MatchedSet
+from vla_prune_ros.nodes.checks import safe_actions
+from vla_prune_ros.nodes.images import decode_rgb
+from vla_prune_ros.nodes.loading import hardware, load_policy
+from vla_prune_ros.nodes.messages import (
+    actions_from,
+    chunk_message,
+    executed_from,
+    executed_message,
+    image_message,
+    joint_message,
+    joints_from,
+    pose_from,
+)
+from vla_prune_ros.nodes.policy_parameters import POLICY, PolicyConfig
+from vla_prune_ros.nodes.replay_feed import STATES, Feed, Sample, values_of
+from vla_prune_ros.nodes.replay_tracks import Moment, Track
+from vla_prune_ros.nodes.trigger import Executed, Tick
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the policy runs on and as; see the node's parameters of the same names."""
+
+    checkpoint: str
+    device: str = 'cpu'
+    dtype: str = 'auto'
+    unnorm_key: str = ''
+    readout_start: int = 0
+    threads: int = 1
+    cameras: tuple[str, ...] = ('agentview', 'wrist')
+    control_rate: float = 20.0
+    max_gap: float = 5.0
+
+    @property
+    def period(self) -> int:
+        """Control period, ns."""
+        return round(1e9 / self.control_rate)
+
+
+def load(setup: Setup) -> Any:
+    """The policy in mode none, ready to give the same bits again and again."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    values = {spec.name: spec.default for spec in POLICY} | {
+        'checkpoint': setup.checkpoint,
+        'device': setup.device,
+        'dtype': setup.dtype,
+        'unnorm_key': setup.unnorm_key,
+        'readout_start': setup.readout_start,
+        'torch_threads': setup.threads,
+        'cameras': setup.cameras,
+        'control_rate': setup.control_rate,
+        'max_gap': setup.max_gap,
+        'pruning.mode': 'none',
+    }
+    gc.collect()
+    return load_policy(PolicyConfig.from_values(values))
+
+
+def fingerprint(policy: Any) -> dict[str, str]:
+    """Device and software; where all of it is the same, so are the bits."""
+    import cv2
+    import PIL
+    import torch
+
+    return {
+        'hardware': hardware(policy),
+        'capability': torch.backends.cpu.get_cpu_capability(),
+        'threads': str(torch.get_num_threads()),
+        'torch': torch.__version__,
+        'numpy': np.__version__,
+        'pillow': PIL.__version__,
+        'opencv': cv2.__version__,
+        'device': str(policy.model.device),
+        'dtype': str(policy.model.dtype).removeprefix('torch.'),
+    }
+
+
+class Schedule:
+    """Mode and resets at each tick of a replay."""
+
+    def __init__(
+        self,
+        recorded: Track,
+        forced: tuple[str, dict[str, Any]] | None,
+        switches: Sequence[tuple[int, str, dict[str, Any]]] = (),
+    ) -> None:
+        """Plan a run.
+
+        Args:
+            recorded: the run that was recorded; its resets count in any case.
+            forced: mode and options for all ticks; None: those recorded.
+            switches: (tick, mode, options) from which on another mode holds.
+        """
+        self._moments = dict(enumerate(recorded.moments))
+        self._stamps = recorded.stamps
+        self._forced = forced
+        self._switches = sorted(switches, key=lambda switch: switch[0])
+        self._next = 0
+
+    def at(self, index: int, stamp: int) -> Moment:
+        """What holds at the tick `index`; call it in order."""
+        moment = Moment('none')
+        if stamp in self._stamps[self._next :]:
+            place = self._stamps.index(stamp, self._next)
+            moment, self._next = self._moments[place], place + 1
+            moment = replace(moment, reset=moment.reset and place > 0)
+        if self._forced is not None:
+            moment = Moment(*self._forced, moment.reset)
+        for tick, mode, options in self._switches:
+            if index >= tick:
+                moment = Moment(mode, options, moment.reset)
+        return moment
+
+
+def run(
+    policy: Any,
+    ticks: Iterable[Tick],
+    schedule: Schedule,
+    setup: Setup,
+    progress: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[TickOutput, Moment]]:
+    """Answer ticks one after another, from a policy without a history."""
+    policy.set_pruning('none')
+    policy.reset('start')
+    for index, tick in enumerate(ticks):
+        moment = schedule.at(index, tick.observation.stamp)
+        if moment.reset:
+            policy.reset('reset')
+        policy.set_pruning(moment.mode, **moment.options)
+        yield (
+            answer(policy, values_of(tick), setup),
+            replace(moment, options=dict(policy.settings.options)),
+        )
+        progress()
+
+
+def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
+    """The chunk for a tick, as the node would publish it."""
+    chunk = policy.step(observation_of(policy, tick, setup.cameras))
+    actions, _ = safe_actions(chunk.actions, setup.period)
+    return TickOutput(
+        tick.observation.stamp,
+        chunk.mode,
+        actions,
+        chunk.kept,
+        chunk.n_visual,
+        chunk.reset_reason or '',
+        dict(chunk.timing),
+    )
+
+
+def run_track(
+    policy: Any, feed: Feed, schedule: Schedule, setup: Setup, name: str, progress: Any
+) -> Track:
+    """T1: all ticks of a bag."""
+    outputs, moments = [], []
+    for output, moment in run(policy, feed, schedule, setup, progress):
+        outputs.append(output)
+        moments.append(moment)
+    info = policy.info() | fingerprint(policy) | {'track': name}
+    for key in ('options', 'checkpoint', 'note'):  # per mode, or a path of this machine
+        info.pop(key)
+    return Track(name, tuple(outputs), tuple(moments), {k: _text(v) for k, v in info.items()})
+
+
+def _text(value: Any) -> str:
+    return ','.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+# -- T0 ----------------------------------------------------------------------------------------
+def through_messages(tick: Tick, period: int) -> Tick:
+    """The tick after everything in it was made a message, CDR bytes, and read again."""
+    executed = []
+    for e in tick.executed:
+        # The converters know the times at which actions begin; the first is one period long.
+        stamp = e.ends[-1] if e.ends else tick.observation.stamp
+        message = executed_message(e.actions, stamp, period)
+        executed.append(Executed(executed_from(_cdr(message)).actions, e.ends))
+    return replace(
+        tick,
+        observation=_round(tick.observation),
+        executed=tuple(executed),
+        between=tuple(_round(frame) for frame in tick.between),
+    )
+
+
+def _round(matched: MatchedSet) -> MatchedSet:
+    samples = {
+        name: _state(name, sample) if name in STATES else _picture(sample, matched.stamp)
+        for name, sample in matched.samples.items()
+    }
+    return replace(matched, samples={k: Sample(v, None) for k, v in samples.items()})
+
+
+def _picture(sample: Sample, stamp: int) -> np.ndarray:
+    return decode_rgb(_cdr(image_message(sample.value, stamp, 'camera')))
+
+
+def _state(name: str, sample: Sample) -> np.ndarray:
+    if name == 'ee_pose':
+        return pose_from(_cdr(sample.message))
+    names = [f'finger{i}' for i in range(len(sample.value))]
+    return joints_from(_cdr(joint_message(names, sample.value, 0)), names)
+
+
+def _cdr(message: Any) -> Any:
+    return deserialize_message(serialize_message(message), type(message))
+
+
+def parity(
+    policies: tuple[Any, Any],
+    feed: Feed,
+    schedules: tuple[Schedule, Schedule],
+    setup: Setup,
+    progress: Any = lambda: None,
+) -> tuple[list[TickOutput], list[TickOutput]]:
+    """T0: the direct run, and the one through messages in and out."""
+    direct, through = [], []
+    first, second = policies
+    pairs = zip(
+        run(first, _teed(feed, second_queue := []), schedules[0], setup),
+        run(second, _drained(second_queue, setup.period), schedules[1], setup),
+        strict=True,
+    )
+    for (a, _), (b, _) in pairs:
+        message = _cdr(chunk_message(b.actions, b.stamp, setup.period))
+        direct.append(a)
+        through.append(replace(b, actions=actions_from(message)))
+        progress()
+    return direct, through
+
+
+def _teed(feed: Feed, queue: list[Tick]) -> Iterator[Tick]:
+    for tick in feed:
+        queue.append(tick)
+        yield tick
+
+
+def _drained(queue: list[Tick], period: int) -> Iterator[Tick]:
+    while queue:
+        yield through_messages(queue.pop(), period)

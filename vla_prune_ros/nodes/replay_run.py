@@ -1,0 +1,367 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the verb `replay`, from its arguments to its files and its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vla_prune_ros.evaluation import replay_report as report
+from vla_prune_ros.evaluation.replay_compare import (
+    TickComparison,
+    Tolerance,
+    Verdict,
+    compare,
+    default_tolerance,
+    judge,
+)
+from vla_prune_ros.nodes.bags import Bag, file_digest, storage_files
+from vla_prune_ros.nodes.replay_feed import Feed, FeedSettings
+from vla_prune_ros.nodes.replay_graph import Player
+from vla_prune_ros.nodes.replay_offline import (
+    Schedule,
+    Setup,
+    fingerprint,
+    load,
+    parity,
+    run_track,
+)
+from vla_prune_ros.nodes.replay_plan import GOLDEN, chosen_switches, chosen_tracks
+from vla_prune_ros.nodes.replay_tracks import (
+    RECORDED,
+    Track,
+    golden_path,
+    read_golden,
+    recorded_track,
+    write_golden,
+)
+
+
+class ReplayError(RuntimeError):
+    """A replay that cannot be done as asked; the text says why and what to do."""
+
+
+class Replay:
+    """Everything that the arguments ask for."""
+
+    def __init__(self, args: argparse.Namespace, argv: Sequence[str], tiers: list[str]) -> None:
+        self.args, self.argv, self.tiers = args, list(argv), tiers
+        self.verdicts: list[Verdict] = []
+        self.warnings: list[str] = []
+        self._policies: dict[tuple[str, int], Any] = {}
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        with ExitStack() as stack:
+            self.bag = stack.enter_context(Bag(self.args.bag, self.args.salvage))
+            self._prepare()
+            references = self._references()
+            self.out = report.new_folder(self.args.out, self.args.bag)
+            self.lines = report.Lines(self.out / report.LINES)
+            stack.callback(self.lines.close)
+            print(f'replay: {self.args.bag}: {", ".join(self.tracks)}; results in {self.out}')
+            self._header()
+            for tier in self.tiers:
+                getattr(self, f'_{tier.lower()}')(references)
+            return self._finish()
+
+    # -- what is to be done --------------------------------------------------------------------
+    def _prepare(self) -> None:
+        args = self.args
+        self.settings = FeedSettings(
+            cameras=_names(args.cameras),
+            fingers=_names(args.finger_joints),
+            slop=args.slop,
+            state_slop=args.state_slop,
+            trigger=args.trigger,
+            namespace=args.namespace,
+            remap=dict(text.split(':=', 1) for text in args.remap),
+            instruction=args.instruction.strip(),
+            period=args.period,
+            limit=args.limit,
+        )
+        self.recorded = (
+            Track(RECORDED) if args.ignore_outputs else recorded_track(self.bag, self.settings)
+        )
+        self.golden_path = args.golden or golden_path(args.bag)
+        self.golden = read_golden(self.golden_path)
+        self.tracks = chosen_tracks(args, bool(self.recorded.outputs))
+        self.setup = Setup(
+            args.checkpoint, args.device, args.dtype, args.unnorm_key, args.readout_start,
+            args.threads, self.settings.cameras, args.control_rate, args.max_gap,
+        )  # fmt: skip
+        self.feed = Feed(self.bag, self.settings, self.recorded.stamps)
+        self.switches = chosen_switches(args.switch)
+        self.results: dict[str, Track] = {}
+
+    def _checkpoint(self, name: str) -> str:
+        entry = self.tracks[name]
+        return (entry.checkpoint if entry is not None else None) or self.args.checkpoint
+
+    def _setup(self, name: str) -> Setup:
+        checkpoint = self._checkpoint(name)
+        if checkpoint and not Path(checkpoint).is_dir():
+            from vla_prune_ros import weights
+
+            checkpoint = str(weights.directory(checkpoint))
+        return replace(self.setup, checkpoint=checkpoint)
+
+    def _policy(self, name: str, copy: int = 0) -> Any:
+        setup = self._setup(name)
+        key = (setup.checkpoint, copy)
+        if key not in self._policies:
+            self._policies[key] = load(setup)
+        return self._policies[key]
+
+    def _schedule(self, name: str) -> Schedule:
+        entry = self.tracks[name]
+        forced = None if entry is None else (entry.mode, dict(entry.options))
+        return Schedule(self.recorded, forced, self.switches)
+
+    # -- references ----------------------------------------------------------------------------
+    def _references(self) -> dict[str, Track]:
+        """Track -> what it is held against; those of --compare MODE come from T1."""
+        if self.args.compare != GOLDEN:
+            return {}
+        found, missing = {}, []
+        for name in self.tracks:
+            reference = self.golden.get(name)
+            if reference is None and self.recorded.outputs:
+                modes = {output.mode for output in self.recorded.outputs}
+                if name == RECORDED or modes == {name}:
+                    reference = self.recorded
+            if reference is None:
+                missing.append(name)
+                continue
+            found[name] = reference
+        if self.args.update_golden:
+            return found
+        if missing:
+            there = ', '.join([*self.golden, *([RECORDED] if self.recorded.outputs else [])])
+            raise ReplayError(
+                f'no golden values of {", ".join(missing)} for {self.args.bag}; there are:'
+                f' {there or "none"}. Make them with --update-golden, or use --compare MODE'
+            )
+        for name, reference in found.items():
+            self._require_same_weights(name, reference)
+        return found
+
+    def _require_same_weights(self, name: str, reference: Track) -> None:
+        expected = reference.info.get('sha256', '')
+        found = self._policy(name).info()['sha256']
+        if not expected:
+            self.warnings.append(f'{name}: the reference does not say which weights it comes from')
+        elif expected != found and not self.args.other_checkpoint:
+            raise ReplayError(
+                f'{name}: the reference was made with the weights {expected[:16]}..., these are'
+                f' {found[:16]}...; give --checkpoint, or --other-checkpoint to compare anyway'
+            )
+
+    def _tolerance(self, name: str, reference: Track) -> Tolerance | None:
+        args = self.args
+        given = {
+            key: value
+            for key in ('atol', 'jaccard', 'count', 'gripper')
+            if (value := getattr(args, key)) is not None
+        }
+        if args.compare != GOLDEN:
+            return replace(Tolerance(np.inf, 0.0, sys.maxsize, 1.0), **given) if given else None
+        own = fingerprint(self._policy(name))
+        same = all(reference.info.get(key) == value for key, value in own.items())
+        return replace(default_tolerance(same, own['dtype']), **given)
+
+    def _compare(
+        self, tier: str, name: str, result: Track, reference: Track
+    ) -> list[TickComparison]:
+        normaliser = self._policy(name).processor.normaliser
+        zero, one = np.zeros(self._policy(name).config.action_dim), 1.0
+        scale = normaliser.normalise_actions(zero + one) - normaliser.normalise_actions(zero)
+        if tier == 'T0':
+            tolerance: Tolerance | None = Tolerance()
+        else:
+            tolerance = self._tolerance(name, reference)
+        expected, outputs = reference.outputs, result.outputs
+        if self.args.limit:
+            expected = expected[: self.args.limit]
+        started = _start_of(reference) if reference.name == RECORDED else 0
+        if started:
+            self.warnings.append(
+                f'the recording begins in the middle of a run: its first {started} ticks depend on'
+                ' what came before and are left out'
+            )
+            expected = expected[started:]
+            outputs = [o for o in outputs[started:] if expected]
+        comparisons = compare(
+            outputs, expected, scale, tolerance,
+            same_mode=self.args.compare == GOLDEN and not self.switches,
+        )  # fmt: skip
+        label = self.args.compare if reference is not self.recorded else RECORDED
+        if tier == 'T0':
+            label = 'the direct call'
+        for comparison in comparisons:
+            self.lines.write(
+                {**comparison.record(), 'tier': tier, 'track': name, 'reference': label}
+            )
+        verdict = judge(tier, name, label, comparisons)
+        self.verdicts.append(verdict)
+        print(f'replay: {verdict.text()}', flush=True)
+        return comparisons
+
+    # -- tiers ---------------------------------------------------------------------------------
+    def _t0(self, references: Mapping[str, Track]) -> None:
+        for name in self.tracks:
+            policies = self._policy(name), self._policy(name, copy=1)
+            schedules = self._schedule(name), self._schedule(name)
+            with self._progress(f'T0 {name}') as bar:
+                direct, through = parity(policies, self.feed, schedules, self.setup, bar.update)
+            self._require_ticks(direct)
+            self._compare('T0', name, Track(name, tuple(through)), Track('direct', tuple(direct)))
+
+    def _t1(self, references: Mapping[str, Track]) -> None:
+        compared: dict[str, list[TickComparison]] = {}
+        for name in self.tracks:
+            track = self._offline(name)
+            reference = self._reference(name, references)
+            if reference is None:
+                print(f'replay: T1 {name}: {len(track.outputs)} ticks, no golden values yet')
+                continue
+            if not self.args.update_golden or reference is not self.recorded:
+                self._plot(name, track, reference)
+            compared[name] = self._compare('T1', name, track, reference)
+        names = self._policy(next(iter(self.tracks))).info()['dimension_names']
+        print(f'\n{report.difference_table(compared, names)}\n')
+        if self.args.update_golden:
+            self._update_golden()
+
+    def _offline(self, name: str) -> Track:
+        if name not in self.results:
+            with self._progress(f'T1 {name}') as bar:
+                self.results[name] = run_track(
+                    self._policy(name), self.feed, self._schedule(name), self.setup, name,
+                    bar.update,
+                )  # fmt: skip
+            self._require_ticks(self.results[name].outputs)
+        return self.results[name]
+
+    def _t2(self, references: Mapping[str, Track]) -> None:
+        by_checkpoint: dict[str, list[str]] = {}
+        for name in self.tracks:
+            by_checkpoint.setdefault(self._setup(name).checkpoint, []).append(name)
+        for number, names in enumerate(by_checkpoint.values()):
+            logs = self.out / f'node{number}'
+            player = Player(self._setup(names[0]), self.settings.fingers, logs, self.args.patience)
+            with player:
+                for name in names:
+                    with self._progress(f'T2 {name}') as bar:
+                        track = player.play(self.feed, self._schedule(name), name, bar.update)
+                    reference = self._reference(name, references)
+                    self._compare('T2', name, track, reference or self._offline(name))
+            if player.exit_code:
+                raise ReplayError(f'the policy node ended with exit code {player.exit_code}')
+
+    def _reference(self, name: str, references: Mapping[str, Track]) -> Track | None:
+        if self.args.compare == GOLDEN:
+            return references.get(name)
+        return self._offline(self.args.compare)
+
+    def _require_ticks(self, outputs: Sequence[Any]) -> None:
+        if not outputs:
+            raise ReplayError('\n'.join([self.feed.nothing(), *self.feed.warnings()]))
+
+    def _progress(self, text: str) -> tqdm:
+        hidden = not sys.stderr.isatty()
+        return tqdm(desc=text, unit=' ticks', leave=False, disable=hidden)
+
+    # -- results -------------------------------------------------------------------------------
+    def _header(self) -> None:
+        from vla_prune_ros.evaluation.report import command_line, environment  # needs torch
+
+        config = {
+            'feed': asdict(self.settings),
+            'setup': asdict(self.setup),
+            'tracks': {
+                name: None if entry is None else asdict(entry)
+                for name, entry in self.tracks.items()
+            },
+            'switches': self.switches,
+            'compare': self.args.compare,
+            'trigger': self.feed.trigger,
+        }
+        policies = {name: self._policy(name) for name in self.tracks}
+        self.lines.write({
+            'type': 'header',
+            'command': command_line(self.argv, 'replay'),
+            'bag': str(self.args.bag),
+            'bag_sha256': self.bag.sha256(),
+            'golden': str(self.golden_path) if self.golden else None,
+            'golden_sha256': file_digest(storage_files(self.golden_path)) if self.golden else None,
+            'checkpoint_sha256': {name: p.info()['sha256'] for name, p in policies.items()},
+            'config': config,
+            'config_sha256': report.config_digest(config),
+            'topics': {stream.name: topic for topic, stream in self.feed.streams.items()},
+            'fingerprint': fingerprint(next(iter(policies.values()))),
+            'environment': environment(),
+        })  # fmt: skip
+
+    def _plot(self, name: str, track: Track, reference: Track) -> None:
+        names = self._policy(name).info()['dimension_names']
+        label = self.args.compare if reference is not self.recorded else RECORDED
+        report.actions_plot(
+            track.outputs, reference.outputs, (f'{name} now', f'reference: {label}'), names,
+            f'{self.args.bag.name}: {name}', self.out / f'actions_{name.replace(" ", "_")}.png',
+        )  # fmt: skip
+
+    def _update_golden(self) -> None:
+        if _start_of(self.recorded):
+            raise ReplayError('no golden values: the recording does not begin with a clean reset')
+        self.verdicts = [v for v in self.verdicts if v.tier != 'T1']  # shown, not judged
+        if self.args.dry_run:
+            print(f'replay: {self.golden_path} is left as it is')
+            return
+        write_golden(self.golden_path, {**self.golden, **self.results}, self.setup.period)
+        print(f'replay: golden values of {", ".join(self.results)} written to {self.golden_path}')
+
+    def _finish(self) -> int:
+        self.warnings += self.feed.warnings()
+        problems = list(self.recorded.problems)
+        for reference in self.golden.values():
+            problems += reference.problems
+        for warning in dict.fromkeys(self.warnings):
+            print(f'replay: warning: {warning}', file=sys.stderr)
+        for problem in problems:
+            print(f'replay: the reference is incomplete: {problem}', file=sys.stderr)
+        judged = self.args.compare == GOLDEN
+        passed = all(v.passed for v in self.verdicts) and not (problems and judged)
+        self.lines.write({
+            'type': 'verdict',
+            'passed': passed,
+            'verdicts': [v.record() for v in self.verdicts],
+            'problems': problems,
+            'warnings': list(dict.fromkeys(self.warnings)),
+        })  # fmt: skip
+        report.write_junit(self.verdicts, self.out / report.JUNIT)
+        print(f'replay: {"PASS" if passed else "FAIL"}')
+        return 0 if passed else 1
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(',') if name)
+
+
+def _start_of(recorded: Track) -> int:
+    """The first tick of a recorded run that does not depend on what came before it."""
+    if all(output.mode == 'none' for output in recorded.outputs):
+        return 0
+    for index, output in enumerate(recorded.outputs):
+        if output.reset_reason:
+            return index
+    return len(recorded.outputs)
