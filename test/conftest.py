@@ -50,9 +50,11 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 class Process:
     """A verb of the package in a process group of its own."""
 
+    program = ('-m', 'vla_prune_ros')  # what Python runs
+
     def __init__(self, folder: Path, verb: str, *arguments: str) -> None:
         self.log_path = folder / f'{verb}_{time.monotonic_ns()}.log'
-        command = [sys.executable, '-m', 'vla_prune_ros', verb, *arguments]
+        command = [sys.executable, *self.program, *filter(None, [verb]), *arguments]
         self._before = set(Path('/dev/shm').glob('fastdds_*'))
         with self.log_path.open('w') as log:
             self.popen = subprocess.Popen(

@@ -56,7 +56,10 @@ class Peer:
 
     def _keep(self, topic: str, store: list, qos) -> None:
         self.node.create_subscription(
-            DiagnosticArray, topic, lambda message: store.append(m.values_from(message)), qos
+            DiagnosticArray,
+            topic,
+            lambda msg: store.append(m.values_from(msg) | {'stamp': m.to_ns(msg.header.stamp)}),
+            qos,
         )
 
     def forget(self) -> None:
@@ -81,12 +84,12 @@ class Peer:
     def spin(self, seconds: float) -> None:
         self.wait_for(lambda: False, seconds)
 
-    def wait_until_active(self, process, timeout: float = 60.0) -> None:
-        """Wait until the policy node `process` listens to us and we to it."""
+    def wait_until_active(self, process, timeout: float = 60.0, *, raw: bool = True) -> None:
+        """Wait until the policy node `process` listens to us (to raw images) and we to it."""
         ready = lambda: (  # noqa: E731
             self.joints.get_subscription_count()
             and self.executed.get_subscription_count()
-            and all(p.get_subscription_count() for p in self.images.values())
+            and (not raw or all(p.get_subscription_count() for p in self.images.values()))
             and self.node.count_publishers('action_chunk')
             and self.info
         )
@@ -121,7 +124,8 @@ class Peer:
         stamp = self.send_any(seed=seed)
         answered = lambda: any(m.to_ns(c.header.stamp) == stamp for c in self.chunks)  # noqa: E731
         assert self.wait_for(answered, timeout), 'no chunk'
-        assert self.wait_for(lambda: len(self.stats) >= len(self.chunks), 2.0), 'no stats'
+        described = lambda: any(s['stamp'] == stamp for s in self.stats)  # noqa: E731
+        assert self.wait_for(described, 2.0), 'no statistics'
         return self.chunks[-1]
 
     def call(self, kind: type, name: str, request, timeout: float = 10.0):
@@ -158,3 +162,18 @@ class Peer:
         ).result.names
         request = DescribeParameters.Request(names=names)
         return self.call(DescribeParameters, f'{node}/describe_parameters', request).descriptors
+
+    def parameter_client(self) -> Client:
+        """Client of `set_parameters`, for requests that nobody waits for."""
+        client = self.node.create_client(SetParameters, f'{self.policy}/set_parameters')
+        assert self.wait_for(client.service_is_ready)
+        return client
+
+    @staticmethod
+    def set_later(client: Client, **values):
+        """Set parameters in one request; returns the future of the answer."""
+        messages = [
+            Parameter(name.replace('__', '.'), value=value).to_parameter_msg()
+            for name, value in values.items()
+        ]
+        return client.call_async(SetParameters.Request(parameters=messages))

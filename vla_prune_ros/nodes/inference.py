@@ -28,6 +28,7 @@ from vla_prune_ros.nodes.checks import safe_actions
 from vla_prune_ros.nodes.latency import LatencyWindow
 from vla_prune_ros.nodes.loading import load_policy
 from vla_prune_ros.nodes.policy_parameters import FIFO_DEPTH, PolicyConfig
+from vla_prune_ros.nodes.throttle import Throttled
 from vla_prune_ros.nodes.trigger import DEPTH, MAX_BETWEEN, Tick
 from vla_prune_ros.nodes.worker import Worker
 
@@ -105,6 +106,8 @@ class Inference:
             stop: set when the process ends.
         """
         self._config, self._clock, self._log = config, clock, log
+        self._warn = Throttled(log.warning)
+        self._complain = Throttled(log.error, period=1.0)
         self._on_answer, self._on_change, self._stop = on_answer, on_change, stop
         self.policy: Any = None
         self.failures = 0
@@ -312,7 +315,7 @@ class Inference:
 
     def _refuse(self, cause: str, text: str) -> None:
         self.counts[cause] += 1
-        self._log.warning(f'observation dropped: {text}', throttle_duration_sec=5.0)
+        self._warn(cause, f'observation dropped: {text}')
 
     def _settle(self, unanswered: Tick | None) -> None:
         """Nothing is at work any more; a request for `unanswered` may come again."""
@@ -323,9 +326,9 @@ class Inference:
         self.failures += 1
         self.counts['failed'] += 1
         self.last_error = f'{type(error).__name__}: {error}'
-        self._log.error(
+        self._complain(
+            type(error).__name__,
             f'inference failed ({self.failures} in a row): {self.last_error}',
-            throttle_duration_sec=1.0,
         )
         self._settle(replace(work.tick, executed=(), between=()))
         try:

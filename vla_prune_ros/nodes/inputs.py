@@ -36,6 +36,7 @@ from vla_prune_ros.nodes.messages import (
 )
 from vla_prune_ros.nodes.policy_parameters import PolicyConfig
 from vla_prune_ros.nodes.streams import Streams
+from vla_prune_ros.nodes.throttle import Throttled
 from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
 
 STATES = ('joint_states', 'ee_pose')
@@ -77,6 +78,7 @@ class Inputs:
         self._trigger = Trigger(config.trigger)
         self.streams = Streams((*config.cameras, *STATES), config.stream_timeout)
         self._subscriptions: list = []
+        self._warn = Throttled(node.get_logger().warning)
         self._convert_ms = 0.0  # since the last tick
 
     def subscribe(self) -> None:
@@ -198,9 +200,7 @@ class Inputs:
 
     def _report(self, stream: str, error: Exception) -> None:
         self.streams.broken(stream)
-        self._node.get_logger().warning(
-            f'{stream}: broken message: {error}', throttle_duration_sec=5.0
-        )
+        self._warn(stream, f'{stream}: broken message: {error}')
 
 
 def _fingers(names: tuple[str, ...], message: JointState) -> np.ndarray:

@@ -48,6 +48,10 @@ def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> li
     from rclpy.utilities import remove_ros_args
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        others = remove_ros_args(['node', *argv])[1:]
+    except Exception as error:  # such as `-p name:=`, which lacks a value: write `name:="''"`
+        sys.exit(f'{name}: {error}')
     parser = argparse.ArgumentParser(
         prog=name,
         usage=f'{name} [-h] [--ros-args ...]',
@@ -55,7 +59,7 @@ def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> li
         epilog='Parameters and remappings: --ros-args -p NAME:=VALUE --params-file FILE -r A:=B',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.parse_args(remove_ros_args(['node', *argv])[1:])
+    parser.parse_args(others)
     return argv
 
 
@@ -74,7 +78,10 @@ def run_node(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:
+        sys.exit(f'{name}: {error}')
     executor = SingleThreadedExecutor()
     node, code = None, 0
     try:
