@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
@@ -23,7 +22,6 @@ from vla_prune_ros.nodes.policy_parameters import POLICY, pruning_specs
 
 SOURCES = ('LICENSE', 'package.xml', 'setup.py', 'setup.cfg', 'resource', 'config', 'launch')
 NODES = {'vla_policy': (*POLICY, *pruning_specs()), 'sim_bridge': BRIDGE}
-EXECUTABLES = {'policy_node': 'vla_policy', 'sim_bridge': 'sim_bridge'}
 ALWAYS = {'use_sim_time'}  # parameters that every node has
 
 
@@ -65,46 +63,6 @@ def test_parameter_files_name_existing_parameters_with_allowed_values(path):
             if name not in ALWAYS and not name.startswith('qos_overrides.'):
                 assert name in specs, f'{node} has no parameter {name}'
                 check(specs[name], value)
-
-
-@pytest.mark.parametrize('path', sorted((REPOSITORY / 'launch').glob('*.launch.py')), ids=str)
-def test_launch_files_name_existing_executables_nodes_and_parameters(path):
-    tree = ast.parse(path.read_text())
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    nodes = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == 'Node']
-    assert nodes
-    declared = {
-        c.args[0].value
-        for c in calls
-        if isinstance(c.func, ast.Name)
-        and c.func.id == 'DeclareLaunchArgument'
-        and isinstance(c.args[0], ast.Constant)
-    }
-    for node in nodes:
-        words = {k.arg: k.value for k in node.keywords}
-        executable, name = words['executable'].value, words['name'].value
-        assert EXECUTABLES[executable] == name
-        known = {spec.name for spec in NODES[name]} | ALWAYS
-        for keys in (d.keys for d in ast.walk(words['parameters']) if isinstance(d, ast.Dict)):
-            for key in keys:
-                assert key.value in known, f'{name} has no parameter {key.value}'
-                assert key.value in declared, f'no launch argument {key.value}'
-
-
-@pytest.mark.launch
-@pytest.mark.parametrize('name', ['sim', 'policy'])
-def test_launch_files_describe_their_arguments(name, monkeypatch, tmp_path):
-    pytest.importorskip('launch_ros', reason='the ROS 2 launch system is not installed')
-    import runpy
-
-    from ament_index_python import packages
-
-    monkeypatch.setattr(packages, 'get_package_share_directory', lambda _: str(REPOSITORY))
-    path = REPOSITORY / 'launch' / f'{name}.launch.py'
-    description = runpy.run_path(str(path))['generate_launch_description']()
-    arguments = description.get_launch_arguments()
-    assert arguments
-    assert all(argument.description for argument in arguments)
 
 
 def test_package_xml_agrees_with_setup():

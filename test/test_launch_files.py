@@ -1,0 +1,151 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The launch files fit the nodes. All tests but the last read them as text, without launch."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+
+import pytest
+from conftest import REPOSITORY
+
+from vla_prune_ros.nodes.parameters import BRIDGE
+from vla_prune_ros.nodes.policy_parameters import POLICY, pruning_specs
+from vla_prune_ros.pruning import MODES
+
+FILES = sorted((REPOSITORY / 'launch').glob('*.launch.py'))
+SPECS = {
+    'vla_policy': {spec.name: spec for spec in (*POLICY, *pruning_specs())},
+    'sim_bridge': {spec.name: spec for spec in BRIDGE},
+}
+TABLES = {'POLICY': 'vla_policy', 'BRIDGE': 'sim_bridge'}  # of a launch file, and their nodes
+EXECUTABLES = {'policy_node': 'vla_policy', 'sim_bridge': 'sim_bridge'}
+KINDS = {'str': str, 'int': int, 'float': float}
+
+
+class Source:
+    """What a launch file says, read without running it."""
+
+    def __init__(self, path) -> None:
+        self.tree = ast.parse(path.read_text())
+        self.constants = {
+            node.targets[0].id: node.value
+            for node in self.tree.body
+            if isinstance(node, ast.Assign)
+        }
+
+    def calls(self, name: str) -> list[ast.Call]:
+        return [
+            node
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == name
+        ]
+
+    def declared(self) -> dict[str, dict[str, ast.expr]]:
+        """Argument -> keywords of its declaration; those made in a loop by their table."""
+        found = {}
+        for call in self.calls('DeclareLaunchArgument'):
+            words = {k.arg: k.value for k in call.keywords}
+            if isinstance(call.args[0], ast.Constant):
+                found[call.args[0].value] = words
+            else:
+                found |= {key.value: words for key in self.constants['TOPICS'].keys}
+        return found
+
+    def table(self, name: str) -> dict[str, tuple[str, type]]:
+        """Argument -> parameter and type, of POLICY or BRIDGE."""
+        if name not in self.constants:
+            return {}
+        node = self.constants[name]
+        result = {}
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(value, ast.Tuple):
+                parameter, kind = value.elts
+                result[key.value] = (parameter.value, KINDS[kind.id])
+            else:
+                result[key.value] = (value.value, str)
+        return result
+
+    def words(self) -> set[str]:
+        """All strings that are used as values."""
+        return {n.value for n in ast.walk(self.tree) if isinstance(n, ast.Constant)}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.name)
+def source(request) -> Source:
+    return Source(request.param)
+
+
+def test_every_argument_is_described_and_has_a_default(source):
+    assert len(source.declared()) > 5
+    for name, words in source.declared().items():
+        assert 'default_value' in words, name
+        description = words['description']
+        assert isinstance(description, ast.JoinedStr) or description.value, name
+
+
+def test_arguments_set_parameters_that_exist_with_their_type(source):
+    checked = 0
+    for table, node in TABLES.items():
+        for argument, (parameter, kind) in source.table(table).items():
+            assert argument in source.declared()
+            assert type(SPECS[node][parameter].default) is kind, parameter
+            assert source.declared()[argument]['default_value'].value == '', (
+                'a default would win over the file of parameters'
+            )
+            checked += 1
+    assert checked >= 5
+
+
+def test_choices_are_those_of_the_parameters(source):
+    assert ast.literal_eval(source.constants['PRUNING']) == tuple(MODES)
+    for table, node in TABLES.items():
+        for argument, (parameter, _) in source.table(table).items():
+            spec, words = SPECS[node][parameter], source.declared()[argument]
+            if not spec.choices:
+                assert 'choices' not in words, argument
+                continue
+            first, *rest = words['choices'].elts
+            assert first.value == ''
+            if isinstance(rest[0], ast.Starred):
+                constant = {'PRUNING': 'pruning.mode', 'BACKENDS': 'backend',
+                            'EXECUTION_MODES': 'execution.mode'}  # fmt: skip
+                assert constant[rest[0].value.id] == parameter
+            else:
+                assert tuple(c.value for c in rest) == spec.choices
+
+
+def test_no_argument_is_declared_in_vain(source):
+    used = {
+        call.args[0].value
+        for name in ('LaunchConfiguration', 'value')
+        for call in source.calls(name)
+        if isinstance(call.args[0], ast.Constant)
+    }
+    for table in (*TABLES, 'TOPICS'):
+        if table in source.constants:
+            used |= {key.value for key in source.constants[table].keys}
+    assert set(source.declared()) == used
+
+
+def test_nodes_have_the_names_that_the_documentation_uses(source):
+    nodes = source.calls('Node')
+    assert nodes
+    for node in nodes:
+        words = {k.arg: k.value for k in node.keywords}
+        assert words['package'].value == 'vla_prune_ros'
+        assert EXECUTABLES[words['executable'].value] == words['name'].value
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_launch_itself_lists_the_same_arguments(path, monkeypatch):
+    pytest.importorskip('launch_ros', reason='the ROS 2 launch system is not installed')
+    from ament_index_python import packages
+
+    monkeypatch.setattr(packages, 'get_package_share_directory', lambda _: str(REPOSITORY))
+    description = runpy.run_path(str(path))['generate_launch_description']()
+    arguments = description.get_launch_arguments()
+    assert {argument.name for argument in arguments} == set(Source(path).declared())
+    assert all(argument.description for argument in arguments)
