@@ -79,12 +79,13 @@ class Tick:
     """What a mode may look at before a pass.
 
     Attributes:
-        frames: current policy images, uint8 [views, S, S, 3]; not yet in the history.
+        frames: current policy images, uint8 [views, S, S, 3], of numpy or on the model's device;
+            not yet in the history.
         template_tokens: boilerplate tokens after BOS, in front of the instruction's words.
         history: state across ticks; the mode's own part is `history.slots`.
     """
 
-    frames: np.ndarray
+    frames: np.ndarray | Tensor
     template_tokens: int
     history: History
 

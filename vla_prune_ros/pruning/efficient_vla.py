@@ -102,6 +102,7 @@ class EfficientVLA(PruningMethod):
             points=frozenset({self.select_after}),
             scores={self.score_layer: ScoreRequest(layout.visual, layout.text)},
             skip_layers=self.skipped,
+            repeats=True,
         )
 
     def select(self, point: int, tokens: TokenState) -> Tensor:

@@ -62,7 +62,7 @@ class FastV(PruningMethod):
             'all': range(layout.length),
         }[self.opt.rows]
         request = ScoreRequest(rows, layout.visual)
-        return PassPlan(points=frozenset({self.layers}), scores={self.layers - 1: request})
+        return PassPlan(frozenset({self.layers}), {self.layers - 1: request}, repeats=True)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Keep the best of each view."""

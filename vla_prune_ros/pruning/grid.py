@@ -53,7 +53,7 @@ class GridDrop(PruningMethod):
         self._slots['grid'] = passes + 1
         turns = self.opt.stride ** (2 if self.opt.form == 'square' else 1)
         self._phase = passes % turns if self.opt.phase == 'rotate' else 0
-        return PassPlan(points=frozenset({self.opt.layer}))
+        return PassPlan(points=frozenset({self.opt.layer}), repeats=True)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Keep the same patches of every view."""

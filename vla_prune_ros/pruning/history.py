@@ -17,7 +17,7 @@ class Frame:
 
     Attributes:
         step: control step at which they were taken, counted in executed actions since the reset.
-        images: uint8 [views, S, S, 3], after resize and crop.
+        images: uint8 [views, S, S, 3], after resize and crop, of numpy or on a device.
         queried: a query was answered from them.
     """
 

@@ -182,7 +182,8 @@ class LightVLA(PruningMethod):
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """One cut, before the first layer."""
         masked = self.opt.bucket if self.opt.padding == 'mask' else 0
-        return PassPlan(points=frozenset({0}), bucket=masked)
+        fixed = bool(self.opt.keep or self.opt.bucket)
+        return PassPlan(points=frozenset({0}), bucket=masked, repeats=fixed)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Return the chosen patches and everything protected."""

@@ -96,7 +96,7 @@ class RandomDrop(PruningMethod):
             self._slots['random'] = torch.stack(drawn)
         reference = self._reference
         if reference is None:
-            return PassPlan(points=frozenset({self.opt.layer}))
+            return PassPlan(points=frozenset({self.opt.layer}), repeats=True)
         self._rehearsed, reference.finished = reference.finished, False
         if not self._rehearsed:
             return reference.begin(layout, embeddings)

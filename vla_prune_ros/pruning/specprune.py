@@ -182,7 +182,7 @@ class SpecPrune(PruningMethod):
             layer: ScoreRequest(rows, layout.visual, entropy=weighted) for layer in scored
         }
         points = {self.full_layers, *(layer + 1 for layer in self.cuts)}
-        return PassPlan(points=frozenset(points), scores=requests)
+        return PassPlan(frozenset(points), requests, repeats=opt.buckets)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Make the one cut to the union of the sets, or a small one in a deeper layer."""

@@ -163,7 +163,7 @@ class VLACache(PruningMethod):
             return PassPlan()
         if len(tick.frames) != layout.n_views:
             raise ValueError(f'{len(tick.frames)} frames for {layout.n_views} cameras')
-        frames = torch.from_numpy(tick.frames).to(embeddings.device)
+        frames = torch.as_tensor(tick.frames).to(embeddings.device)
         patches = to_patches(frames, self.config.featurizer.patch_size)  # [views, P, pixels]
         state = tick.history.slots.get(_SLOT)
         usable = state is not None and state.valid and state.layout == layout
