@@ -8,6 +8,7 @@ import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vla_prune_ros.evaluation.rollouts import (
     Session,
     Setup,
     checkpoint_directory,
+    count_landmarks,
 )
 from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
 
@@ -252,3 +254,26 @@ def test_a_worker_that_cannot_start_stops_the_run_with_its_reason(setup, tmp_pat
     log = EpisodeLog(tmp_path / 'log.jsonl', RUN)
     with pytest.raises(RuntimeError, match='nowhere'):
         run_episodes(nowhere, [episode(), episode(state=1)], log, workers=2)
+
+
+def test_landmarks_count_the_patches_that_show_them(session):
+    dense = session.run(episode())
+    block = dense.landmarks['instructed block, agentview']
+    assert block == [dense.queries] * 2  # in view, and every patch is kept
+    assert dense.landmarks['other blocks, agentview'][1] == 3 * dense.queries
+
+    robot, views = session.robot, session.policy.settings.cameras
+    robot.reset(RED, 0)
+    side = session.policy.config.featurizer.grid
+    x, y = robot.landmarks('agentview')['instructed block'][0]
+    width = robot.cameras[0].width
+    margin = (1 - 0.9**0.5) / 2 * width  # the model sees the central 90 % of the area
+    column, row = (int((p + 0.5 - margin) / (width - 2 * margin) * side) for p in (x, y))
+    here = 1 + row * side + column
+    n_visual = len(views) * side * side
+    for kept, expected in (([here], 1), (sorted({*range(1, side * side + 1)} - {here}), 0)):
+        counts = {}
+        chunk = SimpleNamespace(kept=np.array(kept), n_visual=n_visual)
+        count_landmarks(counts, robot, views, chunk)
+        assert counts['instructed block, agentview'] == [expected, 1]
+        assert counts['instructed block, wrist'][0] == 0

@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-_PALETTE = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#F0E442')
-_MARKERS = 'osD^vPX*<>'
+_PALETTE = (
+    '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#B5A900',
+    '#888888',
+)  # fmt: skip
+_MARKERS = 'osD^vPX*<>hdp'
 _STAGE_HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo', '--', '++')
 CONTROLS = ('random', 'grid')
 
@@ -47,43 +50,81 @@ def success_bars(rows: Sequence[Mapping], path: Path) -> None:
         label = f'{row["successes"]}/{row["episodes"]}'
         axes.text(101, k, label, va='center', fontsize=8)
     axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel('episodes that succeeded (%), bar: 95 % Wilson interval')
     _save(figure, path)
 
 
 def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
-    """Success against visual tokens computed per layer; several budgets of a mode are joined."""
-    figure, axes = _figure(7, 4.4)
+    """Success against visual tokens computed per layer.
+
+    Several budgets of a mode are joined, ablations stand alone and pale. `random` at the count of
+    a method is the hollow mark in that method's look, joined to it by a thin line: the shorter
+    the line, the less was selected.
+    """
+    figure, axes = _figure(8, 4.6)
     style = styles(rows)
-    several = len({checkpoint for _, checkpoint in style}) > 1
+    defaults = {row['mode']: row for row in reversed(rows) if not row['options']}
+    several = len({row['checkpoint'] for row in rows}) > 1
     for one, look in style.items():
         mode, checkpoint = one
         label = _with_note(mode) + (f' on {Path(checkpoint).name}' if several else '')
-        points = [row for row in rows if method(row) == one]
+        points = [row for row in rows if method(row) == one and not _matched(row)]
         points.sort(key=lambda row: row['visual_rows_mean'])
-        x = [row['visual_rows_mean'] for row in points]
-        y = np.array([100 * row['success'] for row in points])
-        low = y - [100 * row['low'] for row in points]
-        high = [100 * row['high'] for row in points] - y
-        axes.errorbar(
-            x, y, yerr=[np.maximum(low, 0), np.maximum(high, 0)], capsize=3, markersize=7, **look,
-            linestyle='--' if mode in CONTROLS else '-', label=label,
+        budgets = [row for row in points if not _is_ablation(row)]
+        line = '--' if mode in CONTROLS else '-'
+        if points:
+            _success_points(axes, budgets, **look, label=label, linestyle=line)
+            ablations = [row for row in points if _is_ablation(row)]
+            _success_points(axes, ablations, **look, linestyle='none', alpha=0.5)
+    for row in rows:
+        other = defaults.get(_matched(row))
+        if other is None:
+            continue
+        look = style[method(other)]
+        _success_points(axes, [row], **look, markerfacecolor='white', linestyle='none')
+        axes.plot(
+            [row['visual_rows_mean'], other['visual_rows_mean']],
+            [100 * row['success'], 100 * other['success']],
+            color=look['color'], linewidth=0.8, linestyle=':',
         )  # fmt: skip
+    if any(map(_matched, rows)):
+        axes.plot([], [], 'ko', markerfacecolor='white', label='random, as many as that method')
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 102)
-    axes.set_xlabel('visual tokens computed per decoder layer (mean over layers and queries)')
+    axes.set_ylim(0, 103)
+    axes.set_xlabel('visual tokens per decoder layer (mean over layers and queries)')
     axes.set_ylabel('success (%), 95 % Wilson interval')
     figure.legend(fontsize=8, loc='outside right upper')
     _save(figure, path)
 
 
+def _matched(row: Mapping) -> str | None:
+    """The method whose count a control takes."""
+    return (row['options'] or {}).get('matched_to') or None
+
+
+def _is_ablation(row: Mapping) -> bool:
+    """A part switched off, which is no other budget."""
+    return any(isinstance(value, bool) for value in (row['options'] or {}).values())
+
+
+def _success_points(axes, rows: Sequence[Mapping], **look) -> None:
+    y = np.array([100 * row['success'] for row in rows])
+    low = y - [100 * row['low'] for row in rows]
+    high = [100 * row['high'] for row in rows] - y
+    axes.errorbar(
+        [row['visual_rows_mean'] for row in rows], y,
+        yerr=[np.maximum(low, 0), np.maximum(high, 0)], capsize=3, markersize=7, **look,
+    )  # fmt: skip
+
+
 def tokens_per_layer(rows: Sequence[Mapping], path: Path) -> None:
-    """Visual tokens computed in each decoder layer, mean over all queries of an entry."""
+    """Visual tokens computed in each decoder layer, mean over all queries, modes at defaults."""
     figure, axes = _figure(7, 4)
     style = styles(rows)
-    for row in rows:
+    plain = [row for row in rows if not row['options']]
+    for row in plain or rows:
         look = style[method(row)]
         axes.plot(row['visual_rows_per_layer'], label=row['name'], alpha=0.85, **look)
     axes.set_ylim(bottom=0)

@@ -126,6 +126,10 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
     text += [_stage_table(rows), '', '## Visual tokens computed in each layer', '']
     text += [_layer_table(rows), '']
     text += ['## FLOPs per query (MFLOP)', '', _flops_table(rows), '']
+    if any(row['landmarks'] for row in rows):
+        text += ['## How often the patch that shows a thing was kept', '']
+        text += ['Of all queries with the thing in the picture; its centre counts.', '']
+        text += [_landmark_table(rows), '']
     return '\n'.join(text)
 
 
@@ -144,10 +148,10 @@ def _checkpoints(run: dict, rows: Sequence[dict]) -> list[str]:
 def _task_table(rows: Sequence[dict]) -> str:
     tasks = list(dict.fromkeys(task for row in rows for task in row['per_task']))
     lines = []
-    for task in tasks:
-        counts = [row['per_task'].get(task, (0, 0)) for row in rows]
-        lines.append([task, *[f'{good}/{all_}' for good, all_ in counts]])
-    return table(['task', *[row['name'] for row in rows]], lines)
+    for row in rows:
+        counts = [row['per_task'].get(task, (0, 0)) for task in tasks]
+        lines.append([row['name'], *[f'{good}/{all_}' for good, all_ in counts]])
+    return table(['entry', *tasks], lines)
 
 
 def _stage_table(rows: Sequence[dict]) -> str:
@@ -170,7 +174,18 @@ def _layer_table(rows: Sequence[dict]) -> str:
         for row in rows
         if row['episodes']
     ]
-    return table(['layer', *range(depth)], lines)
+    return table(['entry, layer', *range(depth)], lines)
+
+
+def _landmark_table(rows: Sequence[dict]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row['landmarks']))
+    lines = []
+    for row in rows:
+        counts = [row['landmarks'].get(name, (0, 0)) for name in names]
+        shares = [f'{100 * kept / seen:.0f} %' if seen else '-' for kept, seen in counts]
+        tokens = row['visual_tokens'] or 1
+        lines.append([row['name'], f'{100 * row["kept_last_layer"] / tokens:.0f} %', *shares])
+    return table(['entry', 'of all patches', *names], lines)
 
 
 def _flops_table(rows: Sequence[dict]) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_prune_ros import weights
+from vla_prune_ros.pruning.overlay import kept_grid, patch_of_pixel
 from vla_prune_ros.sim import SimulatedRobot, make_robot, to_env_action
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class EpisodeRecord:
 
     `success` is None when an exception ended the episode: such an episode says nothing about the
     policy and is counted apart. Per-layer numbers and `flops` are means over the queries;
-    `timing_ms` keeps every query.
+    `timing_ms` keeps every query. `landmarks` counts, over all queries, how often the patch that
+    shows a thing was kept and how often the thing was in the picture.
     """
 
     episode: Episode
@@ -86,6 +88,7 @@ class EpisodeRecord:
     visual_rows: list[float] = field(default_factory=list)
     flops: dict[str, float] = field(default_factory=dict)
     timing_ms: dict[str, list[float]] = field(default_factory=dict)
+    landmarks: dict[str, list[int]] = field(default_factory=dict)
     resets: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
@@ -249,6 +252,7 @@ def run_episode(
         record.queries += 1
         passes.append(meter.last)
         _note_query(record, chunk, resets)
+        count_landmarks(record.landmarks, robot, policy.settings.cameras, chunk)
         chunk_end = min(len(chunk.actions), limit - record.steps)
         for number, action in enumerate(chunk.actions[:chunk_end], start=1):
             # rendering costs more than physics: only frames that somebody looks at
@@ -280,6 +284,28 @@ def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, f
 
     parts = [query_flops(config, work) for work in passes]
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
+def count_landmarks(
+    counts: dict[str, list[int]], robot: SimulatedRobot, views: Sequence[str], chunk: ActionChunk
+) -> None:
+    """Add [kept, seen] of the robot's landmarks in each view; the robot must not have moved."""
+    per_view = chunk.n_visual // len(views)
+    cameras = {camera.name: camera for camera in robot.cameras}
+    for view, name in enumerate(views):
+        camera = cameras[name]
+        kept = kept_grid(chunk.kept, view, per_view)
+        column_of = patch_of_pixel(camera.width, len(kept))
+        row_of = patch_of_pixel(camera.height, len(kept))
+        for thing, pixels in robot.landmarks(name).items():
+            count = counts.setdefault(f'{thing}, {name}', [0, 0])
+            for x, y in np.rint(pixels[np.isfinite(pixels).all(axis=1)]).astype(int):
+                if not (0 <= x < camera.width and 0 <= y < camera.height):
+                    continue
+                row, column = row_of[y], column_of[x]
+                if row >= 0 and column >= 0:
+                    count[0] += int(kept[row, column])
+                    count[1] += 1
 
 
 def _note_query(record: EpisodeRecord, chunk: ActionChunk, resets: Counter[str]) -> None:

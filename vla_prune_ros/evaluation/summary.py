@@ -102,6 +102,7 @@ def _row(entry: Entry, records: Sequence[EpisodeRecord]) -> dict:
         'queries_per_episode': float(queries.mean()) if done else 0.0,
         'steps_if_success': _mean([r.steps for r in done if r.success]),
         'latency_ms': _latency(done),
+        'landmarks': _landmarks(done),
         'resets': _sum_counts(r.resets for r in done),
         'per_task': _per_task(done),
     }
@@ -124,6 +125,16 @@ def _per_task(records: Sequence[EpisodeRecord]) -> dict[str, list[int]]:
         tally[0] += bool(record.success)
         tally[1] += 1
     return counts
+
+
+def _landmarks(records: Sequence[EpisodeRecord]) -> dict[str, list[int]]:
+    total: dict[str, list[int]] = {}
+    for record in records:
+        for name, (kept, seen) in record.landmarks.items():
+            count = total.setdefault(name, [0, 0])
+            count[0] += kept
+            count[1] += seen
+    return total
 
 
 def _sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
