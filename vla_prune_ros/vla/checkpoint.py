@@ -16,6 +16,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,44 @@ def published_shapes(model: OpenVLAOFT) -> dict[str, tuple[int, ...]]:
     return shapes | unused_shapes(model.config)
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file, not read: shape, type as in the file (`BF16`) and place."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+
+
+def stored_tensors(directory: str | Path) -> dict[str, StoredTensor]:
+    """Every tensor of the safetensors files of a checkpoint directory, from their headers.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is malformed, or two hold the same tensor.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path in _shards(Path(directory)):
+        with _open(path) as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                if key in found:
+                    raise ValueError(f'tensor {key} is in {found[key].path.name} and {path.name}')
+                part = file.get_slice(key)
+                found[key] = StoredTensor(tuple(part.get_shape()), part.get_dtype(), path)
+    return found
+
+
+def stored_head(directory: str | Path, name: str) -> tuple[Path, dict[str, Tensor]]:
+    """The `.pt` file of a head, `action_head` or `proprio_projector`, and what it holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several, or it is no plain state dict.
+    """
+    path = _head_file(Path(directory), name)
+    return path, _read_head(path)
+
+
 def load_weights(
     model: OpenVLAOFT, directory: str | Path, dtype: torch.dtype, device: torch.device | str
 ) -> None:
@@ -96,14 +135,9 @@ def load_weights(
     directory = Path(directory)
     paths = {name: _head_file(directory, name) for name in _HEADS}
     expected = published_shapes(model)
-    found: dict[str, tuple[int, ...]] = {}
-    where: dict[str, Path] = {}
-    for path in _shards(directory):
-        with _open(path) as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                if key in found:
-                    raise ValueError(f'tensor {key} is in {where[key].name} and in {path.name}')
-                found[key], where[key] = tuple(file.get_slice(key).get_shape()), path
+    stored = stored_tensors(directory)
+    found = {key: tensor.shape for key, tensor in stored.items()}
+    where = {key: tensor.path for key, tensor in stored.items()}
     _compare(found, expected, str(directory))
     for name, path in paths.items():
         module = getattr(model, name)
