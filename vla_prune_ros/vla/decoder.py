@@ -37,8 +37,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm over the last dimension; same shape and dtype."""
-        if x.is_cuda:  # one kernel, rounded at the same place
-            return self.weight * nn.functional.rms_norm(x, x.shape[-1:], eps=self.eps)
+        if x.is_cuda:  # one kernel, which rounds once instead of twice
+            return nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -127,10 +127,16 @@ class _Attention(nn.Module):
 
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project normed states [B, m, D] to rotated q, k and v, each [B, heads, m, head_dim]."""
-        q, k, v = (
-            t.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for t in _products(self, x)
-        )
-        return rotate(q, rope), rotate(k, rope), v
+        whole = _one_product(self, x)
+        if whole is None:
+            q, k, v = (
+                linear(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+                for linear in self.inward
+            )
+            return rotate(q, rope), rotate(k, rope), v
+        parts = whole.view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(parts[:2], rope)  # at once; parts [3, B, heads, m, head_dim]
+        return q, k, parts[2]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Fused attention of live rows over the attended keys; [B, m, D]."""
@@ -154,22 +160,23 @@ class _Mlp(nn.Module):
         return [getattr(self, name) for name in self.GROUP]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = _products(self, x)
+        whole = _one_product(self, x)
+        if whole is None:
+            gate, up = (linear(x) for linear in self.inward)
+        else:
+            gate, up = whole.chunk(2, dim=-1)
         if torch.is_grad_enabled():
             return self.down_proj(nn.functional.silu(gate) * up)
         # In place: fresh memory for states this wide costs more than the arithmetic.
         return self.down_proj(nn.functional.silu(gate, inplace=True).mul_(up))
 
 
-def _products(block: _Attention | _Mlp, x: Tensor) -> Sequence[Tensor]:
-    """Outputs of layers that share their input; one matrix product if their weights allow it."""
+def _one_product(block: _Attention | _Mlp, x: Tensor) -> Tensor | None:
+    """Outputs of the layers that share their input, next to each other, if weights allow it."""
     if block.packed is not None:
-        return block.packed(x).chunk(len(block.GROUP), dim=-1)
-    linears = block.inward
-    whole = as_one_matrix(linears)
-    if whole is None:
-        return [linear(x) for linear in linears]
-    return nn.functional.linear(x, whole).split([len(linear.weight) for linear in linears], -1)
+        return block.packed(x)
+    whole = as_one_matrix(block.inward)
+    return None if whole is None else nn.functional.linear(x, whole)
 
 
 class DecoderLayer(nn.Module):

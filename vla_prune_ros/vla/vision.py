@@ -22,8 +22,13 @@ class _Scale(nn.Module):
         super().__init__()
         self.scale_factor = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale_factor
+    def forward(self, x: Tensor, change: Tensor) -> Tensor:
+        return torch.addcmul(x, change, self.scale_factor)
+
+
+class _Sum(nn.Module):
+    def forward(self, x: Tensor, change: Tensor) -> Tensor:
+        return x + change
 
 
 class _Attention(nn.Module):
@@ -61,12 +66,12 @@ class _Block(nn.Module):
         self.attn = _Attention(dim, config.heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = _Mlp(dim, config.mlp_hidden)
-        self.ls1 = _Scale(dim) if config.layer_scale else nn.Identity()
-        self.ls2 = _Scale(dim) if config.layer_scale else nn.Identity()
+        self.ls1 = _Scale(dim) if config.layer_scale else _Sum()
+        self.ls2 = _Scale(dim) if config.layer_scale else _Sum()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        x = self.ls1(x, self.attn(self.norm1(x)))
+        return self.ls2(x, self.mlp(self.norm2(x)))
 
 
 class _PatchEmbed(nn.Module):
