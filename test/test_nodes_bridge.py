@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import signal
 
 import numpy as np
@@ -167,7 +169,28 @@ def test_both_nodes_run_episodes_to_their_step_limit(start, checkpoint, namespac
         reasons = [s['reset_reason'] for s in watcher.stats]
         assert reasons == ['start', '', '', 'gap', '', ''], 'one reset at the start of an episode'
     assert {s['mode'] for s in watcher.stats} == {'random'}
+    if mode == 'lockstep':
+        check_layouts(watcher, namespace)
     for process in (policy, simulation):
         assert 'no parameter' not in process.log
         code, seconds = process.end()
         assert (code, seconds < 2.0) == (0, True), process.log
+
+
+def check_layouts(watcher: Robot, namespace: str) -> None:
+    """Every topic, service and key that the layouts show is there while both nodes run."""
+    from conftest import REPOSITORY
+
+    foxglove = json.loads((REPOSITORY / 'config' / 'foxglove.json').read_text())
+    panels = foxglove['configById']
+    assert set(panels) == set(re.findall(r'"(\w+!\w+)"', json.dumps(foxglove['layout'])))
+    text = json.dumps(panels) + (REPOSITORY / 'config' / 'sim.rviz').read_text()
+    shown = set(re.findall(r'(?:"|Value: )(/[\w/]+)', text))
+    assert len(shown) > 10
+    node = watcher.node
+    there = {name for name, _ in node.get_topic_names_and_types()}
+    there |= {name for name, _ in node.get_service_names_and_types()}
+    there |= {name.removeprefix(namespace) for name in there}
+    assert shown <= there
+    keys = set(re.findall(r'key==\\"(\w+)\\"', text))
+    assert keys and keys <= set(watcher.stats[-1])

@@ -159,7 +159,8 @@ def test_a_wheel_brings_what_ros_looks_for(wheel_install):
     assert (share / 'ament_index/resource_index/packages/vla_prune_ros').exists()
     for name in ('package.xml', 'launch/sim.launch.py', 'launch/policy.launch.py'):
         assert (share / 'vla_prune_ros' / name).exists(), name
-    assert (share / 'vla_prune_ros/config/sim.yaml').exists()
+    for path in (REPOSITORY / 'config').iterdir():
+        assert (share / 'vla_prune_ros/config' / path.name).exists(), path.name
 
 
 def test_a_wheel_brings_every_file_that_the_code_reads(wheel_install):
