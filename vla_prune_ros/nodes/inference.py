@@ -106,8 +106,8 @@ class Inference:
             stop: set when the process ends.
         """
         self._config, self._clock, self._log = config, clock, log
-        self._warn = Throttled(log.warning)
-        self._complain = Throttled(log.error, period=1.0)
+        self._warn = Throttled(lambda text: log.warning(text))
+        self._complain = Throttled(lambda text: log.error(text), period=1.0)
         self._on_answer, self._on_change, self._stop = on_answer, on_change, stop
         self.policy: Any = None
         self.failures = 0

@@ -78,7 +78,7 @@ class Inputs:
         self._trigger = Trigger(config.trigger)
         self.streams = Streams((*config.cameras, *STATES), config.stream_timeout)
         self._subscriptions: list = []
-        self._warn = Throttled(node.get_logger().warning)
+        self._warn = Throttled(lambda text: node.get_logger().warning(text))
         self._convert_ms = 0.0  # since the last tick
 
     def subscribe(self) -> None:

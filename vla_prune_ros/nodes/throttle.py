@@ -14,7 +14,10 @@ PERIOD = 5.0  # s of wall clock between two lines of one cause
 
 
 class Throttled:
-    """Passes the first text of each cause on, and then at most one in `period` seconds."""
+    """Passes the first text of each cause on, and then at most one in `period` seconds.
+
+    `write` must be a function of its own per severity, as rclpy allows one per line of code.
+    """
 
     def __init__(self, write: Callable[[str], object], period: float = PERIOD) -> None:
         self._write, self._period = write, period
