@@ -21,7 +21,7 @@ T2 the real node over DDS, one observation at a time.
 Exit code 0: everything passed. 1: a tick failed or the bag cannot be used. 2: bad arguments."""
 EPILOG = """\
 Tolerances: without options bit for bit if device and software are those of the reference, else
-1e-4 (float32) or 2e-2 of a normalised action, Jaccard index 0.98, equal counts, equal gripper.
+2e-5 (float32) or 2e-2 of a normalised action, Jaccard index 0.98, equal counts, equal gripper.
 Against another mode (--compare MODE) nothing is judged unless a tolerance is given."""
 TIERS = ('T0', 'T1', 'T2')
 

@@ -11,14 +11,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 
+import vla_prune_ros
 from vla_prune_ros.evaluation.replay_compare import TickOutput
 from vla_prune_ros.nodes.answering import observation_of
 from vla_prune_ros.nodes.assembler import MatchedSet
+from vla_prune_ros.nodes.bags import file_digest
 from vla_prune_ros.nodes.checks import safe_actions
 from vla_prune_ros.nodes.images import decode_rgb
 from vla_prune_ros.nodes.loading import hardware, load_policy
@@ -89,6 +93,7 @@ def fingerprint(policy: Any) -> dict[str, str]:
 
     return {
         'hardware': hardware(policy),
+        'code': code_digest(),
         'capability': torch.backends.cpu.get_cpu_capability(),
         'threads': str(torch.get_num_threads()),
         'torch': torch.__version__,
@@ -98,6 +103,16 @@ def fingerprint(policy: Any) -> dict[str, str]:
         'device': str(policy.model.device),
         'dtype': str(policy.model.dtype).removeprefix('torch.'),
     }
+
+
+@cache
+def code_digest() -> str:
+    """Of what turns an observation into a chunk: the same numbers need the same source."""
+    root = Path(vla_prune_ros.__file__).parent
+    files = [root / 'policy.py', root / 'nodes' / 'images.py', root / 'nodes' / 'messages.py']
+    for room in ('vla', 'pruning', 'runtime'):
+        files += sorted((root / room).glob('*.py'))
+    return file_digest(files)[:16]
 
 
 class Schedule:
@@ -182,10 +197,15 @@ def run_track(
     for output, moment in run(policy, feed, schedule, setup, progress):
         outputs.append(output)
         moments.append(moment)
-    info = policy.info() | fingerprint(policy) | {'track': name}
-    for key in ('options', 'checkpoint', 'note'):  # per mode, or a path of this machine
+    return Track(name, tuple(outputs), tuple(moments), describe(policy) | {'track': name})
+
+
+def describe(policy: Any) -> dict[str, str]:
+    """Weights, meaning of the numbers, device and software; nothing that a tick can change."""
+    info = policy.info() | fingerprint(policy)
+    for key in ('options', 'checkpoint', 'note', 'mode'):  # a path is of this machine only
         info.pop(key)
-    return Track(name, tuple(outputs), tuple(moments), {k: _text(v) for k, v in info.items()})
+    return {key: _text(value) for key, value in info.items()}
 
 
 def _text(value: Any) -> str:
