@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vla_prune_ros.pruning.overlay import draw_views
 from vla_prune_ros.evaluation.statistics import percentiles, wilson_interval
 from vla_prune_ros.evaluation.summary import footnotes, percent, table
+from vla_prune_ros.pruning.overlay import draw_views
 
 CAPTION_HEIGHT = 46
 LAST_FRAME_MS = 1500  # before the animation starts again
