@@ -23,6 +23,7 @@ POLICY = {
     'image_transport': 'image_transport',
     'instruction_text': 'default_instruction',
 }
+SWITCHES = ('enabled', 'use_sim_time')
 TOPICS = {
     'agentview_image': ('agentview/image_raw', 'third-person camera, sensor_msgs/Image'),
     'wrist_image': ('wrist/image_raw', 'camera at the hand, sensor_msgs/Image'),
@@ -68,10 +69,17 @@ def generate_launch_description() -> LaunchDescription:
             description='instruction in force until one arrives',
         ),
         DeclareLaunchArgument(
+            'enabled',
+            default_value='',
+            choices=['', 'true', 'false'],
+            description='publish chunks from the start (later: ~/set_enabled); '
+            'empty: as in params_file, or true',
+        ),
+        DeclareLaunchArgument(
             'use_sim_time',
-            default_value='false',
-            choices=['true', 'false'],
-            description='take the time from /clock',
+            default_value='',
+            choices=['', 'true', 'false'],
+            description='take the time from /clock; empty: as in params_file, or false',
         ),
         *(
             DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
@@ -94,6 +102,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         if topic.endswith('/image_raw')
     ]
     given = {parameter: value(name) for name, parameter in POLICY.items() if value(name)}
+    given |= {name: value(name) == 'true' for name in SWITCHES if value(name)}
     return [
         Node(
             package='vla_prune_ros',
@@ -101,10 +110,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name='vla_policy',
             namespace=value('namespace'),
             output='screen',
-            parameters=[
-                value('params_file'),
-                {'use_sim_time': value('use_sim_time') == 'true', **given},
-            ],
+            parameters=[value('params_file'), given],
             remappings=remappings,
             on_exit=Shutdown(reason='the policy ended'),
         )

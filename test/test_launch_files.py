@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import runpy
 
 import pytest
@@ -59,6 +60,9 @@ class Source:
             return {}
         node = self.constants[name]
         result = {}
+        if name == 'POLICY' and 'SWITCHES' in self.constants:
+            switches = ast.literal_eval(self.constants['SWITCHES'])
+            result = {name: (name, bool) for name in switches}
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(value, ast.Tuple):
                 parameter, kind = value.elts
@@ -90,7 +94,8 @@ def test_arguments_set_parameters_that_exist_with_their_type(source):
     for table, node in TABLES.items():
         for argument, (parameter, kind) in source.table(table).items():
             assert argument in source.declared()
-            assert type(SPECS[node][parameter].default) is kind, parameter
+            if parameter != 'use_sim_time':  # every node has it
+                assert type(SPECS[node][parameter].default) is kind, parameter
             assert source.declared()[argument]['default_value'].value == '', (
                 'a default would win over the file of parameters'
             )
@@ -102,7 +107,10 @@ def test_choices_are_those_of_the_parameters(source):
     assert ast.literal_eval(source.constants['PRUNING']) == tuple(MODES)
     for table, node in TABLES.items():
         for argument, (parameter, _) in source.table(table).items():
-            spec, words = SPECS[node][parameter], source.declared()[argument]
+            spec, words = SPECS[node].get(parameter), source.declared()[argument]
+            if spec is None or isinstance(spec.default, bool):
+                assert ast.literal_eval(words['choices']) == ['', 'true', 'false']
+                continue
             if not spec.choices:
                 assert 'choices' not in words, argument
                 continue
@@ -123,9 +131,9 @@ def test_no_argument_is_declared_in_vain(source):
         for call in source.calls(name)
         if isinstance(call.args[0], ast.Constant)
     }
-    for table in (*TABLES, 'TOPICS'):
-        if table in source.constants:
-            used |= {key.value for key in source.constants[table].keys}
+    used |= {argument for table in TABLES for argument in source.table(table)}
+    if 'TOPICS' in source.constants:
+        used |= {key.value for key in source.constants['TOPICS'].keys}
     assert set(source.declared()) == used
 
 
@@ -136,6 +144,23 @@ def test_nodes_have_the_names_that_the_documentation_uses(source):
         words = {k.arg: k.value for k in node.keywords}
         assert words['package'].value == 'vla_prune_ros'
         assert EXECUTABLES[words['executable'].value] == words['name'].value
+
+
+def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
+    text = (REPOSITORY / 'doc' / 'robot.md').read_text()
+    commands = ' '.join(text.replace('\\\n', ' ').split())
+    for name in ('policy', 'sim'):
+        declared = set(Source(REPOSITORY / 'launch' / f'{name}.launch.py').declared())
+        (call,) = re.findall(
+            rf'ros2 launch vla_prune_ros {name}.launch.py ([^`|]*?)(?:`| \|)', commands
+        )
+        used = set(re.findall(r'(\w+):=', call))
+        assert used and used <= declared, used - declared
+    topics = Source(REPOSITORY / 'launch' / 'policy.launch.py').constants['TOPICS']
+    for topic in topics.keys:
+        assert f'`{topic.value}`' in text, topic.value
+    named = set(re.findall(r'`((?:sync|pruning|max|control|finger)[\w.]*)`', text))
+    assert named and named <= set(SPECS['vla_policy'])
 
 
 @pytest.mark.launch
