@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vla_prune_ros.evaluation.rollouts import Entry, Episode, Setup
+    from vla_prune_ros.evaluation.rollouts import Entry, Setup
 
 DESCRIPTION = """\
 Run closed-loop episodes of a policy under several pruning modes, from the same initial states
@@ -24,6 +26,8 @@ interrupted run goes on where it stopped when the same command is given again.""
 EXAMPLES = """\
 examples:
   evaluate --modes all --episodes 200 --out out/evaluation
+  evaluate --suite libero_spatial --modes none,specprune --trials 50 --checkpoint DIR \\
+      --device cuda --dtype bfloat16 --workers 8 --out out/spatial
   evaluate --modes none,random --sweep random.keep=8,16,32,48 --episodes 80
   evaluate --modes none --variant no_local=specprune,use_local=false
   evaluate --modes none,lightvla --checkpoint DENSE --checkpoint-for lightvla=FINE_TUNED \\
@@ -71,13 +75,31 @@ def parser() -> argparse.ArgumentParser:
         help='also run random pruning that keeps these shares of each view, for the curve of'
         ' success against tokens; "off" for none (default with --modes all: 0.125,0.25,0.75)',
     )  # fmt: skip
-    p.add_argument(
+    number = p.add_mutually_exclusive_group()
+    number.add_argument(
         '--episodes', type=int, default=50,
         help='episodes of every entry, spread evenly over the tasks (default: 50)',
     )  # fmt: skip
+    number.add_argument(
+        '--trials', type=int, metavar='N',
+        help='episodes of every entry and task; 50 is the published LIBERO protocol',
+    )  # fmt: skip
     p.add_argument('--tasks', help='task names or indices with commas; default: the whole suite')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
-    p.add_argument('--suite', default='tabletop', help='simulation backend (default: tabletop)')
+    p.add_argument(
+        '--suite', default='tabletop',
+        help='tabletop, or libero_spatial, libero_object, libero_goal, libero_10, libero_90'
+        ' (default: tabletop)',
+    )  # fmt: skip
+    p.add_argument(
+        '--assets', metavar='DIR',
+        help="libero: directory of its assets, or 'placeholder' for a test that is no benchmark;"
+        ' default: where LIBERO looks for them',
+    )  # fmt: skip
+    p.add_argument(
+        '--videos', type=int, metavar='N',
+        help='film up to N failed episodes of every entry (default: 3 on libero, else 0)',
+    )  # fmt: skip
     p.add_argument(
         '--executor', choices=('processes', 'ray'), default='processes',
         help='processes on this machine, or a ray cluster where ray is installed: that of'
@@ -87,6 +109,10 @@ def parser() -> argparse.ArgumentParser:
         '--workers', type=int,
         help='episodes at once (default: one per core, with ray of the cluster, there one per GPU'
         ' if --device is one)',
+    )  # fmt: skip
+    p.add_argument(
+        '--shared-model', action=argparse.BooleanOptionalAction, default=None,
+        help='one process has the model and serves all workers (default: with --device cuda)',
     )  # fmt: skip
     p.add_argument('--threads', type=int, default=1, help='torch threads per worker (default: 1)')
     p.add_argument('--device', default='cpu', help='torch device of every worker (default: cpu)')
@@ -103,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
     try:
-        return evaluate(args, argv)
+        with exclusive(args.out):
+            return evaluate(args, argv)
     except (ValueError, OSError, RuntimeError) as error:
         print(f'evaluate: {error}', file=sys.stderr)
         return 1
@@ -116,6 +143,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+@contextmanager
+def exclusive(out: Path) -> Iterator[None]:
+    """Keep an output directory to one evaluation.
+
+    Raises:
+        RuntimeError: another one writes there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / '.lock').open('a+') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise RuntimeError(
+                f'another evaluation writes to {out} (process {lock.read().strip() or "unknown"});'
+                ' wait for it or choose another --out'
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Run, summarise and write everything."""
     from tqdm import tqdm
@@ -125,12 +175,17 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         embedded_checkpoints,
         make_entries,
     )
+    from vla_prune_ros.evaluation.plan import describe, make_plan, notes
     from vla_prune_ros.evaluation.report import command_line, environment
     from vla_prune_ros.evaluation.rollouts import Setup
     from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
+    from vla_prune_ros.sim import backend_of
 
     checkpoint, own = args.checkpoint, {}
+    libero = backend_of(args.suite) == 'libero'
     if checkpoint is None:
+        if libero:
+            raise ValueError(f'--suite {args.suite} needs a --checkpoint; none comes with it')
         checkpoint, own = embedded_checkpoints(args.suite)
     setup = Setup(
         checkpoint=checkpoint,
@@ -141,6 +196,9 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         readout_start=args.readout_start,
         seed=args.seed,
         threads=args.threads,
+        robot_options=robot_options(args, libero),
+        videos=str(args.out / 'videos'),
+        max_videos=(3 if libero else 0) if args.videos is None else args.videos,
     )
     entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
     entries = assign_checkpoints(entries, args.checkpoint_for, own)
@@ -148,8 +206,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     facts, entries = describe(setup, entries)
     setup = replace(setup, sha256=facts['sha256'])
     plan = make_plan(entries, facts, args)
-    fingerprint = {k: v for k, v in asdict(setup).items() if k not in ('checkpoint', 'threads')}
-    log = EpisodeLog(args.out / 'episodes.jsonl', fingerprint)
+    log = EpisodeLog(args.out / 'episodes.jsonl', setup.fingerprint())
     done = sum(log.finished(episode) is not None for episode in plan)
     often = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a log file wants few lines
     with tqdm(
@@ -162,18 +219,64 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
             if record.error:
                 tqdm.write(f'{record.episode.entry.name}, {record.task_name}: {record.error}')
 
-        records = run_episodes(setup, plan, log, workers, tick, executor=args.executor)
+        with sessions(args, setup, workers) as session:
+            records = run_episodes(setup, plan, log, workers, tick, session, args.executor)
     run = {
         'command': command_line(argv, 'evaluate'),
         'environment': environment(),
         'executor': args.executor,
         'workers': workers,
         'notes': [*notes(facts, entries, plan, done), *remarks],
+        'failures': [
+            {
+                'entry': r.episode.entry.name,
+                'task': r.task_name,
+                'state': r.episode.state,
+                'failure': r.failure or 'worker',
+                'error': r.error,
+            }
+            for r in records
+            if r.error
+        ],
         **asdict(setup),
         **facts,
     }
     rows = write_results(args.out, run, entries, records)
     return 1 if any(row['exceptions'] for row in rows) else 0
+
+
+def robot_options(args: argparse.Namespace, libero: bool) -> dict[str, Any]:
+    """Options of the simulated robot; the assets by the folder that they really are.
+
+    Raises:
+        ValueError: assets for a suite that has none.
+        RuntimeError: LIBERO or its assets are missing.
+    """
+    if not libero:
+        if args.assets:
+            raise ValueError(f'--assets is for LIBERO; --suite is {args.suite}')
+        return {}
+    from vla_prune_ros.sim.libero.assets import find_assets
+
+    return {'assets': str(find_assets(args.assets).path)}
+
+
+def sessions(args: argparse.Namespace, setup: Setup, workers: int) -> AbstractContextManager:
+    """The factory of the workers' sessions, in whose context the model may be shared.
+
+    Raises:
+        ValueError: a shared model on a cluster.
+    """
+    from vla_prune_ros.evaluation.rollouts import Session
+    from vla_prune_ros.evaluation.shared_model import shared_model
+
+    shared = args.shared_model
+    if shared and args.executor == 'ray':
+        raise ValueError('--shared-model is for --executor processes')
+    if shared is None:
+        on_gpu = args.device.startswith('cuda') and args.executor == 'processes'
+        shared = on_gpu and workers > 1
+    return shared_model(setup) if shared else nullcontext(Session)
 
 
 def find_workers(args: argparse.Namespace, setup: Setup) -> tuple[int, list[str]]:
@@ -199,6 +302,7 @@ def write_results(
 ) -> list[dict]:
     """Summarise the records, print the table and write all files; returns the rows."""
     from vla_prune_ros.evaluation import report, summary
+    from vla_prune_ros.evaluation.published import published_table
 
     baseline = next((e.name for e in entries if e.mode == 'none' and not e.checkpoint), None)
     entries = [
@@ -212,97 +316,18 @@ def write_results(
     summary.write_summary_csv(rows, out / 'summary.csv')
     summary.write_episodes_csv(records, out / 'episodes.csv')
     (out / 'report.md').write_text(report.markdown(run, rows, pictures), encoding='utf-8')
+    if run.get('notice'):
+        print(run['notice'])
     print(summary.summary_table(rows, run['checkpoint']))
+    if published := published_table(rows, run['suite']):
+        print(f'\n{published}')
     print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
     for row in rows:
         if row['exceptions']:
             print(
-                f'{row["name"]}: {row["exceptions"]} episodes ended in an exception, see'
+                f'{row["name"]}: {row["exceptions"]} episodes ended in an exception'
+                f' ({row["environment_failures"]} failures of the environment), see'
                 f' {out / "episodes.csv"}',
                 file=sys.stderr,
             )
     return rows
-
-
-def describe(setup: Setup, entries: Sequence[Entry]) -> tuple[dict, list[Entry]]:
-    """Facts of checkpoints and suite, and the entries with the digests of their weights.
-
-    Building every entry once finds a bad option or checkpoint early.
-    """
-    import torch
-
-    from vla_prune_ros.evaluation.rollouts import Session, checkpoint_directory
-
-    session = Session(setup)
-    try:
-        info, robot = session.policy.info(), session.robot
-        facts = {
-            'sha256': info['sha256'],
-            'pruning_trained': info['pruning_trained'],
-            'readout_start': info['readout_start'],
-            'mode_notes': {},
-            'dimension_names': list(info['dimension_names']),
-            'chunk_len': session.policy.config.chunk_len,
-            'tasks': [task.name for task in robot.tasks],
-            'n_initial_states': robot.n_initial_states,
-        }
-        described = list(entries)
-        own = checkpoint_directory(setup.checkpoint).resolve()
-        # One checkpoint after the other, so that each is loaded once.
-        for k in sorted(range(len(entries)), key=lambda k: entries[k].checkpoint or ''):
-            entry = entries[k]
-            if entry.checkpoint and checkpoint_directory(entry.checkpoint).resolve() == own:
-                entry = replace(entry, checkpoint=None)
-            policy = session.use(entry.checkpoint)
-            policy.set_pruning(entry.mode, **entry.options)
-            info = policy.info()
-            if info['note']:
-                facts['mode_notes'][entry.name] = info['note']
-            described[k] = replace(entry, sha256=info['sha256'] if entry.checkpoint else '')
-        return facts, described
-    finally:
-        session.close()
-        del session  # the workers load their own; a GPU may not hold one more
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def make_plan(entries: Sequence[Entry], facts: dict, args: argparse.Namespace) -> list[Episode]:
-    """All episodes: initial states outermost, so that an interrupted run is still paired."""
-    from vla_prune_ros.evaluation.rollouts import Episode
-
-    tasks = [_task_index(t, facts['tasks']) for t in args.tasks.split(',')] if args.tasks else None
-    tasks = tasks or list(range(len(facts['tasks'])))
-    last = args.first_state + (args.episodes - 1) // len(tasks)
-    if args.episodes < 1 or args.first_state < 0 or last >= facts['n_initial_states']:
-        raise ValueError(
-            f'{args.episodes} episodes over {len(tasks)} tasks from state {args.first_state} on do'
-            f' not fit into the {facts["n_initial_states"]} initial states of each task'
-        )
-    plan = []
-    for k in range(args.episodes):
-        task, state = tasks[k % len(tasks)], args.first_state + k // len(tasks)
-        for entry in entries:
-            plan.append(Episode(entry, task, state, args.max_steps, keep_actions=k == 0))
-    return plan
-
-
-def _task_index(text: str, names: Sequence[str]) -> int:
-    if text in names:
-        return list(names).index(text)
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
-    raise ValueError(f'unknown task {text!r}; valid: {", ".join(names)}')
-
-
-def notes(facts: dict, entries: Sequence[Entry], plan: Sequence[Episode], done: int) -> list[str]:
-    """Remarks for the head of the report."""
-    states = sorted({episode.state for episode in plan})
-    remarks = [
-        f'{len(plan) // len(entries)} episodes per entry over'
-        f' {len({e.task for e in plan})} of {len(facts["tasks"])} tasks, initial states'
-        f' {states[0]} to {states[-1]} of {facts["n_initial_states"]}'
-    ]
-    if done:
-        remarks.append(f'{done} of {len(plan)} episodes were taken over from an earlier run')
-    return remarks

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_prune_ros.evaluation import plots
+from vla_prune_ros.evaluation.published import published_table
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord
 from vla_prune_ros.evaluation.summary import summary_table, table
 
@@ -24,11 +25,20 @@ def environment() -> dict:
     import torch
 
     packages = {}
-    for name in ('vla_prune_ros', 'torch', 'transformers', 'numpy', 'mujoco'):
+    for name in (
+        'vla_prune_ros',
+        'torch',
+        'transformers',
+        'numpy',
+        'mujoco',
+        'robosuite',
+        'hf-libero',
+    ):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            packages[name] = 'source tree'
+            if name == 'vla_prune_ros':
+                packages[name] = 'source tree'
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
@@ -103,6 +113,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
     text = [
         f'# Closed-loop evaluation, suite `{run["suite"]}`',
         '',
+        *([f'**{run["notice"]}**', ''] if run.get('notice') else []),
         f'    {run["command"]}',
         '',
         *_checkpoints(run, rows),
@@ -120,6 +131,10 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         summary_table(rows, run['checkpoint']),
         '',
     ]
+    if published := published_table(rows, run['suite']):
+        text += ['Beside published numbers, which are means over 10 tasks x 50 trials:', '']
+        text += [published, '']
+    text += _failures(run)
     for name, caption in pictures:
         text += [f'![{caption}]({name})', '', caption, '']
     text += ['## Success by task', '', _task_table(rows), '', '## Time by stage', '']
@@ -131,6 +146,16 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         text += ['Of all queries with the thing in the picture; its centre counts.', '']
         text += [_landmark_table(rows), '']
     return '\n'.join(text)
+
+
+def _failures(run: dict) -> list[str]:
+    """Episodes that ended in an exception; failures of the environment first."""
+    failures = sorted(run.get('failures', ()), key=lambda f: f['failure'] != 'environment')
+    if not failures:
+        return []
+    lines = [[f['entry'], f['task'], f['state'], f['failure'], f['error']] for f in failures]
+    head = ['entry', 'task', 'initial state', 'what failed', 'error']
+    return ['## Episodes without an outcome', '', table(head, lines), '']
 
 
 def _checkpoints(run: dict, rows: Sequence[dict]) -> list[str]:

@@ -9,6 +9,7 @@ the weights, so the order of episodes and the number of workers change nothing b
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 import zlib
@@ -21,8 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_prune_ros import weights
+from vla_prune_ros.evaluation.videos import wants_video, write_video
 from vla_prune_ros.pruning.overlay import kept_grid, patch_of_pixel
-from vla_prune_ros.sim import SimulatedRobot, make_robot, to_env_action
+from vla_prune_ros.sim import (
+    SimulatedRobot,
+    SimulationError,
+    backend_of,
+    make_robot,
+    to_env_action,
+)
 
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.flops import PassWork, WorkMeter
@@ -92,6 +100,7 @@ class EpisodeRecord:
     resets: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
+    failure: str = ''  # what failed, with an error: environment or policy
     actions: list[list[float]] | None = None
 
     def to_json(self) -> dict:
@@ -113,7 +122,8 @@ class Setup:
 
     `checkpoint` is a directory or the name of an embedded policy, `sha256` the digest of its
     weights, for workers on other machines to compare. `threads` is the number of torch threads of
-    each worker; more than one makes float sums depend on the machine.
+    each worker; more than one makes float sums depend on the machine. Of failed episodes up to
+    `max_videos` per entry are filmed into the folder `videos`.
     """
 
     checkpoint: str
@@ -126,6 +136,13 @@ class Setup:
     readout_start: int | None = None
     seed: int = 7
     threads: int = 1
+    videos: str = ''
+    max_videos: int = 0
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for episodes of two runs to be the same."""
+        free = ('checkpoint', 'threads', 'videos', 'max_videos')
+        return {key: value for key, value in asdict(self).items() if key not in free}
 
 
 def checkpoint_directory(checkpoint: str) -> Path:
@@ -156,7 +173,7 @@ class Session:
         self.setup = setup
         self._loaded: dict[Path, tuple[VLAPolicy, WorkMeter]] = {}  # latest use last
         self.use(None)
-        self.robot = make_robot(setup.suite, **setup.robot_options)
+        self.robot = make_robot(backend_of(setup.suite), suite=setup.suite, **setup.robot_options)
 
     def use(self, checkpoint: str | None) -> VLAPolicy:
         """Take the policy of a checkpoint, None for the run's own, for what comes next."""
@@ -173,15 +190,8 @@ class Session:
 
     def _load(self, directory: Path) -> tuple[VLAPolicy, WorkMeter]:
         from vla_prune_ros.evaluation.flops import WorkMeter
-        from vla_prune_ros.policy import VLAPolicy
 
-        policy = VLAPolicy.from_pretrained(
-            directory,
-            device=self.setup.device,
-            dtype=self.setup.dtype,
-            unnorm_key=self.setup.unnorm_key,
-            readout_start=self.setup.readout_start,
-        )
+        policy = load_policy(self.setup, directory)
         return policy, WorkMeter(policy.model.decoder)
 
     def run(self, episode: Episode) -> EpisodeRecord:
@@ -194,18 +204,31 @@ class Session:
             self.policy.set_pruning('none')  # so that a seeded mode is built anew even if equal
             self.policy.set_pruning(episode.entry.mode, **self._options(episode))
             self.policy.reset()
-            run_episode(self.policy, self.robot, self.meter, record)
+            executed = run_episode(self.policy, self.robot, self.meter, record)
+            self._film(record, executed)
         except Exception as error:
             record.success = None
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f'{frame.filename.rsplit("/", 1)[-1]}:{frame.lineno}'
             record.error = f'{type(error).__name__} at {where}: {error}'
+            record.failure = 'environment' if isinstance(error, SimulationError) else 'policy'
         record.wall_s = round(time.perf_counter() - start, 3)
         return record
 
     def close(self) -> None:
         """Free the rendering context."""
         self.robot.close()
+
+    def _film(self, record: EpisodeRecord, executed: Sequence[np.ndarray]) -> None:
+        """Make a video of a failed episode if there are not enough yet."""
+        episode, setup = record.episode, self.setup
+        name, folder = episode.entry.name, Path(setup.videos)
+        if record.success or not wants_video(folder, name, setup.max_videos):
+            return
+        try:
+            write_video(folder, self.robot, name, episode.task, episode.state, executed)
+        except (OSError, SimulationError) as error:  # the outcome stands without its video
+            print(f'no video of {name}, {record.task_name}: {error}', file=sys.stderr)
 
     def _options(self, episode: Episode) -> dict[str, Any]:
         """The entry's options; a seeded mode gets a seed of its own for every initial state."""
@@ -214,6 +237,27 @@ class Session:
             text = f'{self.setup.seed}/{episode.task}/{episode.state}'
             options['seed'] = zlib.crc32(text.encode()) & 0x7FFFFFFF
         return options
+
+
+def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
+    """The policy of a checkpoint as a run wants it."""
+    from vla_prune_ros.policy import VLAPolicy
+
+    return VLAPolicy.from_pretrained(
+        directory,
+        device=setup.device,
+        dtype=setup.dtype,
+        unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite),
+        readout_start=setup.readout_start,
+    )
+
+
+def suite_statistics(directory: Path, suite: str) -> str | None:
+    """Key of a suite's normalisation statistics; None if a checkpoint has none of that name."""
+    from vla_prune_ros.vla.config import OpenVLAConfig
+
+    known = OpenVLAConfig.from_directory(directory).norm_stats
+    return next((key for key in (suite, f'{suite}_no_noops') if key in known), None)
 
 
 def mode_options(mode: str) -> tuple[str, ...]:
@@ -225,10 +269,11 @@ def mode_options(mode: str) -> tuple[str, ...]:
 
 def run_episode(
     policy: VLAPolicy, robot: SimulatedRobot, meter: WorkMeter, record: EpisodeRecord
-) -> None:
+) -> list[np.ndarray]:
     """Play one episode into `record`, which names task, initial state and step limit.
 
-    Success is tested after every control step and ends the episode.
+    Success is tested after every control step and ends the episode. Returns the executed actions,
+    float64 [7] each.
     """
     from vla_prune_ros.policy import Observation
 
@@ -276,6 +321,7 @@ def run_episode(
     record.flops = mean_flops(policy.config, passes)
     if episode.keep_actions:
         record.actions = np.round(executed, 6).tolist()
+    return executed
 
 
 def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, float]:

@@ -79,6 +79,7 @@ def _row(entry: Entry, records: Sequence[EpisodeRecord]) -> dict:
         'episodes': len(done),
         'successes': successes,
         'exceptions': len(records) - len(done),
+        'environment_failures': sum(r.failure == 'environment' for r in records),
         'success': successes / len(done) if done else 0.0,
         'low': low,
         'high': high,
