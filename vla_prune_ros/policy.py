@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
-from vla_prune_ros.runtime.engine import make_engine
+from vla_prune_ros.runtime.engine import GraphEngine, make_engine
 from vla_prune_ros.runtime.images import DeviceImages
+from vla_prune_ros.runtime.prerecord import record_sizes
 from vla_prune_ros.runtime.quantization import quantize
+from vla_prune_ros.runtime.static_pass import bucket_counts
 from vla_prune_ros.runtime.timers import StageTimer, TimedSelector
 from vla_prune_ros.vla.checkpoint import weights_digest
 from vla_prune_ros.vla.model import OpenVLAOFT
@@ -284,7 +286,8 @@ class VLAPolicy:
 
         Args:
             n_views: number of cameras; default those of the settings.
-            instruction: one that will be asked for, so that recorded stages fit it.
+            instruction: one that will be asked for. A runtime that records stages then records
+                those of the pruning mode for all its buckets.
         """
         config = self.config
         views = len(self.settings.cameras) if n_views is None else n_views
@@ -292,7 +295,17 @@ class VLAPolicy:
         ids = torch.full((1, 32), config.eos_id)
         if instruction is not None:
             ids, _ = self.processor.prompt(instruction)
-        self._engine(frames, ids, np.zeros(config.proprio_dim)).actions.cpu()
+        proprio = np.zeros(config.proprio_dim)
+        self._engine(frames, ids, proprio).actions.cpu()
+        if instruction is not None and isinstance(self._engine, GraphEngine):
+            mode, options = self.settings.mode, self.settings.options
+            record_sizes(
+                lambda pictures, selector: self._engine(pictures, ids, proprio, selector),
+                make_selector(mode, config, **options),
+                self.processor.prompt(instruction)[1],
+                frames.shape,
+                bucket_counts,
+            )
 
     def runtime_stats(self) -> dict[str, int | str]:
         """Recorded stages: how many, what they hold in memory, what ran without and why."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -38,8 +39,12 @@ class GraphBackend(Protocol):
 
     name: str
 
-    def capture(self, work: Work) -> Graph:
-        """Run the work for real, then record it; the outputs hold the results.
+    def capture(self, work: Work, written: Sequence[Tensor] = ()) -> Graph:
+        """Run the work for real, record it, and replay it once; the outputs hold the results.
+
+        Args:
+            work: see above; may be run several times.
+            written: what it writes beside its results, compared like these.
 
         Raises:
             RuntimeError: the work waits for the device or does something else that cannot be
@@ -59,25 +64,28 @@ class CudaGraphs:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
-        self._outputs: list[list[Tensor]] = []
+        self._graphs: WeakSet[_CudaGraph] = WeakSet()
 
-    def capture(self, work: Work) -> Graph:
+    def capture(self, work: Work, written: Sequence[Tensor] = ()) -> Graph:
         """See `GraphBackend.capture`."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):  # warm-up: libraries set themselves up here
             results = list(work())
         current.wait_stream(self._stream)
+        expected = [*results, *(tensor.clone() for tensor in written)]
         outputs = [torch.empty_like(result) for result in results]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'
         ):
             _copy(outputs, work())
-        graph.replay()
-        _compare(results, outputs)
-        self._outputs.append(outputs)
-        return _CudaGraph(graph, outputs)
+        recording = _CudaGraph(graph, outputs)
+        _clear([*outputs, *written])
+        recording.replay()
+        _compare(expected, [*outputs, *written])
+        self._graphs.add(recording)
+        return recording
 
     def used_bytes(self) -> int:
         """See `GraphBackend.used_bytes`."""
@@ -87,7 +95,7 @@ class CudaGraphs:
             for segment in segments
             if tuple(segment.get('segment_pool_id', ())) == tuple(self._pool)
         )
-        return pool + sum(_bytes(outputs) for outputs in self._outputs)
+        return pool + sum(_bytes(graph.outputs) for graph in self._graphs)
 
 
 class _CudaGraph:
@@ -109,20 +117,20 @@ class RecordedOperations:
     name = 'recorded operations'
 
     def __init__(self) -> None:
-        self._graphs: list[_Recording] = []
+        self._graphs: WeakSet[_Recording] = WeakSet()
 
-    def capture(self, work: Work) -> Graph:
+    def capture(self, work: Work, written: Sequence[Tensor] = ()) -> Graph:
         """See `GraphBackend.capture`."""
         results = list(work())
-        outputs = [torch.empty_like(result).copy_(result) for result in results]
+        expected = [*results, *(tensor.clone() for tensor in written)]
+        outputs = [torch.empty_like(result) for result in results]
         recording = _Recording(outputs)
         with recording:
             _copy(outputs, work())
-        self._graphs.append(recording)
-        for output in outputs:
-            output.zero_()
+        _clear([*outputs, *written])
         recording.replay()
-        _compare(results, outputs)
+        _compare(expected, [*outputs, *written])
+        self._graphs.add(recording)
         return recording
 
     def used_bytes(self) -> int:
@@ -188,6 +196,11 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 def _copy(outputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
     for output, result in zip(outputs, results, strict=True):
         output.copy_(result)
+
+
+def _clear(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.zero_()
 
 
 def _compare(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_prune_ros.runtime.pinned import Sender
 from vla_prune_ros.vla.processor import check_frame, crop_table, jpeg_round_trip, resize
 
 _BITS = 22  # of Pillow's coefficients behind the point
@@ -30,7 +31,7 @@ class DeviceImages:
         self._size, self._device = size, device
         low, high, fraction = (torch.from_numpy(t).to(device) for t in crop_table(size))
         self._low, self._high, self._fraction = low, high, fraction[:, None]
-        self._pinned: dict[tuple[int, ...], Tensor] = {}
+        self._senders: dict[tuple[int, ...], Sender] = {}
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         """Map frames uint8 [H, W, 3] to policy images uint8 [views, S, S, 3] on the device.
@@ -61,13 +62,10 @@ class DeviceImages:
         return (x.clamp(0.0, 1.0) * 255.5).to(torch.uint8)
 
     def _send(self, view: int, image: np.ndarray) -> Tensor:
-        if self._device.type != 'cuda':
-            return torch.from_numpy(image.copy()).to(self._device)
         key = (view, *image.shape)
-        if key not in self._pinned:
-            self._pinned[key] = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True)
-        self._pinned[key].numpy()[...] = image
-        return self._pinned[key].to(self._device, non_blocking=True)
+        if key not in self._senders:
+            self._senders[key] = Sender(image.shape, torch.uint8, self._device)
+        return self._senders[key].send(image)
 
 
 @lru_cache(maxsize=32)

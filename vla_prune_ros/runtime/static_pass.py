@@ -10,16 +10,15 @@ does not change. Whatever cannot be recorded runs eagerly in the same buffers.
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla_prune_ros.runtime.capture import Graph, GraphBackend, Work
+from vla_prune_ros.runtime.capture import GraphBackend
+from vla_prune_ros.runtime.stages import Stages
 from vla_prune_ros.runtime.workspace import SlotSets, Workspace
 from vla_prune_ros.vla.decoder import check_kept, side_product
 from vla_prune_ros.vla.model import OFTOutput, OpenVLAOFT
@@ -32,89 +31,13 @@ from vla_prune_ros.vla.selection import (
     TokenState,
 )
 
-_log = logging.getLogger(__name__)
 _BUCKETS = 16  # sizes of a bucket: sixteenths of all visual tokens
 
 
-class Stages:
-    """The recorded stages, least recently used first, within a limit of number and memory.
-
-    Attributes:
-        captures, replays, fallbacks, evicted: counts since the start.
-        last_fallback: why a stage last ran eagerly.
-        said: what the stages of the current pass did, the most expensive one wins.
-    """
-
-    def __init__(
-        self, backend: Callable[[], GraphBackend], max_graphs: int, max_bytes: int
-    ) -> None:
-        self._make_backend, self._backend = backend, backend()
-        self.max_graphs, self.max_bytes = max_graphs, max_bytes
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._refused: dict[Hashable, str] = {}
-        self.captures = self.replays = self.fallbacks = self.evicted = 0
-        self.last_fallback = self.said = ''
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def run(self, key: Hashable, work: Work, refuse: str = '') -> list[Tensor]:
-        """Replay the stage of a key, or record it, or run it eagerly; returns its results.
-
-        Args:
-            key: says everything that Python decides in the work.
-            work: the stage.
-            refuse: why it must not be recorded; '' if it may.
-        """
-        graph = None if refuse else self._graphs.get(key)
-        if graph is not None:
-            self._graphs.move_to_end(key)
-            self.replays += 1
-            graph.replay()
-            return graph.outputs
-        refuse = refuse or self._refused.get(key, '')
-        if not refuse:
-            try:
-                graph = self._backend.capture(work)
-            except RuntimeError as error:  # out of memory is one, too
-                refuse = self._refused[key] = str(error).splitlines()[0]
-                _log.warning('stage %s runs without a graph: %s', key, refuse)
-        if graph is None:
-            self.fallbacks += 1
-            self.last_fallback = refuse
-            self.said = f'plain: {refuse}'
-            return list(work())
-        self.captures += 1
-        if not self.said:
-            self.said = 'capture'
-        _log.info('recorded stage %s', key)
-        self._graphs[key] = graph
-        self._bound()
-        return graph.outputs
-
-    def clear(self) -> None:
-        """Forget every recording and give its memory back."""
-        self.evicted += len(self._graphs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # nothing may be under way in what is freed
-        self._graphs.clear()
-        self._refused.clear()
-        self._backend = self._make_backend()
-
-    def used_bytes(self) -> int:
-        """Memory of all recordings."""
-        return self._backend.used_bytes()
-
-    def _bound(self) -> None:
-        if len(self._graphs) > self.max_graphs:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self._graphs.popitem(last=False)
-            self.evicted += 1
-        if self.used_bytes() > self.max_bytes:
-            # The pool is one: it gets smaller only when all of it goes.
-            _log.warning('graphs exceed %d MB and are recorded anew', self.max_bytes >> 20)
-            self.clear()
+def bucket_counts(layout: TokenLayout) -> list[int]:
+    """Visual tokens of the buckets, largest first."""
+    step = max(1, layout.n_visual // _BUCKETS)
+    return sorted({layout.n_visual, *range(0, layout.n_visual, step)}, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -197,9 +120,9 @@ class StaticModel:
         self.stages.said = ''
         space.load(frames, proprio)
         space.set_text(input_ids)
-        self.stages.run(('vision', space.n_views), space.see)
+        self.stages.run(('vision', space.n_views), space.see, [space.visual])
         mark('vision')
-        self.stages.run(('assemble', space.n_views), space.assemble)
+        self.stages.run(('assemble', space.n_views), space.assemble, [space.assembled])
         mark('assemble')
         decoding = _Decoding(self, space, layout, selector)
         decoding.run()
@@ -296,7 +219,7 @@ class _Decoding:
             return [model.action_head(states), states]
 
         if n + start < self.layout.proprio:
-            return self.owner.stages.run(None, by_rows, 'read-out of visual rows')
+            return self.owner.stages.run(None, by_rows, refuse='read-out of visual rows')
         key = ('head', self._name(source), rows, n, start)
         return self.owner.stages.run(key, work)
 
@@ -341,10 +264,8 @@ class _Decoding:
             return self.plan.rows(live, self.layout)
         if self.plan.repeats:
             return live
-        step = max(1, self.layout.n_visual // _BUCKETS)
         others = self.n - self.layout.n_visual
-        visual = -(-(live - others) // step) * step
-        return others + min(visual, self.layout.n_visual)
+        return others + min(n for n in bucket_counts(self.layout) if n >= live - others)
 
     def _segment(self, first: int, last: int) -> None:
         space, plan = self.space, self.plan
@@ -380,7 +301,7 @@ class _Decoding:
         def work() -> list[Tensor]:
             return self._layers(segment, wanted)
 
-        flat = iter(self.owner.stages.run(segment, work, self.refuse))
+        flat = iter(self.owner.stages.run(segment, work, [space.out[:, : self.rows]], self.refuse))
         for layer in wanted:
             fields = [next(flat) for _ in range(5)]
             entropy = next(flat) if plan.scores[layer].entropy else None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_prune_ros.runtime.pinned import Sender
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.processor import PixelScale
@@ -53,9 +54,8 @@ class Workspace:
             self.everything, config.llama.head_dim, config.llama.rope_theta, dtype
         )
         self._scale = PixelScale(device)
-        pinned = {'pin_memory': device.type == 'cuda'}
-        self._host_frames = torch.empty(self.frames.shape, dtype=torch.uint8, **pinned)
-        self._host_proprio = torch.empty(self.proprio.shape, **pinned)
+        self._send_frames = Sender(self.frames.shape, torch.uint8, device)
+        self._send_proprio = Sender(self.proprio.shape, torch.float32, device)
         self._texts: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._text: tuple[int, ...] | None = None
 
@@ -67,17 +67,12 @@ class Workspace:
         )
 
     def load(self, frames: np.ndarray | Tensor, proprio: np.ndarray) -> None:
-        """Send policy images and robot state on their way; returns before they have arrived.
-
-        The pinned buffers are free again when the caller has waited for the results of the pass.
-        """
+        """Send policy images and robot state on their way; returns before they have arrived."""
         if isinstance(frames, Tensor):
             self.frames.copy_(frames)
         else:
-            self._host_frames.numpy()[...] = frames
-            self.frames.copy_(self._host_frames, non_blocking=True)
-        self._host_proprio.numpy()[0] = proprio
-        self.proprio.copy_(self._host_proprio, non_blocking=True)
+            self._send_frames.send(frames, self.frames)
+        self._send_proprio.send(proprio[None], self.proprio)
 
     def set_text(self, ids: Tensor) -> None:
         """Put the prompt, the empty slots and EOS into the sequence; ids int64 [1, L], on the CPU.
@@ -107,6 +102,11 @@ class Workspace:
         text[:, :length] = embed(ids.to(model.device))
         text[:, -1] = embed(torch.tensor([model.config.eos_id], device=model.device))
         return text
+
+    @property
+    def assembled(self) -> Tensor:
+        """The part of `sequence` that `assemble` writes."""
+        return self.sequence[:, 1 : self.n_visual + 2]
 
     def see(self) -> list[Tensor]:
         """Stage: policy images to visual tokens."""

@@ -1,0 +1,49 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""One matrix product for several layers that share their input, without new parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def lay_side_by_side(linears: Sequence[nn.Linear]) -> None:
+    """Move the weights of some layers into one block of memory, so that one product serves all.
+
+    They stay parameters of their own, with their names; see `as_one_matrix`.
+    """
+    whole = torch.cat([linear.weight.detach() for linear in linears])
+    parts = whole.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=linear.weight.requires_grad)
+
+
+def as_one_matrix(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """View neighbouring weights as one matrix [sum of out, in], without copying.
+
+    Returns:
+        The matrix, or None where they are not neighbours, have biases, are wrapped (LoRA,
+        quantised), a gradient is wanted, or a compiler looks on, which knows no addresses.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    first = linears[0].weight if type(linears[0]) is nn.Linear else None
+    if type(first) is not nn.Parameter or not first.is_contiguous():
+        return None
+    base, rows = first.untyped_storage().data_ptr(), 0
+    start, row_bytes = first.data_ptr(), first.shape[1] * first.element_size()
+    for linear in linears:
+        weight = linear.weight if type(linear) is nn.Linear and linear.bias is None else None
+        if (
+            type(weight) is not nn.Parameter
+            or weight.dtype != first.dtype
+            or weight.shape[1:] != first.shape[1:]
+            or weight.data_ptr() != start + rows * row_bytes
+            or weight.untyped_storage().data_ptr() != base
+        ):
+            return None
+        rows += len(weight)
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))
