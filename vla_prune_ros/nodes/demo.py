@@ -58,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
     p.add_argument('--device', default='auto', help='torch device of the policy (default: auto)')
     p.add_argument('--backend', default='tabletop', help='simulated robot (default: tabletop)')
+    p.add_argument('--suite', default='', help='task suite; default: the first of the backend')
+    p.add_argument(
+        '--assets', default='', help="libero: directory of its assets, or 'placeholder'"
+    )
     p.add_argument('--out', type=Path, default=Path('out/demo'), help='output directory')
     p.add_argument(
         '--domain-id', type=int, default=None,
@@ -99,32 +103,47 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         f'demo: {len(modes)} modes x {len(plan)} episodes on ROS domain'
         f' {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}'
     )
-    started, episodes = time.monotonic(), []
+    if args.backend == 'libero':
+        from vla_prune_ros.sim.libero.assets import find_assets
+
+        assets = find_assets(args.assets)
+        print(f'demo: {assets.notice or assets.path}')
+    started, codes = time.monotonic(), {}
+    episodes: list[DemoEpisode] = []
+    policies: list[dict] = []
+    total = len(plan) * len(modes)
     with Children(args.out, node_environment()) as children:
-        for name, parameters in NODES.items():
-            children.start(name, node_command(name, [*parameters, *own_parameters(name, args)]))
-        try:
-            with DemoClient(children.check, args.patience) as client:
-                client.wait_for_nodes()
-                print(f'demo: both nodes are ready after {time.monotonic() - started:.1f} s')
-                total = len(plan) * len(modes)
-                for task, state in plan:
-                    for mode in modes:
-                        pictures = needs_pictures(episodes, mode)
-                        wanted = Wanted(mode, task, state, args.max_steps, pictures)
-                        episodes.append(client.run_episode(wanted))
-                        print(progress_line(episodes[-1], len(episodes), total), flush=True)
-                info = client.policy_info
-        except ChildDiedError:
-            raise
-        except RuntimeError as error:  # the nodes' own words say why
-            tails = [f'the end of {children.log(n)}:\n{children.tail(n)}' for n in NODES]
-            raise RuntimeError('\n'.join([str(error), *tails])) from None
-        codes = children.stop()
+        children.start('sim_bridge', command_of('sim_bridge', args))
+        for checkpoint, own_modes in rounds(modes, args.checkpoint, args.backend):
+            policy = f'policy_node_{checkpoint}' if policies else 'policy_node'
+            children.start(policy, command_of('policy_node', args, checkpoint))
+            try:
+                with DemoClient(children.check, args.patience) as client:
+                    since = time.monotonic()
+                    client.wait_for_nodes()
+                    print(
+                        f'demo: both nodes are ready after {time.monotonic() - since:.1f} s;'
+                        f' weights: {checkpoint}'
+                    )
+                    for task, state in plan:
+                        for mode in own_modes:
+                            pictures = needs_pictures(episodes, mode)
+                            wanted = Wanted(mode, task, state, args.max_steps, pictures)
+                            episodes.append(client.run_episode(wanted))
+                            print(progress_line(episodes[-1], len(episodes), total), flush=True)
+                    policies.append(client.policy_info)
+            except ChildDiedError:
+                raise
+            except RuntimeError as error:  # the nodes' own words say why
+                names = (policy, 'sim_bridge')
+                tails = [f'the end of {children.log(n)}:\n{children.tail(n)}' for n in names]
+                raise RuntimeError('\n'.join([str(error), *tails])) from None
+            codes |= children.stop(policy)
+        codes |= children.stop()
     for name, code in codes.items():
         if code:
             print(f'demo: {name} ended with exit code {code}', file=sys.stderr)
-    write_everything(args.out, modes, episodes, info, argv)
+    write_everything(args.out, modes, episodes, policies, argv)
     print(f'demo: done in {time.monotonic() - started:.0f} s')
     return 1 if any(codes.values()) else 0
 
@@ -133,7 +152,7 @@ def write_everything(
     out: Path,
     modes: Sequence[str],
     episodes: Sequence[DemoEpisode],
-    info: dict,
+    policies: Sequence[dict],
     argv: Sequence[str],
 ) -> None:
     """Print the table; write the results, the animation and the strip of pictures."""
@@ -144,13 +163,30 @@ def write_everything(
     run = {
         'command': command_line(argv, 'demo'),
         'environment': environment(),
-        'policy': info,
+        'policies': list(policies),
     }
     print(f'\n{demo_report.demo_table(rows)}\n')
     demo_report.write_results(out / RESULTS, run, rows, episodes)
     demo_report.write_animation(out / ANIMATION, demo_report.choose_episode(episodes))
     demo_report.write_strip(out / STRIP, episodes)
     print(f'demo: written to {out}: {RESULTS}, {ANIMATION}, {STRIP}')
+
+
+def rounds(modes: Sequence[str], checkpoint: str, backend: str) -> list[tuple[str, list[str]]]:
+    """(checkpoint, modes that run on it): one policy node after the other.
+
+    Without a checkpoint of the user's, a mode that needs fine-tuned weights gets the embedded ones
+    that were made for it.
+    """
+    if checkpoint:
+        return [(str(Path(checkpoint).resolve()), list(modes))]
+    from vla_prune_ros.evaluation.entries import embedded_checkpoints
+
+    usual, own = embedded_checkpoints(backend)
+    parts: dict[str, list[str]] = {}
+    for mode in modes:
+        parts.setdefault(own.get(mode, usual), []).append(mode)
+    return sorted(parts.items(), key=lambda part: part[0] != usual)
 
 
 def chosen_modes(text: str) -> list[str]:
@@ -193,24 +229,23 @@ def node_environment() -> dict[str, str]:
     return {**os.environ, 'PYTHONUNBUFFERED': '1'}
 
 
-def node_command(name: str, parameters: Sequence[str]) -> list[str]:
+def command_of(name: str, args: argparse.Namespace, checkpoint: str = '') -> list[str]:
     """The command line of a node."""
+    if name == 'sim_bridge':
+        values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
+    else:
+        cores = len(os.sched_getaffinity(0))
+        values = {
+            'checkpoint': checkpoint,
+            'device': args.device,
+            # The simulation renders on the other cores; threads that wait for a core cost most.
+            'torch_threads': max(1, cores // 2),
+        }
+    own = [f'{key}:={value}' for key, value in values.items() if value != '']
     command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
-    for parameter in parameters:
+    for parameter in (*NODES[name], *own):
         command += ['-p', parameter]
     return command
-
-
-def own_parameters(name: str, args: argparse.Namespace) -> list[str]:
-    """Parameters of a node that follow from the command line."""
-    if name == 'sim_bridge':
-        return [f'backend:={args.backend}']
-    cores = len(os.sched_getaffinity(0))
-    # The simulation renders on the other cores; threads that wait for a core cost most.
-    parameters = [f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
-    if args.checkpoint:
-        parameters.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
-    return parameters
 
 
 def needs_pictures(episodes: Sequence[DemoEpisode], mode: str) -> bool:
