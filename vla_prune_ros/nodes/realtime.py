@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -84,13 +85,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     simulation = simulation_budget(args.backend)
     load = os.getloadavg()[0]
     rows = []
-    with Children(args.out, demo.node_environment()) as children:
+    with Children(args.out / 'log', demo.node_environment()) as children:
         for name, parameters in demo.NODES.items():
             given = [p for p in parameters if not p.startswith('mode:=')]
-            if name == 'sim_bridge':
-                given.append('mode:=realtime')
-            own = demo.own_parameters(name, args)
-            children.start(name, demo.node_command(name, [*given, *own]))
+            children.start(name, demo.node_command(name, [*given, *node_settings(name, args)]))
         with RealtimeClient(children.check, args.patience) as client:
             client.wait_for_nodes()
             for mode in modes:
@@ -107,7 +105,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 rows.append(mode_row(mode, done))
         codes = children.stop()
     result = {
-        'command': ' '.join(['python -m vla_prune_ros realtime', *argv]),
+        'command': shlex.join(['python', '-m', 'vla_prune_ros', 'realtime', *argv]),
         'note': args.note,
         'cores': cores,
         'cores_of_the_machine': os.cpu_count(),
@@ -135,6 +133,18 @@ def bind(count: int) -> list[int]:
         raise ValueError(f'--cores {count} is not within 1..{len(there)}')
     os.sched_setaffinity(0, there[:count])
     return there[:count]
+
+
+def node_settings(name: str, args: argparse.Namespace) -> list[str]:
+    """Parameters of a node that follow from the command line."""
+    if name == 'sim_bridge':
+        return ['mode:=realtime', f'backend:={args.backend}']
+    # The simulation needs a core of its own where there are several.
+    threads = max(1, args.cores // 2)
+    settings = [f'device:={args.device}', f'torch_threads:={threads}']
+    if args.checkpoint:
+        settings.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
+    return settings
 
 
 def simulation_budget(backend: str, steps: int = 60) -> dict[str, Any]:
