@@ -80,7 +80,7 @@ def test_a_demo_switches_modes_writes_everything_and_leaves_no_process(demo, che
         assert (episode['steps'], episode['queries']) == (12, 2)
         assert episode['kept'] == ([32, 32] if episode['mode'] == 'none' else [16, 16])
     assert [row['episodes'] for row in results['modes']] == [2, 2]
-    assert results['run']['policy']['checkpoint'] == str(checkpoint)
+    assert [p['checkpoint'] for p in results['run']['policies']] == [str(checkpoint)]
     assert '| random |' in process.log
     with Image.open(out / 'episode.gif') as animation:
         assert animation.n_frames == 6  # every second of the 12 steps
@@ -96,6 +96,22 @@ def test_what_a_mode_is_not_on_these_weights_is_noted_below_the_table(demo, tmp_
     assert '\n- [1] these weights were not trained for lightvla' in process.log
     results = json.loads((tmp_path / 'out' / 'results.json').read_text())
     assert [bool(row['note']) for row in results['modes']] == [True, False]
+
+
+def test_lightvla_runs_on_the_embedded_weights_made_for_it(start, tmp_path):
+    process = start(
+        'demo', '--modes', 'none,random,lightvla', '--episodes', '1', '--max-steps', '12',
+        '--domain-id', os.environ['ROS_DOMAIN_ID'], '--out', str(tmp_path),
+    )  # fmt: skip
+    assert process.popen.wait(90) == 0, process.log
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert {row['mode']: row['checkpoint'] for row in results['modes']} == {
+        'none': 'tabletop', 'random': 'tabletop', 'lightvla': 'tabletop_lightvla',
+    }  # fmt: skip
+    digests = {policy['mode']: policy['sha256'] for policy in results['run']['policies']}
+    assert digests['lightvla'] != digests['random']
+    assert not any(row['note'] for row in results['modes'])
+    assert '- [1] on weights tabletop_lightvla' in process.log
 
 
 def test_ctrl_c_stops_both_nodes(demo):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,10 @@ class Frame:
 
 @dataclass
 class DemoEpisode:
-    """One episode of the demo, as seen on the topics. `note`: what `policy_info` says of it."""
+    """One episode of the demo, as seen on the topics.
+
+    `note` is what `policy_info` says of it, `checkpoint` the name of the weights.
+    """
 
     mode: str
     task: str
@@ -60,6 +64,7 @@ class DemoEpisode:
     queries: list[Query] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     note: str = ''
+    checkpoint: str = ''
 
     def to_json(self) -> dict:
         """Everything but the pictures."""
@@ -98,6 +103,7 @@ def demo_rows(modes: Sequence[str], episodes: Sequence[DemoEpisode]) -> list[dic
             'kept': float(np.mean([len(q.kept) for q in queries])) if queries else 0.0,
             'visual_tokens': max((q.n_visual for q in queries), default=0),
             'latency_ms': percentiles(warm or [q.latency_ms for q in queries], (50, 95)),
+            'checkpoint': next((episode.checkpoint for episode in ours), ''),
             'note': next((episode.note for episode in ours), ''),
         })  # fmt: skip
     return rows
@@ -105,7 +111,13 @@ def demo_rows(modes: Sequence[str], episodes: Sequence[DemoEpisode]) -> list[dic
 
 def demo_table(rows: Sequence[dict]) -> str:
     """The table of the demo, in Markdown, with notes below it."""
-    notes = [[row['note']] if row['note'] else [] for row in rows]
+    counts = Counter(row['checkpoint'] for row in rows)
+    usual = counts.most_common(1)[0][0] if counts else ''
+    notes = [
+        [f'on weights {row["checkpoint"]}'] * (row['checkpoint'] not in ('', usual))
+        + [row['note']] * bool(row['note'])
+        for row in rows
+    ]
     names, below = footnotes([row['mode'] for row in rows], notes)
     lines = []
     for name, row in zip(names, rows, strict=True):

@@ -53,6 +53,10 @@ class Children:
                 preexec_fn=die_with_parent,
             )
 
+    def pid(self, name: str) -> int:
+        """Process id of a child."""
+        return self._running[name].pid
+
     def log(self, name: str) -> Path:
         """File with the output of a child."""
         return self._logs / f'{name}.log'
@@ -76,26 +80,29 @@ class Children:
                     f'{self.tail(name)}'
                 )
 
-    def stop(self) -> dict[str, int]:
-        """End all children: SIGINT, after 8 s SIGTERM, after 3 s more SIGKILL, to each session.
+    def stop(self, *names: str) -> dict[str, int]:
+        """End children: SIGINT, after 8 s SIGTERM, after 3 s more SIGKILL, to each session.
+
+        Args:
+            names: which; all without any.
 
         Returns:
             Exit code by name.
         """
+        ending = {n: p for n, p in self._running.items() if n in names or not names}
         for number, patience in ((signal.SIGINT, 8.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3)):
-            for process in self._running.values():
+            for process in ending.values():
                 if process.poll() is None:
                     _signal_session(process.pid, number)
-            for process in self._running.values():
+            for process in ending.values():
                 try:
                     process.wait(patience)
                 except subprocess.TimeoutExpired:
                     continue
-        codes = {name: process.returncode for name, process in self._running.items()}
-        for process in self._running.values():
+        for name, process in ending.items():
             _signal_session(process.pid, signal.SIGKILL)  # what a child may have started
-        self._running.clear()
-        return codes
+            del self._running[name]
+        return {name: process.returncode for name, process in ending.items()}
 
     def __enter__(self) -> Children:
         return self

@@ -113,22 +113,29 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     policies: list[dict] = []
     total = len(plan) * len(modes)
     with Children(args.out, node_environment()) as children:
-        children.start('sim_bridge', command_of('sim_bridge', args))
+
+        def start(name: str, node: str, *more: str) -> None:
+            parameters = [*NODES[node], *own_parameters(node, args), *more]
+            children.start(name, node_command(node, parameters))
+
+        start('sim_bridge', 'sim_bridge')
         for checkpoint, own_modes in rounds(modes, args.checkpoint, args.backend):
-            policy = f'policy_node_{checkpoint}' if policies else 'policy_node'
-            children.start(policy, command_of('policy_node', args, checkpoint))
+            policy = f'policy_node_{checkpoint.name}' if policies else 'policy_node'
+            start(policy, 'policy_node', f'checkpoint:={checkpoint}')
             try:
                 with DemoClient(children.check, args.patience) as client:
                     since = time.monotonic()
                     client.wait_for_nodes()
                     print(
                         f'demo: both nodes are ready after {time.monotonic() - since:.1f} s;'
-                        f' weights: {checkpoint}'
+                        f' weights {checkpoint.name}'
                     )
                     for task, state in plan:
                         for mode in own_modes:
                             pictures = needs_pictures(episodes, mode)
-                            wanted = Wanted(mode, task, state, args.max_steps, pictures)
+                            wanted = Wanted(
+                                mode, task, state, args.max_steps, pictures, checkpoint.name
+                            )
                             episodes.append(client.run_episode(wanted))
                             print(progress_line(episodes[-1], len(episodes), total), flush=True)
                     policies.append(client.policy_info)
@@ -172,21 +179,23 @@ def write_everything(
     print(f'demo: written to {out}: {RESULTS}, {ANIMATION}, {STRIP}')
 
 
-def rounds(modes: Sequence[str], checkpoint: str, backend: str) -> list[tuple[str, list[str]]]:
+def rounds(modes: Sequence[str], checkpoint: str, backend: str) -> list[tuple[Path, list[str]]]:
     """(checkpoint, modes that run on it): one policy node after the other.
 
     Without a checkpoint of the user's, a mode that needs fine-tuned weights gets the embedded ones
     that were made for it.
     """
     if checkpoint:
-        return [(str(Path(checkpoint).resolve()), list(modes))]
+        return [(Path(checkpoint).resolve(), list(modes))]
+    from vla_prune_ros import weights
     from vla_prune_ros.evaluation.entries import embedded_checkpoints
 
     usual, own = embedded_checkpoints(backend)
     parts: dict[str, list[str]] = {}
     for mode in modes:
         parts.setdefault(own.get(mode, usual), []).append(mode)
-    return sorted(parts.items(), key=lambda part: part[0] != usual)
+    usual_first = sorted(parts, key=lambda name: name != usual)
+    return [(weights.directory(name), parts[name]) for name in usual_first]
 
 
 def chosen_modes(text: str) -> list[str]:
@@ -229,23 +238,22 @@ def node_environment() -> dict[str, str]:
     return {**os.environ, 'PYTHONUNBUFFERED': '1'}
 
 
-def command_of(name: str, args: argparse.Namespace, checkpoint: str = '') -> list[str]:
+def node_command(name: str, parameters: Sequence[str]) -> list[str]:
     """The command line of a node."""
-    if name == 'sim_bridge':
-        values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
-    else:
-        cores = len(os.sched_getaffinity(0))
-        values = {
-            'checkpoint': checkpoint,
-            'device': args.device,
-            # The simulation renders on the other cores; threads that wait for a core cost most.
-            'torch_threads': max(1, cores // 2),
-        }
-    own = [f'{key}:={value}' for key, value in values.items() if value != '']
     command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
-    for parameter in (*NODES[name], *own):
+    for parameter in parameters:
         command += ['-p', parameter]
     return command
+
+
+def own_parameters(name: str, args: argparse.Namespace) -> list[str]:
+    """Parameters of a node that follow from the command line, but for the weights."""
+    if name == 'sim_bridge':
+        values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
+        return [f'{key}:={value}' for key, value in values.items() if value]
+    cores = len(os.sched_getaffinity(0))
+    # The simulation renders on the other cores; threads that wait for a core cost most.
+    return [f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
 
 
 def needs_pictures(episodes: Sequence[DemoEpisode], mode: str) -> bool:

@@ -35,13 +35,14 @@ TICK = 0.2  # s between two looks at the children while nothing arrives
 
 @dataclass(frozen=True)
 class Wanted:
-    """An episode to run. `pictures`: collect camera frames."""
+    """An episode to run. `pictures`: collect camera frames; `checkpoint`: its name, to show."""
 
     mode: str
     task: str
     state: int
     max_steps: int = 0
     pictures: bool = False
+    checkpoint: str = ''
 
 
 class DemoClient:
@@ -155,6 +156,7 @@ class DemoClient:
             queries=list(self._queries),
             frames=self._frames() if wanted.pictures else [],
             note=self.policy_info['note'],
+            checkpoint=wanted.checkpoint,
         )
 
     def _is_done(self, number: str) -> bool:
