@@ -26,6 +26,7 @@ MAY_KNOW = {
 }
 # These talk to two nodes over ROS and evaluate what they did: they stand above both rooms.
 ABOVE = (
+    'overhead.py',
     'demo.py',
     'demo_client.py',
     'latency_sweep.py',

@@ -19,6 +19,8 @@ VERBS = {
     'bench': ('vla_prune_ros.evaluation.bench', 'latency of pruning modes, by stage'),
     'latency': ('vla_prune_ros.nodes.latency_sweep', 'success in real time against latency'),
     'realtime': ('vla_prune_ros.nodes.realtime', 'both nodes in real time on a few cores'),
+    'overhead': ('vla_prune_ros.nodes.overhead', 'what the node adds to a direct call'),
+    'soak': ('vla_prune_ros.nodes.soak', 'hours of ticks: do memory and latency stay flat'),
     'calibrate': ('vla_prune_ros.evaluation.calibrate', 'layer importance for efficient_vla'),
     'train': ('vla_prune_ros.training.train', 'demonstrations and behaviour cloning'),
     'check': ('vla_prune_ros.evaluation.check', 'is a checkpoint complete, and what for'),

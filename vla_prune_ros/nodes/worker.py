@@ -9,6 +9,7 @@ before waiting observations, so a change that was acknowledged holds from the ne
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -61,6 +62,7 @@ class Worker(threading.Thread):
                 self._waiting[0] = self._merge(oldest, self._waiting[0])
                 self.superseded += 1
             self._changed.notify()
+        time.sleep(0)  # gives the interpreter to this thread at once; the caller is in no hurry
 
     def clear(self) -> None:
         """Forget the waiting observations."""
