@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -41,9 +41,10 @@ class ForcedCount:
         if not first or not self.open_ended or self.count is None:
             return kept
         layout = tokens.layout
-        step = layout.n_visual / self.count
+        step = layout.n_visual / max(1, self.count)
         chosen = [layout.visual.start + int(i * step) for i in range(self.count)]
-        return layout.keep(torch.tensor(chosen, device=tokens.ids.device))
+        device = tokens.ids.device
+        return layout.keep(torch.tensor(chosen, dtype=torch.int64, device=device))
 
     def end(self, tokens: TokenState) -> None:
         """See `TokenSelector.end`."""
@@ -55,9 +56,11 @@ def record_sizes(
     method: PruningMethod,
     template_tokens: int,
     frames_shape: tuple[int, ...],
-    counts: Callable[[TokenLayout], Iterator[int]],
+    counts: Callable[[TokenLayout], list[int]],
 ) -> int:
-    """Run a mode on noise: as it is, then with every bucket's number of tokens in turn.
+    """Run a mode on noise: as it is, then with the largest and least count of every bucket.
+
+    Counts of later cuts follow from that of the first, and grow with it.
 
     Args:
         run: a pass of the network over policy images.
@@ -80,5 +83,6 @@ def record_sizes(
         history.close_query(frames)
         passes += 1
         if passes == 3 and selector.open_ended:
-            wanted = [*counts(out.layout)]
+            most = counts(out.layout)
+            wanted = sorted({*most, *(n + 1 for n in most[1:])}, reverse=True)
     return passes

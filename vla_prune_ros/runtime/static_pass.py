@@ -171,7 +171,7 @@ class _Decoding:
         self.scores: dict[int, LayerScores] = {}
         self.plan = PassPlan()
         self.cache: SlotCache | None = None
-        self.slots, self.refuse = -2, ''
+        self.slots, self.refuse, self.masked = -2, '', False
 
     def run(self) -> None:
         """Run all layers."""
@@ -246,7 +246,7 @@ class _Decoding:
     def _cut(self, point: int) -> None:
         state = TokenState(self.layout, self.ids, self._states(), self.scores)
         kept = self.selector.select(point, state)
-        space = self.space
+        space, plan = self.space, self.plan
         if kept is None:
             return
         check_kept(kept, self.ids, self.layout)
@@ -255,6 +255,9 @@ class _Decoding:
             source = space.out
             source[:, : self.live].copy_(space.rows[:, : self.live])
         self.live, self.rows = len(kept), self._bucket(len(kept))
+        # Where counts vary, a bucket that happens to be full is treated like the others.
+        varies = bool(plan.bucket) or not plan.repeats
+        self.masked = self.live < self.rows or (varies and self.rows < self.n)
         self.ids = space.compact(source, self.ids, kept, self.rows, self.n)
         self.source = space.rows
 
@@ -291,7 +294,7 @@ class _Decoding:
             self.rows,
             self.n,
             self.source is space.sequence,
-            self.rows > self.live,
+            self.masked,
             tuple(sorted(plan.skip_layers)),
             tuple(requests) if not self.refuse else (),
             self.slots,

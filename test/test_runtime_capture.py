@@ -1,0 +1,126 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Recording work and replaying it: the stand-in keeps the rules of CUDA graphs."""
+
+import gc
+
+import pytest
+import torch
+
+from vla_prune_ros.runtime.capture import CudaGraphs, RecordedOperations
+from vla_prune_ros.runtime.stages import Stages
+
+
+def cuda_graphs():
+    return CudaGraphs(torch.device('cuda'))
+
+
+BACKENDS = [
+    pytest.param((RecordedOperations, 'cpu'), id='stand-in'),
+    pytest.param((cuda_graphs, 'cuda'), id='cuda', marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def place(request):
+    make, device = request.param
+    with torch.inference_mode():
+        yield make, device
+
+
+def test_a_replay_follows_its_inputs_without_python_and_without_moving(place):
+    make, device = place
+    x, runs = torch.ones(4, 3, device=device), []
+    side = torch.zeros(3, device=device)
+
+    def work():
+        runs.append(1)
+        y = x.t().contiguous().view(-1).relu_().add_(1)
+        side.copy_(x.sum(0))
+        return [y[::2], y.amax()]
+
+    graph = make().capture(work, [side])
+    addresses = [t.data_ptr() for t in (*graph.outputs, side)]
+    n_runs = len(runs)
+    for value in (5.0, -2.0):
+        x.fill_(value)
+        graph.replay()
+        assert graph.outputs[0].tolist() == [max(value, 0) + 1] * 6
+        assert side.tolist() == [4 * value] * 3
+    assert [t.data_ptr() for t in (*graph.outputs, side)] == addresses
+    assert len(runs) == n_runs
+
+
+@pytest.mark.parametrize(
+    'sync',
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: bool((x > 0).any()),
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: x * torch.tensor([1.0, 2.0, 3.0, 4.0], device=x.device),
+    ],
+)
+def test_work_that_waits_for_the_device_is_refused(sync):
+    x = torch.ones(4)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match='cannot be part of a graph'):
+        RecordedOperations().capture(lambda: [torch.as_tensor(sync(x)) * 1.0])
+
+
+def test_work_that_depends_on_what_python_counts_is_refused(place):
+    make, device = place
+    x, calls = torch.ones(2, device=device), []
+
+    def work():
+        calls.append(1)
+        return [x * len(calls)]
+
+    with pytest.raises(RuntimeError, match='does not reproduce'):
+        make().capture(work)
+
+
+def test_memory_of_a_dropped_recording_is_no_longer_counted():
+    backend = RecordedOperations()
+    x = torch.ones(100)
+    with torch.inference_mode():
+        graphs = [backend.capture(lambda: [x * 2 + 1]) for _ in range(2)]
+    full = backend.used_bytes()
+    assert full >= 2 * 2 * 400
+    graphs.pop()
+    gc.collect()
+    assert backend.used_bytes() == full / 2
+
+
+class Broken(RecordedOperations):
+    """Cannot record anything."""
+
+    def capture(self, work, written=()):
+        raise RuntimeError('no recording today\nmore text')
+
+
+def test_a_stage_that_cannot_be_recorded_runs_eagerly_and_says_why():
+    stages = Stages(Broken, 4, 1 << 20)
+    for _ in range(2):
+        assert stages.run('double', lambda: [torch.ones(1) * 2])[0].item() == 2
+    assert (stages.fallbacks, stages.captures, stages.replays) == (2, 0, 0)
+    assert stages.said == 'plain: no recording today'
+
+
+def test_the_least_recently_used_stage_goes_first():
+    stages = Stages(RecordedOperations, 2, 1 << 20)
+    x = torch.ones(1)
+    with torch.inference_mode():
+        for key in ('a', 'b', 'a', 'c', 'a', 'b'):
+            stages.run(key, lambda: [x + 1])
+    assert (stages.captures, stages.replays, stages.evicted, len(stages)) == (4, 2, 2, 2)
+
+
+def test_too_much_memory_starts_all_recordings_anew():
+    stages = Stages(RecordedOperations, 100, 3000)
+    x = torch.ones(100)
+    with torch.inference_mode():
+        for key in range(8):
+            assert stages.run(key, lambda: [x + 1])[0].sum().item() == 200
+            assert stages.used_bytes() <= 3000
+    assert stages.evicted >= 2

@@ -1,0 +1,62 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The image pipeline in torch gives the pictures of the one on the host, to the last bit."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vla_prune_ros.runtime import images
+from vla_prune_ros.runtime.images import DeviceImages
+from vla_prune_ros.vla.processor import preprocess_image
+
+SIZES = [(256, 256), (480, 640), (128, 128), (100, 224), (60, 50), (300, 90), (224, 224), (57, 56)]
+DEVICES = [
+    pytest.param(torch.device('cpu'), id='cpu'),
+    pytest.param(torch.device('cuda:0'), id='cuda', marks=pytest.mark.gpu),
+]
+
+
+def frames(height, width):
+    """Noise, a smooth picture, and one of hard edges that overshoot."""
+    rng = np.random.default_rng(height * 1000 + width)
+    small = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    edges = (rng.random((height, width, 1)) > 0.5) * np.full(3, 255)
+    return [
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)),
+        edges.astype(np.uint8),
+    ]
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('size', [56, 224])
+def test_pictures_equal_those_of_the_host(size, device):
+    pipeline = DeviceImages(size, device)
+    for shape in SIZES:
+        given = frames(*shape)
+        ours = pipeline(given)
+        assert ours.device.type == device.type
+        for picture, frame in zip(ours.cpu().numpy(), given, strict=True):
+            np.testing.assert_array_equal(picture, preprocess_image(frame, size), str(shape))
+
+
+def test_a_resize_of_another_kind_stays_on_the_host(monkeypatch):
+    monkeypatch.setattr(images, 'resize_order', lambda *shape: None)
+    (frame, *_) = frames(90, 120)
+    picture = DeviceImages(56, torch.device('cpu'))([frame])[0]
+    np.testing.assert_array_equal(picture.numpy(), preprocess_image(frame, 56))
+
+
+def test_the_order_of_the_resize_is_found_out(monkeypatch):
+    assert images.resize_order(60, 50, 56) != images.resize_order(50, 60, 56)
+    images.resize_order.cache_clear()
+    monkeypatch.setattr(images, 'resize', lambda image, size: np.zeros((size, size, 3), np.uint8))
+    assert images.resize_order(60, 50, 56) is None
+    images.resize_order.cache_clear()
+
+
+def test_malformed_frames_are_refused():
+    with pytest.raises(ValueError, match='uint8'):
+        DeviceImages(56, torch.device('cpu'))([np.zeros((8, 8, 3))])

@@ -1,0 +1,227 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""A policy with every runtime, image pipeline and type of weights."""
+
+import builtins
+import copy
+import os
+import resource
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import INSTRUCTIONS, observation, tiny_checkpoint
+
+from vla_prune_ros import weights
+from vla_prune_ros.policy import VLAPolicy
+from vla_prune_ros.pruning import MODES
+from vla_prune_ros.runtime.engine import RUNTIMES
+from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla.processor import pixel_values
+
+GOLDEN = Path(__file__).parent / 'data' / 'oft_tiny'
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp('runtime'), seed=1)
+
+
+def load(directory, mode='none', **settings):
+    return VLAPolicy.from_pretrained(directory, mode, **settings)
+
+
+def episode(policy, n=4):
+    chunks = []
+    for i in range(n):
+        chunks.append(policy.step(observation(i % 2, float(i))))
+        policy.record_executed(np.full((8, 7), 0.2 * i))
+        policy.observe(observation(i % 2, float(i)).images)
+    return chunks
+
+
+def assert_same_chunks(ours, theirs, atol=1e-5):
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=atol)
+        np.testing.assert_array_equal(a.kept, b.kept)
+        assert a.reset_reason == b.reset_reason
+        assert {k: v for k, v in a.stats.items() if k != 'runtime'} == b.stats
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_recorded_stages_and_images_of_the_device_change_no_chunk(directory, mode):
+    plain = episode(load(directory, mode, runtime='plain'))
+    assert_same_chunks(episode(load(directory, mode, runtime='graphs')), plain)
+    device = load(directory, mode, runtime='graphs', image_pipeline='device')
+    assert_same_chunks(episode(device), plain)
+
+
+def test_chunks_say_how_they_were_computed(directory):
+    policy = load(directory, 'fastv', runtime='graphs')
+    said = [chunk.stats['runtime'] for chunk in episode(policy, 3)]
+    assert said == ['capture', 'replay', 'replay']
+    stats = policy.runtime_stats()
+    assert stats['runtime'] == policy.info()['runtime'] == 'graphs'
+    assert 0 < stats['graph_bytes'] <= stats['graph_limit_bytes']
+    assert 'runtime' not in episode(load(directory), 1)[0].stats
+
+
+def test_a_new_instruction_mode_or_budget_is_recorded_and_never_fails(directory):
+    policy = load(directory, runtime='graphs')
+    plain = load(directory, runtime='plain')
+    for i, (instruction, mode, options) in enumerate(
+        [
+            (INSTRUCTIONS[0], 'none', {}),
+            (INSTRUCTIONS[1], 'none', {}),
+            (INSTRUCTIONS[1], 'random', {'keep': 3}),
+            (INSTRUCTIONS[1], 'random', {'keep': 4}),
+            ('push the block ' * 12, 'specprune', {}),
+        ]
+    ):
+        for each in (policy, plain):
+            each.set_pruning(mode, **options)
+        o = observation(0, float(i), instruction)
+        assert_same_chunks([policy.step(o)], [plain.step(o)])
+    assert policy.runtime_stats()['fallbacks'] == 0
+
+
+@pytest.mark.parametrize('mode', ['specprune', 'lightvla', 'fastv'])
+def test_after_warm_up_with_an_instruction_no_chunk_waits_for_a_recording(directory, mode):
+    policy = load(directory, mode, runtime='graphs')
+    policy.warm_up(instruction=INSTRUCTIONS[0])
+    assert policy.history.queries == 0
+    assert [chunk.stats['runtime'] for chunk in episode(policy, 6)] == ['replay'] * 6
+    assert_same_chunks(
+        episode(load(directory, mode, runtime='graphs'), 3),
+        episode(load(directory, mode), 3),
+    )
+
+
+def test_unknown_settings_are_refused_with_the_valid_ones(directory):
+    for setting, valid in (
+        ('runtime', 'graphs'),
+        ('image_pipeline', 'device'),
+        ('quantization', 'int8'),
+    ):
+        with pytest.raises(ValueError, match=rf'nonsense.*{valid}'):
+            load(directory, **{setting: 'nonsense'})
+    assert RUNTIMES[0] == 'auto'
+    assert load(directory).info()['runtime'] == 'plain'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['none', 'specprune'])
+def test_compiled_layers_change_no_chunk(directory, mode):
+    compiled = episode(load(directory, mode, runtime='compile'))
+    assert_same_chunks(compiled, episode(load(directory, mode)), atol=1e-4)
+
+
+def test_fp8_says_what_it_needs(directory):
+    with pytest.raises(ValueError, match=r'fp8 needs a GPU of compute capability 8\.9'):
+        load(directory, quantization='fp8')
+
+
+def test_quantization_without_its_library_says_what_to_install(directory, monkeypatch):
+    real = builtins.__import__
+
+    def without_torchao(name, *args, **kwargs):
+        if name.split('.')[0] == 'torchao':
+            raise ModuleNotFoundError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, '__import__', without_torchao)
+    with pytest.raises(ValueError, match=r'pip install -r requirements/quantization\.txt'):
+        load(directory, quantization='int8')
+
+
+def golden_error(model):
+    """Largest difference from the authors' normalised actions, which are within about -1..1."""
+    errors = []
+    for path in sorted(GOLDEN.glob('case_*.npz')):
+        with np.load(path) as case, torch.inference_mode():
+            ids = torch.from_numpy(np.append(case['prompt_ids'], 29871))[None]
+            state = torch.from_numpy(case['state_norm']).float()[None]
+            pixels, ids, state = (
+                t.to(model.device) for t in (pixel_values(case['frames']), ids, state)
+            )
+            ours = model(pixels, ids, state).actions[0].float().cpu().numpy()
+            errors.append(np.abs(ours - case['actions_norm']).max())
+    return max(errors)
+
+
+@pytest.fixture(scope='module')
+def golden_model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('golden')
+    with zipfile.ZipFile(GOLDEN / 'checkpoint.zip') as archive:
+        archive.extractall(directory)
+    return OpenVLAOFT.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(('dtype', 'bound'), [(torch.float32, 0.05), (torch.bfloat16, 0.06)])
+def test_int8_stays_near_the_golden_actions(golden_model, dtype, bound):
+    pytest.importorskip('torchao')
+    from vla_prune_ros.runtime.quantization import quantize
+
+    model = copy.deepcopy(golden_model).to(dtype)
+    quantize(model, 'int8')
+    assert 1e-4 < golden_error(model) < bound
+
+
+@pytest.mark.gpu
+def test_fp8_stays_near_the_golden_actions(golden_model):
+    pytest.importorskip('torchao')
+    from vla_prune_ros.runtime.quantization import quantize
+
+    model = copy.deepcopy(golden_model).to('cuda', torch.bfloat16)
+    quantize(model, 'fp8')
+    assert 1e-4 < golden_error(model) < 0.3
+
+
+@pytest.mark.parametrize('mode', ['none', 'specprune', 'lightvla', 'vla_cache'])
+def test_quantised_weights_prune_and_record_like_others(directory, mode):
+    pytest.importorskip('torchao')
+    plain = episode(load(directory, mode, quantization='int8', runtime='plain'))
+    recorded = episode(load(directory, mode, quantization='int8', runtime='graphs'))
+    exact = episode(load(directory, mode))
+    for a, b, c in zip(plain, recorded, exact, strict=True):
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=0.02)
+        np.testing.assert_allclose(a.actions, c.actions, rtol=0, atol=0.3)
+        assert len(a.kept) <= a.n_visual
+
+
+def test_the_package_and_its_verbs_are_imported_at_once_and_without_torch():
+    code = (
+        'import time, sys; started = time.perf_counter()\n'
+        'import vla_prune_ros, vla_prune_ros.__main__ as main\n'
+        'main.usage()\n'
+        'print(time.perf_counter() - started, "torch" in sys.modules)'
+    )
+    runs = [
+        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    seconds, torch_there = zip(*(run.stdout.split() for run in runs), strict=True)
+    assert min(map(float, seconds)) < 0.3
+    assert {*torch_there} == {'False'}
+
+
+def test_the_embedded_policy_is_ready_in_less_than_five_seconds_of_work():
+    code = (
+        'import sys\n'
+        'from vla_prune_ros.policy import VLAPolicy\n'
+        'VLAPolicy.from_pretrained(sys.argv[1]).warm_up()'
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, '-c', code, str(weights.directory('tabletop'))],
+        check=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    assert work < 5.0  # of one processor; other programs do not count
