@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help='another mode from this tick on (from 0), in every run',
     )  # fmt: skip
     p.add_argument('--out', type=Path, default=None, help='new folder; default out/replay/BAG')
+    p.add_argument('--no-plots', action='store_true', help='no pictures of the actions')
     p.add_argument('--update-golden', action='store_true', help='show the differences, then write')
     p.add_argument('--dry-run', action='store_true', help='with --update-golden: only show')
     p.add_argument('--golden', type=Path, default=None, help='golden bag; default BAG/golden')

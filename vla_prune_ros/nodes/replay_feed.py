@@ -166,6 +166,7 @@ class Feed:
         trigger: observation or request.
         broken: messages that could not be used, by stream, with the first reason in `reasons`.
         unanswered: observations that were left out.
+        incomplete: stamps of observations that were answered, but cannot be put together.
         without_instruction: observations before there was an instruction.
         dropped: frames that came to nothing, by camera.
     """
@@ -196,6 +197,7 @@ class Feed:
         self.received: Counter[str] = Counter()
         self.reasons: dict[str, str] = {}
         self.unanswered = self.without_instruction = 0
+        self.incomplete: list[int] = []
         self.dropped: Counter[str] = Counter()
 
     def _find_streams(self) -> dict[str, Stream]:
@@ -301,7 +303,7 @@ class Feed:
                 yield replace(tick, instruction=instruction)
                 if count == settings.limit:
                     return
-        self.dropped = assembler.dropped
+        self.dropped, self.incomplete = assembler.dropped, sorted(left.elements())
 
     def _is_wanted(self, stamp: int, left: Counter[int], last: int | None) -> bool:
         if self._answered:
@@ -320,6 +322,11 @@ class Feed:
         for name, number in self.dropped.items():
             if number:
                 lines.append(f'{name}: {number} messages repeated, late or without counterpart')
+        if self.incomplete:
+            lines.append(
+                f'{len(self.incomplete)} observations that were answered are not complete in the'
+                f' bag; the first has the stamp {self.incomplete[0] / 1e9:.9f} s'
+            )
         if self.without_instruction:
             lines.append(f'{self.without_instruction} observations before the first instruction')
         if self.unanswered:

@@ -157,7 +157,6 @@ def run(
     ticks: Iterable[Tick],
     schedule: Schedule,
     setup: Setup,
-    progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[TickOutput, Moment]]:
     """Answer ticks one after another, from a policy without a history."""
     policy.set_pruning('none')
@@ -171,7 +170,6 @@ def run(
             answer(policy, values_of(tick), setup),
             replace(moment, options=dict(policy.settings.options)),
         )
-        progress()
 
 
 def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
@@ -190,13 +188,23 @@ def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
 
 
 def run_track(
-    policy: Any, feed: Feed, schedule: Schedule, setup: Setup, name: str, progress: Any
+    policy: Any,
+    feed: Feed,
+    schedule: Schedule,
+    setup: Setup,
+    name: str,
+    progress: Callable[[], None] = lambda: None,
 ) -> Track:
     """T1: all ticks of a bag."""
-    outputs, moments = [], []
-    for output, moment in run(policy, feed, schedule, setup, progress):
-        outputs.append(output)
-        moments.append(moment)
+    pairs = []
+    for pair in run(policy, feed, schedule, setup):
+        pairs.append(pair)
+        progress()
+    return _track(name, policy, pairs)
+
+
+def _track(name: str, policy: Any, pairs: Sequence[tuple[TickOutput, Moment]]) -> Track:
+    outputs, moments = ([pair[k] for pair in pairs] for k in (0, 1))
     return Track(name, tuple(outputs), tuple(moments), describe(policy) | {'track': name})
 
 
@@ -257,21 +265,26 @@ def parity(
     feed: Feed,
     schedules: tuple[Schedule, Schedule],
     setup: Setup,
-    progress: Any = lambda: None,
-) -> tuple[list[TickOutput], list[TickOutput]]:
-    """T0: the direct run, and the one through messages in and out."""
-    direct, through = [], []
+    name: str,
+    progress: Callable[[], None] = lambda: None,
+) -> tuple[Track, Track]:
+    """T0: the direct run, which is that of T1, and the one through messages in and out."""
+    runs: tuple[list, list] = [], []
     first, second = policies
+    queue: list[Tick] = []
     pairs = zip(
-        run(first, _teed(feed, second_queue := []), schedules[0], setup),
-        run(second, _drained(second_queue, setup.period), schedules[1], setup),
+        run(first, _teed(feed, queue), schedules[0], setup),
+        run(second, _drained(queue, setup.period), schedules[1], setup),
         strict=True,
     )
-    for (a, _), (b, _) in pairs:
-        message = _cdr(chunk_message(b.actions, b.stamp, setup.period))
-        direct.append(a)
-        through.append(replace(b, actions=actions_from(message)))
+    for direct, (output, moment) in pairs:
+        message = _cdr(chunk_message(output.actions, output.stamp, setup.period))
+        runs[0].append(direct)
+        runs[1].append((replace(output, actions=actions_from(message)), moment))
         progress()
+    direct, through = (
+        _track(name, policy, pairs) for policy, pairs in zip(policies, runs, strict=True)
+    )
     return direct, through
 
 

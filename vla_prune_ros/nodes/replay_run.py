@@ -222,9 +222,12 @@ class Replay:
             policies = self._policy(name), self._policy(name, copy=1)
             schedules = self._schedule(name), self._schedule(name)
             with self._progress(f'T0 {name}') as bar:
-                direct, through = parity(policies, self.feed, schedules, self.setup, bar.update)
-            self._require_ticks(direct)
-            self._compare('T0', name, Track(name, tuple(through)), Track('direct', tuple(direct)))
+                direct, through = parity(
+                    policies, self.feed, schedules, self.setup, name, bar.update
+                )
+            self._require_ticks(direct.outputs)
+            self.results[name] = direct
+            self._compare('T0', name, through, replace(direct, name='direct'))
 
     def _t1(self, references: Mapping[str, Track]) -> None:
         compared: dict[str, list[TickComparison]] = {}
@@ -234,7 +237,7 @@ class Replay:
             if reference is None:
                 print(f'replay: T1 {name}: {len(track.outputs)} ticks, no golden values yet')
                 continue
-            if not self.args.update_golden or reference is not self.recorded:
+            if not self.args.no_plots:
                 self._plot(name, track, reference)
             compared[name] = self._compare('T1', name, track, reference)
         names = self._policy(next(iter(self.tracks))).info()['dimension_names']
