@@ -65,6 +65,17 @@ def test_a_clock_that_starts_anew_is_followed():
     assert target.rewinds >= 1
 
 
+def test_nothing_of_the_time_before_goes_into_a_set_of_the_same_stamp():
+    """A simulation that is started again repeats its stamps."""
+    target = assembler()
+    for stamp in range(0, 3 * NANOSECONDS, NANOSECONDS // 4):
+        for stream in ('state', 'a', 'b'):
+            target.add(stream, stamp, 'old')
+    for stamp in range(0, NANOSECONDS, NANOSECONDS // 4):
+        (got,) = [s for n in ('state', 'a', 'b') for s in target.add(n, stamp, 'new')]
+        assert got == MatchedSet(stamp, dict.fromkeys(('state', 'a', 'b'), 'new'))
+
+
 def test_an_unmatched_stream_cannot_fill_the_memory():
     target = assembler()
     for stamp in range(10_000):
@@ -140,6 +151,15 @@ def test_frames_and_actions_before_an_observation_come_in_order_of_time():
     tick = Tick(seen(50), (did(10, 20), did(30, 40, 50)), (seen(5), seen(20), seen(30)))
     events = [e if isinstance(e, MatchedSet) else e[:, 0].tolist() for e in tick.events()]
     assert events == [seen(5), [10, 20], seen(20), [30], seen(30), [40, 50]]
+
+
+def test_a_request_of_a_simulation_that_is_started_again_is_no_repetition():
+    trigger = Trigger('request')
+    for stamp in (2, 5 * NANOSECONDS):
+        trigger.add_executed(stamp, A)
+        assert trigger.add_observation(seen(stamp)) is not None
+    assert trigger.add_executed(2, A) is None
+    assert trigger.add_observation(seen(2)) == Tick(seen(2), (A,))
 
 
 # -- worker ------------------------------------------------------------------------------------

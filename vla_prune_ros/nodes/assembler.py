@@ -55,10 +55,14 @@ class Assembler:
         for name in self._slops:
             self._keep(name, [])
         self._used: dict[str, int] = {}  # camera -> stamp of the last frame in a set
+        self._last: dict[str, int] = {}  # stream -> stamp of the sample that came last
 
     def add(self, stream: str, stamp: int, sample: Any) -> list[MatchedSet]:
         """Take one sample; returns the sets that it completes, oldest first."""
         self.received[stream] += 1
+        if stamp < self._last.get(stream, stamp) - REWIND:
+            self._keep(stream, [])  # or its samples would be taken for new ones of equal stamps
+        self._last[stream] = stamp
         if stream in self._used and stamp < self._used[stream] - REWIND:
             self._rewind(stamp)
         buffer = self._buffers[stream]
@@ -96,8 +100,9 @@ class Assembler:
         """Forget what belongs to the time before the clock went back to `now`."""
         self.rewinds += 1
         self._used.clear()
-        for name, buffer in self._buffers.items():
-            self._keep(name, [entry for entry in buffer if entry[0] <= now + REWIND])
+        for name in self._buffers:
+            if self._last.get(name, now) > now + REWIND:  # this stream has not gone back yet
+                self._keep(name, [])
 
     def _keep(self, name: str, entries: list[tuple[int, Any]]) -> None:
         depth = CAMERA_DEPTH if name in self.cameras else STATE_DEPTH

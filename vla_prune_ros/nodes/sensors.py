@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped, Transform, TransformStamped
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, JointState, MultiDOFJointState
 
@@ -60,9 +61,14 @@ class Sensors:
                 )
 
     @property
-    def heard(self) -> bool:
-        """Whether somebody listens to the robot's state."""
-        return all(p.get_subscription_count() for p in (self._joints, self._pose))
+    def state(self) -> tuple[Publisher, ...]:
+        """Publishers of what a policy cannot do without."""
+        return self._joints, self._pose
+
+    @property
+    def publishers(self) -> tuple[Publisher, ...]:
+        """Publishers of all that a policy may listen to."""
+        return *self.state, *self._images.values()
 
     def publish(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
         """Publish everything for one instant."""

@@ -33,6 +33,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -62,6 +63,7 @@ from vla_prune_ros.sim import SimObservation, SimulatedRobot, Task, make_robot
 
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
 ACKNOWLEDGED = Duration(seconds=1)
+CONNECTING = 1.0  # s that a policy gets to connect to all topics once it is there
 THROTTLE = 5.0  # s between two warnings of a kind
 STATISTICS = 'vla_policy/inference_stats'
 LIMITS = 16  # chunks whose early end may be known before they come
@@ -83,6 +85,7 @@ class SimBridge(Node):
         self._notice = ''  # what every result must say
         self._left = settings['episodes']
         self._plan: Plan | None = None  # the last one
+        self._there_since = 0.0  # when a policy was first seen, in wall-clock time
         self._text: str | None = None  # instruction to repeat until the first chunk
         self._period = 0  # of the robot, ns; 0 until it is there
         self._inbox = Inbox()
@@ -116,11 +119,28 @@ class SimBridge(Node):
     # -- Link, called in the simulation thread -------------------------------------------------
     def ready(self) -> bool:
         """Whether a policy takes data and gives chunks."""
-        chunks = self.count_publishers(self.resolve_topic_name('action_chunk'))
-        there = chunks > 0 and self._sensors.heard
+        topic = self.resolve_topic_name('action_chunk')
+        there = self.count_publishers(topic) > 0 and all(
+            publisher.get_subscription_count() for publisher in self._sensors.state
+        )
         if not there:
+            self._there_since = 0.0
             self.get_logger().info('waiting for a policy', throttle_duration_sec=THROTTLE)
-        return there
+            return False
+        self._there_since = self._there_since or time.monotonic()
+        return self._connected(topic) or time.monotonic() > self._there_since + CONNECTING
+
+    def _connected(self, chunks: str) -> bool:
+        """Whether all that a policy listens to reaches it; or the first words could be lost."""
+        policies = {_node_of(p) for p in self.get_publishers_info_by_topic(chunks)}
+        publishers = (*self._sensors.publishers, self._instruction, self._executed)
+        for publisher in publishers:
+            readers = self.get_subscriptions_info_by_topic(publisher.topic_name)
+            if publisher.get_subscription_count() < len(readers):
+                return False
+            if publisher in self._sensors.state and not policies & {_node_of(r) for r in readers}:
+                return False
+        return True
 
     def next_plan(self, robot: SimulatedRobot, requested: bool) -> Plan | None:
         """The episode that was asked for, or the next of the schedule, or None."""
@@ -324,6 +344,10 @@ class SimBridge(Node):
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
+
+
+def _node_of(endpoint: TopicEndpointInfo) -> tuple[str, str]:
+    return endpoint.node_namespace, endpoint.node_name
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

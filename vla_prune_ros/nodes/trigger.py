@@ -95,7 +95,7 @@ class Trigger:
 
     def add_executed(self, stamp: int, executed: Executed) -> Tick | None:
         """The inference that an executed-actions message makes due; repeats are ignored."""
-        if stamp in self._done and stamp <= self._newest:
+        if stamp in self._done and self._newest - REWIND <= stamp <= self._newest:
             return None
         _put(self._executed, stamp, executed)
         return self._requested(stamp) if self.mode == 'request' else None
