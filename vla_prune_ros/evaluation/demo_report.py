@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vla_prune_ros.evaluation.statistics import percentiles, wilson_interval
 from vla_prune_ros.evaluation.summary import footnotes, percent, table
-from vla_prune_ros.pruning.overlay import draw_views
 
 CAPTION_HEIGHT = 46
 LAST_FRAME_MS = 1500  # before the animation starts again
@@ -159,6 +158,8 @@ def choose_episode(episodes: Sequence[DemoEpisode]) -> DemoEpisode:
 
 def draw_frame(episode: DemoEpisode, frame: Frame, scale: int = 1) -> Image.Image:
     """Both cameras with the kept patches of the query in force, over a caption."""
+    from vla_prune_ros.pruning.overlay import draw_views  # the room imports torch
+
     query = query_at(episode, frame.stamp)
     per_view = query.n_visual // len(frame.views)
     picture = draw_views(frame.views, query.kept, per_view, scale=scale)
