@@ -23,7 +23,6 @@ import numpy as np
 
 from vla_prune_ros import weights
 from vla_prune_ros.evaluation.videos import wants_video, write_video
-from vla_prune_ros.pruning.overlay import kept_grid, patch_of_pixel
 from vla_prune_ros.sim import (
     SimulatedRobot,
     SimulationError,
@@ -336,6 +335,8 @@ def count_landmarks(
     counts: dict[str, list[int]], robot: SimulatedRobot, views: Sequence[str], chunk: ActionChunk
 ) -> None:
     """Add [kept, seen] of the robot's landmarks in each view; the robot must not have moved."""
+    from vla_prune_ros.pruning.overlay import kept_grid, patch_of_pixel  # the room imports torch
+
     per_view = chunk.n_visual // len(views)
     cameras = {camera.name: camera for camera in robot.cameras}
     for view, name in enumerate(views):
