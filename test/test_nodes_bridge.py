@@ -157,6 +157,7 @@ def test_both_nodes_run_episodes_to_their_step_limit(start, checkpoint, namespac
         'policy_node', '--ros-args', '-r', f'__ns:={namespace}', *params,
         '-p', f'checkpoint:={checkpoint}', '-p', 'pruning.mode:=random',
     )  # fmt: skip
+    assert watcher.wait_for(lambda: watcher.info, 60.0), policy.log  # so we hear its statistics
     simulation = start(
         'sim_bridge', *bridge(namespace, *params, mode=mode, episodes=2, max_steps=24)
     )
