@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,7 +166,8 @@ class LiberoRobot(SimulatedRobot):
         """Free the rendering context."""
         if self._env is not None:
             env, self._env = self._env, None
-            env.close()
+            with suppress(Exception):  # interrupted in a reset it has been torn down by half
+                env.close()
 
     def objects(self) -> dict[str, np.ndarray]:
         """Poses of movable things and fixtures, by their names in the BDDL file."""
@@ -261,10 +262,7 @@ class LiberoRobot(SimulatedRobot):
         try:
             yield
         except Exception as error:
-            try:
-                self.close()
-            except Exception:  # a broken context may not close either
-                self._env = None
+            self.close()
             name = self._task.name if self._task else '?'
             text = (
                 f'LIBERO failed in {what} of {self.suite}/{name}: {type(error).__name__}: {error}'
