@@ -28,6 +28,7 @@ class TickOutput:
         n_visual: visual tokens before pruning.
         reset_reason: why the history was empty before; '' if it was not.
         timing: stage -> ms.
+        inputs: digest of what the policy saw and was told since the last tick; '' if unknown.
     """
 
     stamp: int
@@ -37,6 +38,7 @@ class TickOutput:
     n_visual: int
     reset_reason: str = ''
     timing: dict[str, float] = field(default_factory=dict)
+    inputs: str = ''
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,9 @@ def _compare(
         **own,
     )
     problem = '' if tolerance is None else _problem(comparison, tolerance)
-    if same_mode and not problem:
-        problem = _other_history(index, output, reference)
+    if same_mode:
+        other = _other_history(index, output, reference)
+        problem = '; '.join(text for text in (problem, other) if text)
     return TickComparison(**{**vars(comparison), 'problem': problem})
 
 
@@ -198,7 +201,9 @@ def _problem(c: TickComparison, tolerance: Tolerance) -> str:
 
 
 def _other_history(index: int, output: TickOutput, reference: TickOutput) -> str:
-    """Another mode, or a history that was emptied where the reference's was not."""
+    """Other inputs, another mode, or a history that was emptied where the reference's was not."""
+    if output.inputs and reference.inputs and output.inputs != reference.inputs:
+        return 'other inputs than those of the reference: something is missing or was changed'
     if output.mode != reference.mode:
         return f'mode {output.mode}, not {reference.mode}'
     if index and bool(output.reset_reason) != bool(reference.reset_reason):

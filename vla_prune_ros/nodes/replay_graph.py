@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from vla_prune_ros.nodes.messages import (
     values_from,
 )
 from vla_prune_ros.nodes.replay_feed import STATES, values_of
-from vla_prune_ros.nodes.replay_offline import Schedule, Setup
+from vla_prune_ros.nodes.replay_offline import Schedule, Setup, inputs_digest
 from vla_prune_ros.nodes.replay_tracks import Track, output_of
 from vla_prune_ros.nodes.trigger import Tick
 
@@ -224,7 +225,8 @@ class Player:
         others = sorted({*self._chunks, *self._stats} - {stamp})
         if others or len(self._chunks[stamp]) > 1 or len(self._stats[stamp]) > 1:
             raise GraphError(f'more than one chunk for one observation; stamps {others or stamp}')
-        return output_of(stamp, self._chunks[stamp][0], self._stats[stamp][0])
+        output = output_of(stamp, self._chunks[stamp][0], self._stats[stamp][0])
+        return replace(output, inputs=inputs_digest(values_of(tick)))
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -9,6 +9,7 @@ round through messages and CDR bytes, and wants the same bits.
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -184,7 +185,21 @@ def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
         chunk.n_visual,
         chunk.reset_reason or '',
         dict(chunk.timing),
+        inputs_digest(tick),
     )
+
+
+def inputs_digest(tick: Tick) -> str:
+    """Of everything that the policy gets to see and to know with a tick, as values."""
+    digest = hashlib.blake2b(tick.instruction.encode(), digest_size=8)
+    for event in (*tick.events(), tick.observation):
+        if isinstance(event, np.ndarray):
+            digest.update(np.ascontiguousarray(event))
+            continue
+        for name, value in sorted(event.samples.items()):
+            digest.update(f'{name} {value.shape} {value.dtype}'.encode())
+            digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
 
 
 def run_track(

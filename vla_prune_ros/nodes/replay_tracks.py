@@ -153,6 +153,7 @@ def output_of(stamp: int, actions: np.ndarray, values: Mapping[str, str]) -> Tic
         int(values.get('tokens_total', 0)),
         values.get('reset_reason', ''),
         timing,
+        values.get('inputs', ''),
     )
 
 
@@ -259,5 +260,6 @@ def stats_of(output: TickOutput, sequence: int) -> dict[str, Any]:
         'tokens_kept': len(output.kept),
         'tokens_total': output.n_visual,
         'reset_reason': output.reset_reason,
+        'inputs': output.inputs,
         'kept': output.kept.tolist(),
     }
