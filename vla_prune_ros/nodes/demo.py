@@ -64,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument('--out', type=Path, default=Path('out/demo'), help='output directory')
     p.add_argument(
+        '--record', type=Path, default=None, metavar='DIR',
+        help='record all topics of the policy into a new bag, in a process of its own',
+    )  # fmt: skip
+    p.add_argument(
         '--domain-id', type=int, default=None,
         help='ROS_DOMAIN_ID, 0 to 101; default: one drawn at random',
     )  # fmt: skip
@@ -108,11 +112,19 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
         assets = find_assets(args.assets)
         print(f'demo: {assets.notice or assets.path}')
+    if args.record is not None and args.record.exists():
+        raise ValueError(f'{args.record} exists; a bag is never written over')
     started, codes = time.monotonic(), {}
     episodes: list[DemoEpisode] = []
     policies: list[dict] = []
     total = len(plan) * len(modes)
-    with Children(args.out, node_environment()) as children:
+    with (
+        Children(args.out, node_environment()) as recorder,  # the robot goes on without it
+        Children(args.out, node_environment()) as children,
+    ):
+        if args.record is not None:
+            command = [sys.executable, '-m', 'vla_prune_ros', 'record']
+            recorder.start('record', [*command, '--out', str(args.record.resolve())])
 
         def start(name: str, node: str, *more: str) -> None:
             parameters = [*NODES[node], *own_parameters(node, args), *more]
@@ -147,6 +159,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 raise RuntimeError('\n'.join([str(error), *tails])) from None
             codes |= children.stop(policy)
         codes |= children.stop()
+        codes |= recorder.stop()
+    if args.record is not None:
+        print(f'demo: recorded into {args.record}:\n{(args.out / "record.log").read_text()}')
     for name, code in codes.items():
         if code:
             print(f'demo: {name} ended with exit code {code}', file=sys.stderr)
