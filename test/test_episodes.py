@@ -119,25 +119,21 @@ def plan(steps: int = 20, realtime: bool = False, latency: float = 0.0, **execut
 
 
 def test_in_real_time_a_late_chunk_continues_where_the_robot_is():
-    """The action of number n of an ideal plan is executed as the n-th, whatever the latency."""
+    """The action of number n of an ideal plan is executed as the n-th, whatever the latency.
+
+    A chunk that takes 2.4 periods costs three steps of the one before: an action is chosen when
+    its step begins.
+    """
     answer = lambda stamp, n: [Answer(stamp, numbered(n))]  # noqa: E731
     policy = run(Policy([plan(40, True, 0.12)], answer))
     (status,) = policy.done
     moved = [int(a[6]) - 1000 for a in policy.executed]
     assert len(moved) > 20
-    if status.late == 0 and status.starved == 0:  # a loaded machine may be too slow for this
-        assert moved == list(range(len(moved)))
     assert [b for a, b in itertools.pairwise(moved) if b not in (a, a + 1)] == []
-
-
-def test_in_real_time_an_action_counts_from_the_step_that_begins_when_it_is_there():
-    """A chunk that takes 2.4 periods costs three steps of the one before."""
-    answer = lambda stamp, n: [Answer(stamp, numbered(n))]  # noqa: E731
-    policy = run(Policy([plan(40, True, 0.12, prefetch=3)], answer))
-    (status,) = policy.done
-    gaps = np.diff(policy.requests[1:]) // PERIOD
-    if status.late == 0:
+    if status.late == 0:  # a loaded machine may be too slow for the rest
         assert status.starved == 0
+        assert moved == list(range(len(moved)))
+        gaps = np.diff(policy.requests[1:]) // PERIOD
         assert np.median(gaps) == 5, 'five of eight actions are left when a chunk comes'
 
 

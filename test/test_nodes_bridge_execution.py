@@ -213,9 +213,14 @@ def test_a_policy_that_is_killed_and_started_again_goes_on_with_the_episode(
         assert process.end()[0] == 0, process.log
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize('state', ['starting', 'idle', 'alone', 'running'])
-def test_signals_end_the_bridge_in_every_state(start, namespace, ros, number, state):
+@pytest.mark.parametrize(
+    ('state', 'number'),
+    [
+        ('starting', signal.SIGINT), ('starting', signal.SIGTERM), ('idle', signal.SIGTERM),
+        ('alone', signal.SIGINT), ('running', signal.SIGTERM),
+    ],
+)  # fmt: skip
+def test_signals_end_the_bridge_in_every_state(start, namespace, ros, state, number):
     parameters = {
         'starting': {}, 'alone': {}, 'idle': {'episodes': 0},
         'running': {'mode': 'realtime', 'max_steps': 1000},
