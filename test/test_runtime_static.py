@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_prune_ros.pruning import MODES, History, Tick, make_selector
-from vla_prune_ros.runtime.capture import CudaGraphs, RecordedOperations
+from vla_prune_ros.runtime import static_pass
+from vla_prune_ros.runtime.capture import CudaGraphs, RecordedOperations, needs_host
 from vla_prune_ros.runtime.engine import PlainEngine
 from vla_prune_ros.runtime.static_pass import StaticModel, bucket_counts
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest
@@ -256,3 +258,45 @@ def test_buckets_cover_every_count():
     assert counts[0] == layout.n_visual == 32
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == 0
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts operations that would make the host wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += needs_host(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ('variant', 'allowed'),
+    [
+        ('none', 0),
+        ('random', 0),
+        ('grid', 0),
+        ('fastv', 0),
+        ('efficient_vla', 0),
+        ('lightvla keep', 0),
+        ('lightvla', 1),  # how many patches were chosen
+        ('specprune', 1),  # how many patches are in the union
+        ('vla_cache', 2),  # how many can be reused, and how old the oldest of them is
+    ],
+)
+def test_the_host_waits_only_where_a_count_decides(model, monkeypatch, variant, allowed):
+    if model.device.type == 'cpu':  # there it looks at values, because that costs nothing
+        monkeypatch.setattr(static_pass, 'check_kept', lambda *_: None)
+    mode, options = VARIANTS[variant]
+    arm = Arm(static(model), model.config, mode, options)
+    replayed = 0
+    for frames, ids, proprio in queries(model.config, 16):
+        there = torch.from_numpy(frames).to(model.device)  # where a policy on a GPU has them
+        with HostWaits() as waits:
+            arm.step(there, ids, proprio)
+        if not arm.engine.stages.said:
+            replayed += 1
+            assert waits.count <= allowed
+    assert replayed > 3

@@ -19,7 +19,7 @@ import torch
 
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.runtime.engine import GraphEngine, make_engine
-from vla_prune_ros.runtime.images import DeviceImages
+from vla_prune_ros.runtime.images import DeviceImages, HostImages
 from vla_prune_ros.runtime.prerecord import record_sizes
 from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.static_pass import bucket_counts
@@ -155,7 +155,7 @@ class VLAPolicy:
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures = processor.frames
+        self._pictures = HostImages(processor, model.device)
         if image_pipeline == 'device':
             self._pictures = DeviceImages(model.config.image_size, model.device)
         self._sequence = 0

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
-from vla_prune_ros.pruning.scores import instruction_rows, top_per_view, visual_ids
+from vla_prune_ros.pruning.scores import instruction_rows
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
 
@@ -67,9 +68,12 @@ class FastV(PruningMethod):
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Keep the best of each view."""
         layout = tokens.layout
-        received = tokens.scores[self.layers - 1].received()
-        best = top_per_view(received.view(layout.n_views, -1), self.budget)
-        return layout.keep(visual_ids(best))
+        received = tokens.scores[self.layers - 1].received().view(layout.n_views, -1)
+        best = received.argsort(dim=1, descending=True, stable=True)[:, : self.budget]
+        starts = layout.visual.start + layout.patches_per_view * torch.arange(
+            layout.n_views, device=best.device
+        )
+        return layout.keep((best + starts[:, None]).flatten())  # a known number: no device sync
 
     def stats(self) -> dict[str, bool | int | float | str]:
         """Budget per view, where the cut is and whose attention counted."""

@@ -67,8 +67,9 @@ class GridDrop(PruningMethod):
         else:
             patches = cells[self._phase :: stride]
         self._kept = len(patches)
-        starts = torch.tensor([layout.view(v).start for v in range(layout.n_views)])
-        return layout.keep((starts.to(patches.device)[:, None] + patches).flatten())
+        views = torch.arange(layout.n_views, device=patches.device)
+        starts = layout.visual.start + layout.patches_per_view * views
+        return layout.keep((starts[:, None] + patches).flatten())
 
     def reset(self) -> None:
         """Put the grid back to its first place."""

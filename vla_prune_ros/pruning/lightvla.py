@@ -193,7 +193,7 @@ class LightVLA(PruningMethod):
         first, rest = layout.visual.start, layout.visual.stop
         scores = patch_scores(hidden[first:rest], hidden[rest:])  # [N, N]
         keep = torch.zeros(layout.n_visual, dtype=torch.bool, device=hidden.device)
-        keep[scores.argmax(-1)] = True
+        keep.index_fill_(0, scores.argmax(-1), True)
         if self.opt.keep:
             return self._exactly(keep, scores, layout)
         if self.opt.bucket and self.opt.padding == 'patches':

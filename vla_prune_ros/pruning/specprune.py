@@ -201,7 +201,7 @@ class SpecPrune(PruningMethod):
         else:
             memory.deep = tokens.hidden.new_empty(0, *shape)
             memory.dropped = torch.ones(shape, dtype=torch.bool, device=tokens.ids.device)
-            memory.dropped.view(-1)[_visual(tokens) - 1] = False
+            memory.dropped.view(-1).index_fill_(0, _visual(tokens) - 1, False)
 
     def stats(self) -> dict[str, bool | int | float | str]:
         """Mode, set sizes, kept tokens per view and after each cut, age of the reference frame."""

@@ -193,7 +193,7 @@ class VLACache(PruningMethod):
         layout, shape = tokens.layout, state.age.shape
         n_live = len(tokens.ids) - (layout.length - layout.n_visual)
         written = torch.zeros(layout.n_visual, dtype=torch.bool, device=patches.device)
-        written[tokens.ids[1 : 1 + n_live] - 1] = True
+        written.index_fill_(0, tokens.ids[1 : 1 + n_live] - 1, True)
         written = written.view(shape)
         state.age = torch.where(written, 0, state.age + 1)
         state.writer = torch.where(written, state.inference, state.writer)

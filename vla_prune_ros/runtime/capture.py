@@ -89,7 +89,7 @@ class CudaGraphs:
 
     def used_bytes(self) -> int:
         """See `GraphBackend.used_bytes`."""
-        segments = torch.cuda.memory_snapshot()
+        segments = torch.cuda.memory_snapshot(include_traces=False)
         pool = sum(
             segment['total_size']
             for segment in segments
@@ -158,7 +158,7 @@ class _Recording(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket in _REFUSED or _has_mask_index(func, args):
+        if needs_host(func, args):
             raise RuntimeError(f'{func} needs the host and cannot be part of a graph')
         out = func(*args, **kwargs)
         known = {_storage(t) for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)}
@@ -179,7 +179,10 @@ class _Recording(TorchDispatchMode):
                 tensor.copy_(out[place])
 
 
-def _has_mask_index(func: Any, args: tuple) -> bool:
+def needs_host(func: Any, args: tuple) -> bool:
+    """Whether an operation makes the host wait for a GPU, or asks the host for data."""
+    if func.overloadpacket in _REFUSED:
+        return True
     if func.overloadpacket not in (_aten.index, _aten.index_put, _aten.index_put_):
         return False
     return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])

@@ -18,10 +18,37 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.runtime.pinned import Sender
-from vla_prune_ros.vla.processor import check_frame, crop_table, jpeg_round_trip, resize
+from vla_prune_ros.vla.processor import (
+    Processor,
+    check_frame,
+    crop_table,
+    jpeg_round_trip,
+    resize,
+)
 
 _BITS = 22  # of Pillow's coefficients behind the point
 _SUPPORT = 3.0
+
+
+class HostImages:
+    """Camera frames to policy images on the host; on a GPU they follow at once, as bytes."""
+
+    def __init__(self, processor: Processor, device: torch.device) -> None:
+        self._processor, self._device = processor, device
+        self._senders: dict[tuple[int, ...], Sender] = {}
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray | Tensor:
+        """Map frames uint8 [H, W, 3] to policy images uint8 [views, S, S, 3].
+
+        Raises:
+            ValueError: not RGB frames of bytes.
+        """
+        frames = self._processor.frames(images)
+        if self._device.type != 'cuda':
+            return frames
+        if frames.shape not in self._senders:
+            self._senders[frames.shape] = Sender(frames.shape, torch.uint8, self._device)
+        return self._senders[frames.shape].send(frames)
 
 
 class DeviceImages:
