@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -97,15 +98,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     cells = chosen_cells(args)
     pairs = min(args.pairs or len(os.sched_getaffinity(0)), len(cells))
     domains = random.sample(range(1, 102), pairs)  # above, DDS ports meet ephemeral ones
-    print(f'latency: {len(cells)} episodes on {pairs} pairs of nodes; logs in {args.out}/log')
+    logs = args.out / 'log'
+    print(f'latency: {len(cells)} episodes on {pairs} pairs of nodes; logs in {logs}')
     started = time.monotonic()
     work = Work(cells, args.quiet)
     with ExitStack() as stack:
         threads = []
         for number, domain in enumerate(domains):
             environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'OMP_NUM_THREADS': '1'}
-            log = args.out / 'log' / str(number)
-            children = stack.enter_context(Children(log, environment))
+            children = stack.enter_context(Children(logs / str(number), environment))
             for name, parameters in node_parameters(args).items():
                 children.start(name, _command(name, parameters))
             client = PairClient(domain, children.check, work.stop, args.max_steps)
@@ -121,6 +122,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 thread.join(10.0)
     if work.error is not None:
         raise work.error
+    shutil.rmtree(logs)
     episodes = [work.results[cell] for cell in cells]
     write(args.out, episodes, argv, pairs)
     print(f'latency: done in {time.monotonic() - started:.0f} s, written to {args.out}')
