@@ -7,6 +7,9 @@ Nothing here depends on how fast the machine is.
 
 import itertools
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,11 +31,14 @@ from vla_prune_ros.evaluation.bench_scene import (
     tabletop_queries,
 )
 from vla_prune_ros.evaluation.bench_startup import import_time
+from vla_prune_ros.evaluation.entries import make_entries
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
+from vla_prune_ros.nodes import realtime
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
 from vla_prune_ros.vla.selection import TokenLayout
 
+PAGE = Path(__file__).parents[1] / 'doc' / 'benchmark.md'
 FLOAT32, BFLOAT16 = (dict.fromkeys(('vision', 'decoder', 'head'), size) for size in (4.0, 2.0))
 SMALL_WORK = OpenVLAConfig(
     featurizer=TowerConfig(24, 3, 2, 40, 14, 28, class_token=True),
@@ -152,7 +158,8 @@ def test_every_mode_is_measured_beside_both_plain_paths(written):
         stages = sum(v['p50'] for s, v in row['latency_ms'].items() if s != 'total')
         assert stages > 0
         assert row['floor_ms']['total'] > 0 and row['flops_total'] > 0
-        assert {'eager', 'released', 'dense'} == row['faster_than'].keys()
+        for ratios in (row['faster_than'], row['less_processor_time']):
+            assert ratios.keys() == {'eager', 'released', 'dense'}
         assert row['memory_bytes']['weights'] > 0
 
 
@@ -228,6 +235,19 @@ def test_traces_tell_work_from_pauses(tmp_path, known_machine):
     assert '## Profile' in (tmp_path / 'report.md').read_text()
 
 
+def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine):
+    code = bench.main([
+        '--size', 'tiny', '--modes', 'none,lightvla', '--no-reference', '--ticks', '1',
+        '--warm-up', '2', '--frames', 'synthetic', '--threads', '1', '--runtime', 'graphs',
+        '--out', str(tmp_path),
+    ])  # fmt: skip
+    assert code == 0
+    dense, lightvla = json.loads((tmp_path / 'results.json').read_text())['arms']
+    assert lightvla['visual_rows_per_layer'] == [5] * 8
+    assert lightvla['flops_total'] < dense['flops_total']
+    assert dense['runtime']['runtime'] == 'graphs' and dense['runtime']['replays'] > 0
+
+
 # -- targets -----------------------------------------------------------------------------------
 def row(name, ms, **more):
     return {'name': name, 'latency_ms': {'total': {'p50': ms}}, **more}
@@ -260,3 +280,29 @@ def test_pauses_are_what_no_span_covers(order):
 def test_the_package_imports_without_torch_and_says_so():
     assert import_time('vla_prune_ros', 1)['torch'] is False
     assert import_time('vla_prune_ros.vla', 1)['torch'] is True
+
+
+# -- the page ----------------------------------------------------------------------------------
+def commands():
+    """Commands in blocks of code and tables."""
+    found = re.findall(r'\./run ((?:bench|realtime)[^#`|\n]*)', PAGE.read_text(encoding='utf-8'))
+    return sorted({command.strip() for command in found})
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize('command', commands())
+def test_commands_of_the_page_are_accepted(command):
+    verb, *words = shlex.split(command)
+    module = {'bench': bench, 'realtime': realtime}[verb]
+    args = module.parser().parse_args(words)
+    if verb == 'bench':
+        make_entries(args.modes, args.option, args.variant, control='off')
+
+
+def test_results_that_the_page_names_are_there():
+    linked = re.findall(r'\]\((results/[^)]+)\)', PAGE.read_text(encoding='utf-8'))
+    assert linked
+    assert [name for name in linked if not (PAGE.parent / name).exists()] == []

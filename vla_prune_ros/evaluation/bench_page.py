@@ -10,6 +10,7 @@ from typing import Any
 from vla_prune_ros.evaluation.bench_report import (
     layer_table,
     main_table,
+    processor_table,
     stage_table,
     target_table,
 )
@@ -40,6 +41,7 @@ def markdown(
         f'    {run["command"]}',
         '',
         *([f'- {run["note"]}'] if run['note'] else []),
+        *_caution(run, relative),
         f'- {run["parameters"] / 1e6:.1f} M parameters, {run["dtype"]}; {run["tokens"]} tokens,'
         f' of them {run["visual_tokens"]} visual (two cameras) and {run["prompt_tokens"]} of the'
         ' prompt; batch 1',
@@ -66,6 +68,7 @@ def markdown(
         '',
         stage_table(rows, relative),
         '',
+        *_processor(rows, relative),
         '## Visual tokens computed in each decoder layer',
         '',
         layer_table(rows),
@@ -80,3 +83,28 @@ def markdown(
 
         text += ['## Profile', '', profile_tables(profiles), '']
     return '\n'.join(text)
+
+
+def _caution(run: Mapping[str, Any], relative: bool) -> list[str]:
+    """Said where other jobs must have taken cores away."""
+    cores = run['environment']['cores']
+    if not relative or max(run['load_average'][0], run['load_average'][1]) <= cores:
+        return []
+    return [
+        '- **More threads wanted to run than there are cores: times below are not to be quoted.**'
+    ]
+
+
+def _processor(rows: Sequence[dict], relative: bool) -> list[str]:
+    if not relative:
+        return []
+    return [
+        '## Processor time',
+        '',
+        'Of all threads together. On a machine that is shared the ratios of a run with one thread'
+        ' are closer to the truth than those of the times above; with several threads, waiting in'
+        ' a loop for each other counts as well.',
+        '',
+        processor_table(rows),
+        '',
+    ]

@@ -62,6 +62,7 @@ def make_rows(
             'options': dict(arm.options),
             'note': arm.note,
             'latency_ms': {stage: percentiles(v) for stage, v in own.timing.items()},
+            'processor_ms': percentiles(own.processor_ms),
             'first_query_ms': percentiles(own.first_ms),
             'between_ms_per_step': percentiles(own.between_ms),
             'kept_last_layer': float(np.mean(own.kept)),
@@ -91,17 +92,24 @@ def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _compare(rows: Sequence[dict], samples: Mapping[str, Samples]) -> None:
     """Add ratios to the references and to the dense arm, and what the FLOPs promise."""
     by_name = {row['name']: row for row in rows}
+    others = [n for n in by_name if n == DENSE or by_name[n]['kind'] == 'reference']
     for row in rows:
-        own = np.array(samples[row['name']].timing['total'])
+        own = samples[row['name']]
         row['faster_than'] = {
-            other: float(np.median(np.array(samples[other].timing['total']) / own))
-            for other in by_name
-            if other == DENSE or by_name[other]['kind'] == 'reference'
+            other: _median_ratio(samples[other].timing['total'], own.timing['total'])
+            for other in others
+        }
+        row['less_processor_time'] = {
+            other: _median_ratio(samples[other].processor_ms, own.processor_ms) for other in others
         }
         row['promised'] = row['share_of_promise'] = None
         if DENSE in by_name and row['kind'] == 'ours':
             row['promised'] = by_name[DENSE]['flops_total'] / row['flops_total']
             row['share_of_promise'] = row['faster_than'][DENSE] / row['promised']
+
+
+def _median_ratio(other: Sequence[float], own: Sequence[float]) -> float:
+    return float(np.median(np.array(other) / np.array(own)))
 
 
 # -- targets -----------------------------------------------------------------------------------
@@ -201,6 +209,18 @@ def stage_table(rows: Sequence[dict], relative: bool) -> str:
         lines.append([row['name'], *cells])
     headers = [f'{unit}, p50 / p95', *stages, 'floor vision', 'floor decoder', 'floor']
     return table(headers, lines)
+
+
+def processor_table(rows: Sequence[dict]) -> str:
+    """Ratios of processor time, which other jobs on the machine disturb less."""
+    others = [*rows[0]['less_processor_time']]
+    lines = []
+    for row in rows:
+        ratios = row['less_processor_time']
+        share = ratios[DENSE] / row['promised'] if row['promised'] else None
+        cells = [_ratio(ratios[other]) for other in others]
+        lines.append([row['name'], *cells, _ratio(row['promised']), _percent(share)])
+    return table(['processor time', *[f'x {o}' for o in others], 'promised', 'share'], lines)
 
 
 def layer_table(rows: Sequence[dict]) -> str:

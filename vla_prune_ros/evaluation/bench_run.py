@@ -75,6 +75,7 @@ class Samples:
 
     Attributes:
         timing: stage -> ms; `total` is taken around the whole call.
+        processor_ms: processor time of all threads; waiting for a busy machine is not in it.
         first_ms: queries that begin an episode, which modes with a history answer densely.
         between_ms: per control step between queries, for modes that look at every frame.
         kept: visual tokens that entered the last layer.
@@ -84,6 +85,7 @@ class Samples:
     """
 
     timing: dict[str, list[float]] = field(default_factory=dict)
+    processor_ms: list[float] = field(default_factory=list)
     first_ms: list[float] = field(default_factory=list)
     between_ms: list[float] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
@@ -117,12 +119,13 @@ def run_ladder(
             for turn in range(len(arms)):
                 arm = arms[(number + turn) % len(arms)]
                 between = arm.lead_to(query)
-                started = time.perf_counter()
+                started, busy = time.perf_counter(), time.process_time()
                 chunk = arm.answer(query, instruction)
+                busy = 1e3 * (time.process_time() - busy)
                 spent = 1e3 * (time.perf_counter() - started)
                 if number >= warm_up:
                     work = None if meter is None or arm.is_reference else meter.last
-                    _note(samples[arm.name], query, chunk, spent, between, work)
+                    _note(samples[arm.name], query, chunk, (spent, busy), between, work)
             progress(number + 1, len(queries))
     finally:
         if meter is not None:
@@ -137,15 +140,16 @@ def _note(
     samples: Samples,
     query: Query,
     chunk: ActionChunk,
-    spent: float,
+    spent: tuple[float, float],
     between: float,
     work: PassWork | None,
 ) -> None:
     if query.first:
-        samples.first_ms.append(spent)
+        samples.first_ms.append(spent[0])
         return
-    for stage, value in {**chunk.timing, 'total': spent}.items():
+    for stage, value in {**chunk.timing, 'total': spent[0]}.items():
         samples.timing.setdefault(stage, []).append(value)
+    samples.processor_ms.append(spent[1])
     samples.between_ms.append(between)
     samples.kept.append(len(chunk.kept))
     if work is not None:
