@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_prune_ros.evaluation.rollouts import Episode, EpisodeRecord, Session, Setup
+from vla_prune_ros.sim import backend_of
 
 EXECUTORS = ('processes', 'ray')
 
@@ -107,7 +108,8 @@ def run_episodes(
         workers: how many run at once.
         on_record: called with every new outcome, for progress.
         session: factory of the object that runs episodes; picklable unless one process does.
-        executor: one of `EXECUTORS`. Processes are on this machine; a single one is this process.
+        executor: one of `EXECUTORS`. Processes are on this machine; a single one is this process,
+            unless the simulator would swallow an interrupt there.
     """
     todo = [episode for episode in episodes if log.finished(episode) is None]
     n = min(workers, len(todo))
@@ -115,7 +117,7 @@ def run_episodes(
         from vla_prune_ros.evaluation.ray_executor import run_on_ray
 
         outcomes = run_on_ray(setup, todo, n, session)
-    elif n > 1:
+    elif n > 1 or (n and swallows_interrupts(setup)):
         outcomes = _run_parallel(setup, todo, n, session)
     else:
         outcomes = _run_here(setup, todo, session)
@@ -124,6 +126,11 @@ def run_episodes(
         if on_record:
             on_record(record)
     return [log.records[episode.key] for episode in episodes]
+
+
+def swallows_interrupts(setup: Setup) -> bool:
+    """Whether an interrupt may get lost in the simulator: robosuite has bare `except` clauses."""
+    return backend_of(setup.suite) == 'libero'
 
 
 def _run_here(

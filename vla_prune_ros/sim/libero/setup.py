@@ -30,11 +30,9 @@ from vla_prune_ros.sim.libero.assets import (
 
 DESCRIPTION = """\
 Check that LIBERO is installed and where its assets (meshes, textures, scenes) are. Nothing is
-downloaded without --download-assets. Exit code 0: LIBERO's code runs; where no assets are found and
-none were asked for, that is tried with the placeholder assets."""
-ASSETS_MB = (
-    210  # 584 files of the data set; the hub says the exact size before anything is fetched
-)
+downloaded without --download-assets. Exit code 0: LIBERO's code runs; where no assets are found
+and none were asked for, that is tried with the placeholder assets."""
+ASSETS_MB = 210  # 584 files; the hub says the exact size before anything is fetched
 
 
 def parser() -> argparse.ArgumentParser:
