@@ -87,7 +87,6 @@ class BagWriter:
         self._failed = False
         self._reserve = self.path / '.reserve'
         self._reserve.write_bytes(b'\1' * RESERVE)
-        self.count = 0
         self.flush()
 
     def add_topic(self, topic: str, kind: str, *profiles: Qos) -> None:
@@ -104,8 +103,11 @@ class BagWriter:
 
     def write(self, topic: str, time: int, data: bytes) -> None:
         """Add a message that was received at `time` (ns)."""
+        storage = self._writer.storage
+        chunks = len(storage.chunks) if self._mcap else 0
         self._guarded(lambda: self._writer.write(self._connections[topic], time, data))
-        self.count += 1
+        if self._mcap and len(storage.chunks) > chunks:
+            self._on_disk()
 
     def flush(self) -> None:
         """Put everything on the disk."""
@@ -113,8 +115,17 @@ class BagWriter:
         if self._mcap and storage is not None and not self._failed:
             if storage.chunk.msgs:
                 self._guarded(storage.close_chunk)
-            self._guarded(storage.bio.flush)
-            self._whole = self._state()
+            self._on_disk()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Messages by topic; after `close` those that really are in the bag."""
+        return {topic: self._writer.counts[c.id] for topic, c in self._connections.items()}
+
+    def _on_disk(self) -> None:
+        """Remember that everything up to here is whole."""
+        self._guarded(self._writer.storage.bio.flush)
+        self._whole = self._state()
 
     def _state(self) -> tuple[int, dict, dict, int]:
         """Bytes, message counts of both layers, and last time of what is on the disk."""
@@ -152,7 +163,8 @@ class BagWriter:
         storage.bio.seek(size)
         storage.chunks = [index for index in storage.chunks if _end_of(index) <= size]
         storage.chunk = PendingChunk(2**63 - 1, 0, BytesIO(), defaultdict(list))
-        writer.counts, storage.channel_stats = counts, statistics
+        for now, then in ((writer.counts, counts), (storage.channel_stats, statistics)):
+            now.update({key: then.get(key, 0) for key in now})
         writer.max_timestamp = storage.message_end_time = end
 
     def __enter__(self) -> BagWriter:

@@ -75,8 +75,7 @@ class Recording(threading.Thread):
         self._new: deque[tuple[str, str, list]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self.lost: Counter[str] = Counter()
-        self.written: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
         self.error: OSError | None = None
 
     def announce(self, topic: str, kind: str, profiles: list) -> None:
@@ -87,8 +86,8 @@ class Recording(threading.Thread):
     def put(self, topic: str, received: int, data: bytes) -> None:
         """Take one message; it is lost if too much waits."""
         with self._changed:
+            self.taken[topic] += 1
             if self._bytes + len(data) > self._limit or self.error is not None:
-                self.lost[topic] += 1
                 return
             self._waiting.append((topic, received, data))
             self._bytes += len(data)
@@ -100,6 +99,11 @@ class Recording(threading.Thread):
             self._stopping = True
             self._changed.notify()
         self.join()
+
+    @property
+    def written(self) -> dict[str, int]:
+        """Messages that are in the bag, by topic."""
+        return {topic: number for topic, number in self._writer.counts.items() if number}
 
     def run(self) -> None:
         """Thread body."""
@@ -125,7 +129,6 @@ class Recording(threading.Thread):
                 self._writer.add_topic(topic, kind, *profiles)
             for topic, received, data in batch:
                 self._writer.write(topic, received, data)
-                self.written[topic] += 1
                 with self._changed:
                     self._bytes -= len(data)
             if time.monotonic() - flushed > FLUSH or stopping:
@@ -272,19 +275,19 @@ def drain(executor: Any) -> None:
 
 def report(out: Path, recording: Recording) -> int:
     """Say what is in the bag; the exit code."""
-    total = sum(recording.written.values())
-    print(f'record: {total} messages of {len(recording.written)} topics in {out}')
-    for topic, number in sorted(recording.written.items()):
+    written = recording.written
+    print(f'record: {sum(written.values())} messages of {len(written)} topics in {out}')
+    for topic, number in sorted(written.items()):
         print(f'  {number:7d} {topic}')
-    if recording.lost:
-        lost = ', '.join(f'{n} of {topic}' for topic, n in sorted(recording.lost.items()))
-        print(f'record: lost: {lost}', file=sys.stderr)
+    if lost := recording.taken - Counter(written):
+        text = ', '.join(f'{number} of {topic}' for topic, number in sorted(lost.items()))
+        print(f'record: lost: {text}', file=sys.stderr)
     if recording.error is not None:
         print(
             f'record: writing to {out} failed, the recording ends before that: {recording.error}',
             file=sys.stderr,
         )
-    return 1 if recording.lost or recording.error is not None else 0
+    return 1 if lost or recording.error is not None else 0
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

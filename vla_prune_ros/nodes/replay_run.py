@@ -156,15 +156,39 @@ class Replay:
         return found
 
     def _require_same_weights(self, name: str, reference: Track) -> None:
-        expected = reference.info.get('sha256', '')
+        expected = {moment.sha256 for moment in reference.moments} - {''}
         found = self._policy(name).info()['sha256']
         if not expected:
             self.warnings.append(f'{name}: the reference does not say which weights it comes from')
-        elif expected != found and not self.args.other_checkpoint:
+        elif found not in expected and not self.args.other_checkpoint:
+            others = ', '.join(f'{sha256[:16]}...' for sha256 in sorted(expected))
             raise ReplayError(
-                f'{name}: the reference was made with the weights {expected[:16]}..., these are'
+                f'{name}: the reference was made with the weights {others}, these are'
                 f' {found[:16]}...; give --checkpoint, or --other-checkpoint to compare anyway'
             )
+
+    def _left_out(self, name: str, reference: Track) -> set[int]:
+        """Stamps of recorded ticks that cannot come out the same."""
+        if reference.name != RECORDED:
+            return set()
+        own, first = self._policy(name).info()['sha256'], _start_of(reference)
+        stamps, moments = reference.stamps, reference.moments
+        others = {
+            stamp
+            for stamp, moment in zip(stamps, moments, strict=True)
+            if moment.sha256 not in ('', own) and not self.args.other_checkpoint
+        }
+        if others:
+            self.warnings.append(
+                f'{len(others)} recorded ticks come from other weights and are left out; replay'
+                ' them with --checkpoint'
+            )
+        if first:
+            self.warnings.append(
+                f'the recording begins in the middle of a run: its first {first} ticks depend on'
+                ' what came before and are left out'
+            )
+        return others | set(stamps[:first])
 
     def _tolerance(self, name: str, reference: Track) -> Tolerance | None:
         args = self.args
@@ -192,14 +216,10 @@ class Replay:
         expected, outputs = reference.outputs, result.outputs
         if self.args.limit:
             expected = expected[: self.args.limit]
-        started = _start_of(reference) if reference.name == RECORDED else 0
-        if started:
-            self.warnings.append(
-                f'the recording begins in the middle of a run: its first {started} ticks depend on'
-                ' what came before and are left out'
-            )
-            expected = expected[started:]
-            outputs = [o for o in outputs[started:] if expected]
+        if self.args.compare == GOLDEN and tier != 'T0':
+            out = self._left_out(name, reference)
+            expected = [e for e in expected if e.stamp not in out]
+            outputs = [o for o in outputs if o.stamp not in out]
         comparisons = compare(
             outputs, expected, scale, tolerance,
             same_mode=self.args.compare == GOLDEN and not self.switches,

@@ -41,11 +41,19 @@ FRESH = ('reset', 'exception', 'start')  # reasons for which a replay must reset
 
 @dataclass(frozen=True)
 class Moment:
-    """What is in force at a tick; `reset`: the history was emptied from outside before it."""
+    """What is in force at a tick.
+
+    Attributes:
+        mode: pruning mode.
+        options: of the mode; empty: its defaults.
+        reset: the history was emptied from outside before this tick.
+        sha256: of the weights; '' if unknown.
+    """
 
     mode: str
     options: Mapping[str, Any] = field(default_factory=dict)
     reset: bool = False
+    sha256: str = ''
 
 
 @dataclass(frozen=True)
@@ -163,10 +171,11 @@ def _moment(
     """The mode's options from the description that was in force when the chunk came."""
     from vla_prune_ros.evaluation.entries import parse_value
 
-    mode, options = output.mode, {}
+    mode, options, sha256 = output.mode, {}, ''
     newest = bisect_right([t for t, _ in infos], time)
     for _, values in reversed(infos[:newest]):
         if values.get('mode') == mode:
+            sha256 = values.get('sha256', '')
             prefix = f'pruning.{mode}.'
             options = {
                 key.removeprefix(prefix): parse_value(mode, key.removeprefix(prefix), value)
@@ -174,7 +183,7 @@ def _moment(
                 if key.startswith(prefix)
             }
             break
-    return Moment(mode, options, output.reset_reason in FRESH)
+    return Moment(mode, options, output.reset_reason in FRESH, sha256)
 
 
 # -- golden values -----------------------------------------------------------------------------
