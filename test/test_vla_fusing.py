@@ -50,6 +50,21 @@ def test_fusing_changes_neither_names_nor_the_saved_files(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_fusing_again_moves_nothing():
+    model = tiny_model()
+    model.decoder.fuse()
+    places = [p.data_ptr() for p in model.parameters()]
+    model.decoder.fuse()
+    assert places == [p.data_ptr() for p in model.parameters()]
+
+
+def test_a_packed_model_cannot_be_saved(tmp_path):
+    model = tiny_model()
+    model.decoder.pack()
+    with pytest.raises(ValueError, match='cannot be saved'):
+        save_pretrained(model, tmp_path)
+
+
 def test_a_change_of_one_weight_is_seen_by_the_fused_product():
     model = tiny_model()
     model.decoder.fuse()

@@ -76,8 +76,11 @@ class CudaGraphs:
         expected = [*results, *(tensor.clone() for tensor in written)]
         outputs = [torch.empty_like(result) for result in results]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'
+        with (
+            torch.cuda.stream(current),  # back to it even where a recording breaks off
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'
+            ),
         ):
             _copy(outputs, work())
         recording = _CudaGraph(graph, outputs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -59,6 +60,7 @@ class DeviceImages:
         low, high, fraction = (torch.from_numpy(t).to(device) for t in crop_table(size))
         self._low, self._high, self._fraction = low, high, fraction[:, None]
         self._senders: dict[tuple[int, ...], Sender] = {}
+        self._threads = ThreadPoolExecutor(4, 'jpeg')
 
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         """Map frames uint8 [H, W, 3] to policy images uint8 [views, S, S, 3] on the device.
@@ -66,12 +68,13 @@ class DeviceImages:
         Raises:
             ValueError: not RGB frames of bytes.
         """
-        return torch.stack([self._picture(view, image) for view, image in enumerate(images)])
+        for image in images:
+            check_frame(image)
+        decoded = self._threads.map(jpeg_round_trip, images)  # Pillow lets go of the interpreter
+        return torch.stack([self._picture(view, image) for view, image in enumerate(decoded)])
 
-    def _picture(self, view: int, image: np.ndarray) -> Tensor:
-        check_frame(image)
-        decoded = jpeg_round_trip(image)
-        axes = resize_order(*image.shape[:2], self._size)
+    def _picture(self, view: int, decoded: np.ndarray) -> Tensor:
+        axes = resize_order(*decoded.shape[:2], self._size)
         if axes is None:
             decoded, axes = resize(decoded, self._size), ()
         x = self._send(view, decoded)

@@ -62,7 +62,7 @@ class StaticModel:
         self,
         model: OpenVLAOFT,
         backend: Callable[[], GraphBackend],
-        max_graphs: int = 256,
+        max_graphs: int = 512,
         max_bytes: int = 2 << 30,
     ) -> None:
         """Prepare; the buffers are made at the first pass.

@@ -207,7 +207,10 @@ def save_pretrained(
 
     Raises:
         FileExistsError: the directory holds weights that would become ambiguous.
+        ValueError: the weights are no longer those of the published layout.
     """
+    if model.decoder.packed:
+        raise ValueError('a model with packed or quantised weights cannot be saved')
     directory = Path(directory)
     dtype = dtype or model.dtype
     directory.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 def lay_side_by_side(linears: Sequence[nn.Linear]) -> None:
     """Move the weights of some layers into one block of memory, so that one product serves all.
 
-    They stay parameters of their own, with their names; see `as_one_matrix`.
+    They stay parameters of their own, with their names; see `as_one_matrix`. Where they are
+    neighbours already they do not move, as recorded work knows their addresses.
     """
+    with torch.no_grad():
+        if as_one_matrix(linears) is not None:
+            return
     whole = torch.cat([linear.weight.detach() for linear in linears])
     parts = whole.split([linear.out_features for linear in linears])
     for linear, part in zip(linears, parts, strict=True):
