@@ -45,15 +45,15 @@ def draw(rows: Sequence[dict], relative: bool, title: str, path: Path) -> None:
         total, floor = latency['total'], row['floor_ms']['total'] * factor
         axes.plot(total['p95'] * factor, place, 'k|', markersize=12)
         axes.plot([floor, floor], [place - 0.4, place + 0.4], color='#0072B2', linewidth=2)
-        axes.text(max(total['p95'] * factor, left), place, f'  {total["p50"] * factor:.2f}',
-                  va='center', fontsize=8)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+    values = [row['latency_ms']['total']['p50'] * factor for row in rows]
+    names = [f'{r["name"]}  {value:.2f}' for r, value in zip(rows, values, strict=True)]
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
     axes.set_xlabel(
-        f'time of a query ({unit}): medians of the stages; | p95 of the whole; blue: floor of'
-        ' this machine'
+        f'time of a query ({unit}): medians of stages; | p95 of the whole;'
+        ' blue: floor of the machine'
     )
     used = [s for s in STAGES if any(s in row['latency_ms'] for row in rows)]
     patches = [axes.barh(0, 0, color=_LOOKS[s][0], hatch=_LOOKS[s][1], label=s) for s in used]
