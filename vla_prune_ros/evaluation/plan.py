@@ -33,7 +33,9 @@ def describe(setup: Setup, entries: Sequence[Entry]) -> tuple[dict, list[Entry]]
             'dimension_names': list(info['dimension_names']),
             'chunk_len': session.policy.config.chunk_len,
             'tasks': [task.name for task in robot.tasks],
+            'suite': setup.suite,
             'notice': robot.notice,
+            'unnorm_key': info['unnorm_key'],
             'slow_task_change': robot.slow_task_change,
             'n_initial_states': robot.n_initial_states,
         }
@@ -100,6 +102,11 @@ def notes(facts: dict, entries: Sequence[Entry], plan: Sequence[Episode], done: 
         f' {len({e.task for e in plan})} of {len(facts["tasks"])} tasks, initial states'
         f' {states[0]} to {states[-1]} of {facts["n_initial_states"]}'
     ]
+    if facts['unnorm_key'] not in (facts['suite'], f'{facts["suite"]}_no_noops'):
+        remarks.append(
+            f'actions are scaled by the statistics {facts["unnorm_key"]!r}, which are not'
+            f' those of {facts["suite"]}'
+        )
     if done:
         remarks.append(f'{done} of {len(plan)} episodes were taken over from an earlier run')
     return remarks

@@ -225,6 +225,8 @@ def _answer(connection: Connection, models: _Models) -> None:
         with models.lock:
             try:
                 if directory not in policies:
+                    while len(policies) >= MAX_POLICIES:  # they hold weights
+                        del policies[next(iter(policies))]
                     policies[directory] = models.policy(directory)
                 policy, meter = policies[directory]
                 value = getattr(policy, what)

@@ -26,7 +26,13 @@ from vla_prune_ros.sim.base import (
     quaternion_from_matrix,
     quaternion_to_axis_angle,
 )
-from vla_prune_ros.sim.libero.assets import find_assets, find_package, import_libero
+from vla_prune_ros.sim.libero.assets import (
+    find_assets,
+    find_package,
+    import_libero,
+    reportable,
+    versions,
+)
 from vla_prune_ros.sim.libero.suites import LiberoTask, load_initial_states, load_tasks
 
 SETTLE_STEPS = 10
@@ -79,6 +85,10 @@ class LiberoRobot(SimulatedRobot):
         self.n_initial_states = len(load_initial_states(self.tasks[0].states))
         self.assets = find_assets(assets)
         self.notice = self.assets.notice
+        installed = versions()
+        if not reportable(installed):
+            other = f'MuJoCo {installed["mujoco"]}, not the version of published scores'
+            self.notice = '; '.join(filter(None, (self.notice, other)))
         self._envs = import_libero(self.assets)
         self._size, self._settle, self._seed, self._render = image_size, settle_steps, seed, render
         self._thread = threading.get_ident()
