@@ -47,6 +47,11 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+def patience(seconds: float) -> float:
+    """A time limit of an idle machine, for the machine as loaded as it is."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Process:
     """A verb of the package in a process group of its own."""
 
@@ -138,6 +143,17 @@ def checkpoint(tmp_path_factory) -> Path:
     from tiny import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp('checkpoint'))
+
+
+@pytest.fixture(scope='session')
+def faulty_pair(ros, tmp_path_factory, checkpoint):
+    """One policy node that can be made to fail, and its peer, for all files of faults."""
+    from faults import running
+
+    folder = tmp_path_factory.mktemp('faulty')
+    settings = {'inference_timeout': 2.0, 'max_gap': 1.5, 'overlay__rate': 10.0}
+    with running(folder, checkpoint, **settings) as pair:
+        yield pair
 
 
 @pytest.fixture(scope='session')

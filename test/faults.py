@@ -29,7 +29,14 @@ class FaultyNode(Process):
 
     program = (str(Path(__file__).with_name('faulty_node.py')),)
 
-    def __init__(self, folder: Path, checkpoint: Path, namespace: str = '', **parameters) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        namespace: str = '',
+        file: Path | None = None,
+        **parameters,
+    ) -> None:
         given = {
             'checkpoint': str(checkpoint),
             'torch_threads': 1,
@@ -39,6 +46,7 @@ class FaultyNode(Process):
         } | parameters
         words = [f'{name.replace("__", ".")}:={value}' for name, value in given.items()]
         remap = ['-r', f'__ns:={namespace}'] if namespace else []
+        remap += ['--params-file', str(file)] if file else []
         super().__init__(
             folder, '', '--ros-args', *remap, *(w for word in words for w in ('-p', word))
         )
@@ -64,6 +72,7 @@ class FaultPeer(Peer):
         super().__init__(namespace)
         self.namespace = namespace
         self.reports: dict[str, tuple[int, str, dict[str, str]]] = {}
+        self.hardware_ids: set[str] = set()
         self.node.create_subscription(
             DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10)
         )
@@ -76,6 +85,7 @@ class FaultPeer(Peer):
         for status in message.status:
             if status.name.startswith(mine):
                 values = {pair.key: pair.value for pair in status.values}
+                self.hardware_ids.add(status.hardware_id)
                 task = status.name.removeprefix(mine)
                 self.reports[task] = (status.level[0], status.message, values)
 

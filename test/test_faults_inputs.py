@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from faults import UNIT, FaultPeer, FaultyNode, running
+from faults import UNIT, FaultPeer, FaultyNode
 from peer import FINGERS, PERIOD
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -19,16 +19,9 @@ from std_msgs.msg import String
 from vla_prune_ros.nodes import messages as m
 
 
-@pytest.fixture(scope='module')
-def pair(ros, tmp_path_factory, checkpoint):
-    """One node and its peer for all tests of this file."""
-    with running(tmp_path_factory.mktemp('node'), checkpoint) as (process, peer):
-        yield process, peer
-
-
 @pytest.fixture
-def peer(pair) -> FaultPeer:
-    process, peer = pair
+def peer(faulty_pair) -> FaultPeer:
+    process, peer = faulty_pair
     peer.trigger('vla_policy/reset')
     peer.forget()
     yield peer
@@ -37,8 +30,8 @@ def peer(pair) -> FaultPeer:
 
 
 @pytest.fixture
-def node(pair) -> FaultyNode:
-    return pair[0]
+def node(faulty_pair) -> FaultyNode:
+    return faulty_pair[0]
 
 
 def picture(shape=(48, 64), seed: int = 3) -> np.ndarray:

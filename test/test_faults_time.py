@@ -75,6 +75,7 @@ def test_a_clock_that_stands_still_stops_the_chunks_but_not_the_watchdog(peer, p
     assert level == 1 and float(values['agentview: age (s)']) < 0
 
 
+@pytest.mark.slow
 def test_two_nodes_in_two_namespaces_do_not_hear_each_other(ros, tmp_path, checkpoint, pair):
     with (
         running(tmp_path, checkpoint, '/left', default_instruction='go left') as (_, left),

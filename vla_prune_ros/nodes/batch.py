@@ -13,14 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter_service import ParameterService
+
+from vla_prune_ros.nodes.parameters import no_such_parameter
 
 
 class BatchParameterService(ParameterService):
     """The parameter services of a node; `apply()` runs once per change, however large."""
 
     def __init__(self, node: Node, apply: Callable[[], None]) -> None:
+        self._node = node
         self._apply = apply
         self._batch = False
         self._changed = False
@@ -40,7 +44,21 @@ class BatchParameterService(ParameterService):
     def _set_parameters_callback(self, request: Any, response: Any) -> Any:
         self._batch = True
         try:
-            return super()._set_parameters_callback(request, response)
+            response = super()._set_parameters_callback(request, response)
         finally:
             self._batch = False
             self._flush()
+        for parameter, result in zip(request.parameters, response.results, strict=True):
+            self._explain([parameter.name], result)
+        return response
+
+    def _set_parameters_atomically_callback(self, request: Any, response: Any) -> Any:
+        response = super()._set_parameters_atomically_callback(request, response)
+        self._explain([p.name for p in request.parameters], response.result)
+        return response
+
+    def _explain(self, names: list[str], result: SetParametersResult) -> None:
+        """Say which name is unknown; rclpy does not."""
+        unknown = [name for name in names if not self._node.has_parameter(name)]
+        if unknown and not result.successful:
+            result.reason = '; '.join(no_such_parameter(self._node, name) for name in unknown)

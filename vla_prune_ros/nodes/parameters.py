@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from vla_prune_ros.nodes.execution import EXECUTION_MODES
@@ -143,23 +145,62 @@ def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:
     return values
 
 
-def undeclared(node: Any) -> list[str]:
-    """Names given on the command line or in a file that the node does not know: misspelt ones."""
+def undeclared(node: Any, *, qos: bool = False) -> list[str]:
+    """Names given on the command line or in a file that the node does not know: misspelt ones.
+
+    Args:
+        node: of rclpy.
+        qos: look at QoS overrides, which are only known when the topics are, or at all others.
+    """
     given = getattr(node, '_parameter_overrides', {})  # rclpy has no public access to them
     return sorted(
         name
         for name in given
-        if not node.has_parameter(name) and not name.startswith('qos_overrides.')
+        if not node.has_parameter(name) and name.startswith('qos_overrides.') is qos
     )
 
 
-def report_unknown(node: Any) -> None:
+def report_unknown(node: Any, *, qos: bool = False) -> None:
     """Warn of every parameter that was given to a node and that it does not have."""
+    for name in undeclared(node, qos=qos):
+        node.get_logger().warning(f'{no_such_parameter(node, name)}: ignored')
+
+
+def no_such_parameter(node: Any, name: str) -> str:
+    """That a node does not have a parameter, and which one may have been meant."""
     known = sorted(node.get_parameters_by_prefix(''))
-    for name in undeclared(node):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        node.get_logger().warning(f'no parameter {name!r}: ignored{hint}')
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f'no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '')
+
+
+def report_foreign_files(node: Any, arguments: Sequence[str]) -> None:
+    """Warn of every parameter file on the command line that has nothing for this node."""
+    import yaml
+
+    files = [value for flag, value in pairwise(arguments) if flag == '--params-file']
+    for file in files:
+        with open(file, encoding='utf-8') as stream:
+            names = sorted(_sections(yaml.safe_load(stream) or {}))
+        if not any(_matches(name, node.get_fully_qualified_name()) for name in names):
+            node.get_logger().warning(
+                f'{file} has no parameters for {node.get_fully_qualified_name()}, '
+                f'only for {", ".join(names) or "nobody"}'
+            )
+
+
+def _sections(content: Any, prefix: str = '') -> Iterator[str]:
+    """Names of the nodes that a parameter file speaks of, wildcards as they are written."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if name == 'ros__parameters':
+            yield prefix
+        else:
+            yield from _sections(value, f'{prefix}/{str(name).strip("/")}')
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a section is for a node: * stands for one word, ** for any number of them."""
+    words = re.escape(pattern).replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+')
+    return re.fullmatch(words, name) is not None
 
 
 def _descriptor(spec: Spec) -> Any:

@@ -159,6 +159,7 @@ class PolicyNode(LifecycleNode):
         except Exception:
             self.inputs.unsubscribe()
             raise
+        report_unknown(self, qos=True)
         result = super().on_activate(state)  # the publisher may publish from here on
         self.state = 'active'
         self.inference.open(self.enabled)

@@ -24,6 +24,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from vla_prune_ros.nodes.parameters import report_foreign_files
+
 POLL = 0.1  # s, how often a spinning node looks for a signal
 
 
@@ -86,6 +88,7 @@ def run_node(
     node, code = None, 0
     try:
         node = factory(stop)
+        report_foreign_files(node, arguments)
         executor.add_node(node)
         node.start()
         while rclpy.ok() and not stop.is_set():
