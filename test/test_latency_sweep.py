@@ -55,10 +55,16 @@ def test_a_row_counts_episodes_and_steps_of_its_cell():
 
 def test_the_page_says_what_ran_and_that_the_machine_was_too_slow(tmp_path):
     machine = {'date': 'today', 'cpu': 'abacus', 'cores': 4}
-    run = {'command': 'python ...', 'environment': machine, 'pairs': 2, 'period_ms': 50.0}
+    run = {
+        'command': 'python ...',
+        'environment': machine,
+        'pairs': 2,
+        'period_ms': 50.0,
+        'note': 'A note.',
+    }
     text = latency_report.markdown(run, latency_report.rows([GOOD, BAD]))
     assert 'blend, 100 ms' in text and '50.0 % (9.5 to 90.5)' in text
-    assert '15 % of the steps' in text
+    assert '15 % of the steps' in text and 'A note.' in text
     assert 'too slow' not in latency_report.markdown(run, latency_report.rows([GOOD]))
     latency_report.picture(
         latency_report.rows([GOOD, replace(BAD, latency_ms=0)]), tmp_path / 'x.png'

@@ -100,6 +100,8 @@ def markdown(run: dict, cells: Sequence[dict]) -> str:
         f'{run["pairs"]} pairs of nodes at once. Control period {run["period_ms"]:g} ms. Every '
         'cell has the same tasks and initial states.',
     ]
+    if run['note']:
+        lines += ['', run['note']]
     if own:
         lines += [
             '',

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--pruning', default='none', help='pruning mode (none)')
     p.add_argument('--device', default='cpu', help='torch device of the policies (cpu)')
     p.add_argument('--out', type=Path, default=Path('out/latency'), help='output directory')
+    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     return p
 
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         raise work.error
     shutil.rmtree(logs)
     episodes = [work.results[cell] for cell in cells]
-    write(args.out, episodes, argv, pairs)
+    write(args.out, episodes, argv, pairs, args.note)
     print(f'latency: done in {time.monotonic() - started:.0f} s, written to {args.out}')
     return 0
 
@@ -218,7 +219,9 @@ def _command(name: str, parameters: Sequence[str]) -> list[str]:
     return command
 
 
-def write(out: Path, episodes: Sequence[LatencyEpisode], argv: Sequence[str], pairs: int) -> None:
+def write(
+    out: Path, episodes: Sequence[LatencyEpisode], argv: Sequence[str], pairs: int, note: str
+) -> None:
     """Print the table; write results, page and picture."""
     from vla_prune_ros.evaluation import latency_report
     from vla_prune_ros.evaluation.report import command_line, environment
@@ -230,6 +233,7 @@ def write(out: Path, episodes: Sequence[LatencyEpisode], argv: Sequence[str], pa
         'environment': environment(),
         'pairs': pairs,
         'period_ms': PERIOD_MS,
+        'note': note,
     }
     data = {'run': run, 'cells': cells, 'episodes': [asdict(e) for e in episodes]}
     out.mkdir(parents=True, exist_ok=True)
