@@ -122,5 +122,5 @@ def test_too_much_memory_starts_all_recordings_anew():
     with torch.inference_mode():
         for key in range(8):
             assert stages.run(key, lambda: [x + 1])[0].sum().item() == 200
-            assert stages.used_bytes() <= 3000
+            assert stages.used_bytes <= 3000
     assert stages.evicted >= 2

@@ -64,8 +64,8 @@ class ActionChunk:
         sequence: counts the chunks of this policy from 0.
         reset_reason: why the history was empty before this chunk; None if it was not.
         n_visual: visual tokens before pruning.
-        stats: numbers of the pruning mode about this pass; with recorded stages also `runtime`:
-            replay, capture, or why a stage ran without a graph.
+        stats: numbers of the pruning mode about this pass; with recorded stages also `runtime`
+            (replay, capture, or why a stage ran without a graph) and `graph_bytes`.
     """
 
     actions: np.ndarray
@@ -392,7 +392,7 @@ class VLAPolicy:
         self._last, self._sequence = observation, sequence + 1
         stats = self._selector.stats()
         if how := engine.last():
-            stats['runtime'] = how
+            stats |= {'runtime': how, 'graph_bytes': self._engine.stats()['graph_bytes']}
         timer.mark('postprocess')
         return ActionChunk(
             actions=actions,

@@ -34,6 +34,7 @@ class Stages:
         self._refused: dict[Hashable, str] = {}
         self.captures = self.replays = self.fallbacks = self.evicted = 0
         self.last_fallback = self.said = ''
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -83,10 +84,12 @@ class Stages:
         self._graphs.clear()
         self._refused.clear()
         self._backend = self._make_backend()
+        self._bytes = 0
 
+    @property
     def used_bytes(self) -> int:
-        """Memory of all recordings."""
-        return self._backend.used_bytes()
+        """Memory of all recordings, after the latest of them."""
+        return self._bytes
 
     def _bound(self) -> None:
         if len(self._graphs) > self.max_graphs:
@@ -94,7 +97,8 @@ class Stages:
                 torch.cuda.synchronize()
             self._graphs.popitem(last=False)
             self.evicted += 1
-        if self.used_bytes() > self.max_bytes:
+        self._bytes = self._backend.used_bytes()
+        if self._bytes > self.max_bytes:
             # The pool is one: it gets smaller only when all of it goes.
             _log.warning('graphs exceed %d MB and are recorded anew', self.max_bytes >> 20)
             self.clear()

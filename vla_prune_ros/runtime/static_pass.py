@@ -88,7 +88,7 @@ class StaticModel:
             'fallbacks': stages.fallbacks,
             'evicted': stages.evicted,
             'last_fallback': stages.last_fallback,
-            'graph_bytes': stages.used_bytes() + self._slots.used_bytes(),
+            'graph_bytes': stages.used_bytes + self._slots.used_bytes(),
             'graph_limit_bytes': stages.max_bytes,
         }
 
