@@ -152,7 +152,7 @@ def faulty_pair(ros, tmp_path_factory, checkpoint):
 
     folder = tmp_path_factory.mktemp('faulty')
     settings = {'inference_timeout': 2.0, 'max_gap': 1.5, 'overlay__rate': 10.0}
-    with running(folder, checkpoint, **settings) as pair:
+    with running(folder, checkpoint, '/faulty', **settings) as pair:
         yield pair
 
 

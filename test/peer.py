@@ -11,6 +11,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
 from rclpy.client import Client
@@ -135,6 +136,9 @@ class Peer:
         client = self._clients[name]
         assert self.wait_for(client.service_is_ready, timeout), f'no service {name}'
         future = client.call_async(request)
+        if kind is not ChangeState and not self.wait_for(future.done, min(3.0, timeout)):
+            # DDS may match the two directions one after the other: the answer finds no reader.
+            future = client.call_async(request)
         assert self.wait_for(future.done, timeout), f'no answer from {name}'
         return future.result()
 

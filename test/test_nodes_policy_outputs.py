@@ -207,7 +207,7 @@ def test_a_mode_that_wants_an_early_query_says_after_how_many_actions(peer):
 
 
 def test_the_description_is_latched_and_names_what_runs(peer):
-    late = FaultPeer()
+    late = FaultPeer(peer.namespace)
     assert late.wait_for(lambda: late.info)
     info = late.info[-1]
     assert len(info['sha256']) == 64 and info['mode'] == 'none'
@@ -231,7 +231,7 @@ def test_the_overlay_is_drawn_only_for_subscribers_and_at_most_at_its_rate(peer,
 
     topic = 'vla_policy/pruning_overlay'
     subscription = peer.node.create_subscription(Image, topic, pictures.append, m.RELIABLE)
-    assert peer.wait_for(lambda: peer.node.count_publishers(f'/{topic}'))
+    assert peer.wait_for(lambda: peer.node.count_publishers(f'{peer.namespace}/{topic}'))
     look(0.5)
     pictures.clear()
     look(1.0)
