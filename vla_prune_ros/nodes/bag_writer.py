@@ -31,7 +31,7 @@ from vla_prune_ros.nodes.bags import BagError
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 METADATA_VERSION = 8  # the newest that older rosbag2 releases read, too
 RESERVE = 256 * 1024  # bytes kept free for the end of a recording
-FOREVER = QosTime(2147483647, 4294967295)
+FOREVER = QosTime(9223372036, 854775807)  # RMW_DURATION_INFINITE
 
 
 @cache
@@ -79,7 +79,7 @@ class BagWriter:
         )
         if compression != 'none' and storage == 'mcap':
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        for key, value in custom.items():
+        for key, value in {'writer': 'vla_prune_ros', **custom}.items():
             self._writer.set_custom_data(key, value)
         self._writer.open()
         self._connections: dict[str, Any] = {}

@@ -97,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
         '--other-checkpoint', action='store_true',
         help='compare although the reference was made with other weights',
     )  # fmt: skip
-    m.add_argument('--device', default='auto', help='torch device (default: auto)')
-    m.add_argument('--dtype', default='auto', help='of the weights (default: auto)')
+    m.add_argument('--device', default='auto', help='torch device; auto: as the reference')
+    m.add_argument('--dtype', default='auto', help='of the weights; auto: as the reference')
     m.add_argument('--unnorm-key', default='', help='statistics of the checkpoint')
     m.add_argument('--readout-start', type=int, default=0, help='as the parameter of the node')
     m.add_argument('--threads', type=int, default=1, help='CPU threads of the model (1)')

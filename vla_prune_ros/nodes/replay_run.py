@@ -95,13 +95,27 @@ class Replay:
         self.golden_path = args.golden or golden_path(args.bag)
         self.golden = read_golden(self.golden_path)
         self.tracks = chosen_tracks(args, bool(self.recorded.outputs))
+        device, dtype = self._device()
         self.setup = Setup(
-            args.checkpoint, args.device, args.dtype, args.unnorm_key, args.readout_start,
+            args.checkpoint, device, dtype, args.unnorm_key, args.readout_start,
             args.threads, self.settings.cameras, args.control_rate, args.max_gap,
         )  # fmt: skip
         self.feed = Feed(self.bag, self.settings, self.recorded.stamps)
         self.switches = chosen_switches(args.switch)
         self.results: dict[str, Track] = {}
+
+    def _device(self) -> tuple[str, str]:
+        """Device and dtype; `auto` is what the reference was made with, where that is there."""
+        import torch
+
+        device, dtype = self.args.device, self.args.dtype
+        references = (*self.golden.values(), self.recorded)
+        info = next((r.info for r in references if r.info), {})
+        if self.args.compare != GOLDEN or device != 'auto' or not info.get('device'):
+            return device, dtype
+        if not info['device'].startswith('cpu') and not torch.cuda.is_available():
+            return device, dtype
+        return info['device'], info.get('dtype', dtype) if dtype == 'auto' else dtype
 
     def _checkpoint(self, name: str) -> str:
         entry = self.tracks[name]
