@@ -126,6 +126,7 @@ def compile_layers(model: OpenVLAOFT) -> None:
     The compiler runs in the first passes, and again for new numbers of rows until it has seen
     that they vary.
     """
+    torch._dynamo.config.recompile_limit = 64  # shapes and masks; beyond it runs eager code
     torch._dynamo.config.accumulated_recompile_limit = 4096  # counts all layers together
     if model.device.type == 'cuda' and not model.decoder.packed:
         model.decoder.pack()
@@ -133,6 +134,8 @@ def compile_layers(model: OpenVLAOFT) -> None:
     for block in (*backbone.featurizer.blocks, *backbone.fused_featurizer.blocks):
         block.compile()
     for layer in model.decoder.layers:
+        if 'qkv' in vars(layer):  # by another policy on the same model
+            continue
         layer.qkv, layer.finish = torch.compile(layer.qkv), torch.compile(layer.finish)
 
 
