@@ -13,6 +13,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 import cv2
 import numpy as np
+from conftest import REPOSITORY
 from faults import FaultPeer, FaultyNode, running
 from peer import PERIOD
 from sensor_msgs.msg import CompressedImage
@@ -136,6 +137,26 @@ def test_a_robot_that_dies_stops_the_chunks_and_one_that_comes_back_starts_them(
         process.wait_for_log('joint_states is back')
         assert int(again.stats[-1]['sequence']) == 1, 'nothing was inferred meanwhile'
         again.close()
+
+
+@pytest.mark.slow
+def test_a_simulated_robot_that_is_killed_and_started_again_is_served_again(
+    ros, tmp_path, checkpoint, namespace, start
+):
+    pytest.importorskip('mujoco', reason='the tabletop simulation is not installed')
+    bridge = ['--ros-args', '-r', f'__ns:={namespace}', '-p', 'publish_every_step:=true']
+    settings = {'file': REPOSITORY / 'config/sim.yaml', 'default_instruction': '""'}
+    with running(tmp_path, checkpoint, namespace, **settings) as (process, peer):
+        for life in range(2):
+            peer.forget()
+            robot = start('sim_bridge', *bridge)
+            assert peer.wait_for(lambda: len(peer.stats) >= 4, 60.0), process.log + robot.log
+            reasons = [s['reset_reason'] for s in peer.stats]
+            assert ('clock' in reasons or 'instruction' in reasons) is (life == 1), reasons
+            robot.end(signal.SIGKILL)
+            said = process.log.count('no new message on agentview')
+            peer.wait_for(lambda n=said: process.log.count('no new message on agentview') > n, 5)
+            assert peer.gets_nothing() and peer.state() == 'active'
 
 
 def test_compressed_pictures_are_taken_and_broken_ones_refused(
