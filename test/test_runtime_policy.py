@@ -226,3 +226,34 @@ def test_the_embedded_policy_is_ready_in_less_than_five_seconds_of_work():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     work = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     assert work < 5.0  # of one processor; other programs do not count
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('settings', [{}, {'image_pipeline': 'device'}, {'runtime': 'compile'}])
+@pytest.mark.parametrize('mode', MODES)
+def test_a_gpu_answers_like_its_plain_network(directory, mode, settings):
+    place = {'device': 'cuda', 'dtype': 'bfloat16'}
+    plain = episode(load(directory, mode, runtime='plain', **place))
+    policy = load(directory, mode, **place, **settings)
+    assert policy.info()['runtime'] == settings.get('runtime', 'graphs')
+    for a, b in zip(plain, episode(policy), strict=True):
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=0.05)
+        if 'runtime' not in settings:  # a compiler rounds elsewhere, so near ties may flip
+            np.testing.assert_array_equal(a.kept, b.kept)
+    stats = policy.runtime_stats()
+    assert stats['backend'] == 'cuda'
+    assert stats['fallbacks'] == 0, stats['last_fallback']
+    assert 0 < stats['graph_bytes'] <= stats['graph_limit_bytes']
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('mode', ['none', 'specprune'])
+def test_quantised_weights_are_recorded_on_a_gpu(directory, mode):
+    pytest.importorskip('torchao')
+    place = {'device': 'cuda', 'dtype': 'bfloat16', 'quantization': 'int8'}
+    policy = load(directory, mode, **place)
+    for a, b in zip(
+        episode(load(directory, mode, runtime='plain', **place)), episode(policy), strict=True
+    ):
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=0.1)
+    assert policy.runtime_stats()['fallbacks'] == 0
