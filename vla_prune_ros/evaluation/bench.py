@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument('--size', help='random model: tiny, small or 7b (default: small)')
+    p.add_argument('--layers', type=int, help='decoder layers of the random model; default: all')
     p.add_argument('--checkpoint', help='checkpoint directory or name of an embedded policy')
     p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
     p.add_argument('--instruction', help='what the policy is told (default: one of LIBERO length)')
@@ -144,7 +145,8 @@ def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
         return checkpoint_subject(
             args.checkpoint, dtype, args.device, args.instruction, args.unnorm_key
         )
-    return random_subject(args.size or 'small', dtype, args.device, args.instruction)
+    size = args.size or 'small'
+    return random_subject(size, dtype, args.device, args.instruction, args.layers)
 
 
 def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Arm]:

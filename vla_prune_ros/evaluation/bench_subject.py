@@ -52,19 +52,31 @@ class Subject:
 
 
 def random_subject(
-    size: str, dtype: torch.dtype, device: str, instruction: str | None = None
+    size: str,
+    dtype: torch.dtype,
+    device: str,
+    instruction: str | None = None,
+    n_layers: int | None = None,
 ) -> Subject:
     """A random model of a named size; the same numbers at every call on the same device.
+
+    Args:
+        size: a name in `vla.sizes`.
+        dtype: of the weights.
+        device: where it runs.
+        instruction: what the policy is told.
+        n_layers: decoder layers, None for those of the size.
 
     Raises:
         ValueError: unknown size.
     """
     instruction = instruction or INSTRUCTION
-    model = random_model(size, dtype, device, _SEED)
+    model = random_model(size, dtype, device, _SEED, n_layers)
     with tempfile.TemporaryDirectory() as directory:
         build_tokenizer([instruction], directory)
         processor = Processor.from_directory(directory, model.config)
-    return Subject(size, model, processor, instruction)
+    name = size if n_layers is None else f'{size} with {n_layers} layers'
+    return Subject(name, model, processor, instruction)
 
 
 def checkpoint_subject(

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from vla_prune_ros.vla.config import DINO, SIGLIP, LlamaConfig, OpenVLAConfig, TowerConfig
@@ -43,6 +45,7 @@ def random_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = 'cpu',
     seed: int = 0,
+    n_layers: int | None = None,
 ) -> OpenVLAOFT:
     """Return a model of a named size with random weights, drawn where it will run.
 
@@ -51,17 +54,21 @@ def random_model(
         dtype: floating-point type of the weights.
         device: where they are drawn and stay; a 7B model in bfloat16 needs 15 GB there.
         seed: of the draw; the generator of the device is left in another state.
+        n_layers: decoder layers, where fewer than the size has must do.
 
     Raises:
         ValueError: unknown size; the message lists the known ones.
     """
     if size not in SIZES:
         raise ValueError(f'unknown size {size!r}; known: {", ".join(SIZES)}')
+    config = SIZES[size]
+    if n_layers is not None:
+        config = replace(config, llama=replace(config.llama, n_layers=n_layers))
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return OpenVLAOFT(SIZES[size]).eval()
+            return OpenVLAOFT(config).eval()
     finally:
         torch.set_default_dtype(before)
