@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from rclpy.serialization import deserialize_message, serialize_message
 
+from vla_prune_ros.nodes import replay_offline, replay_run
 from vla_prune_ros.nodes.bag_writer import BagWriter, qos
 from vla_prune_ros.nodes.bags import Bag
 from vla_prune_ros.nodes.record import message_class
@@ -80,11 +83,29 @@ class Result:
         return [line for line in self.lines if line['type'] == 'tick']
 
 
+_policies: dict[tuple, Any] = {}
+
+
+def loader() -> Callable[[Any], Any]:
+    """Loads policies for one run; those that an earlier run has loaded are used again."""
+    number: Counter = Counter()
+
+    def load(setup: Any) -> Any:
+        number[setup] += 1
+        key = (setup, number[setup])  # T0 wants two of the same
+        if key not in _policies:
+            _policies[key] = replay_offline.load(setup)
+        return _policies[key]
+
+    return load
+
+
 def replay(capsys, tmp_path: Path, bag: Path, *arguments: str, plots=False) -> Result:
     """Run the verb in this process."""
     arguments = arguments if plots else ('--no-plots', *arguments)
     number = sum(1 for path in tmp_path.glob('out*'))
     out = tmp_path / f'out{number}'
-    code = main([str(bag), '--out', str(out), '--device', 'cpu', *arguments])
+    with mock.patch.object(replay_run, 'load', loader()):
+        code = main([str(bag), '--out', str(out), '--device', 'cpu', *arguments])
     captured = capsys.readouterr()
     return Result(code, out, captured.out + captured.err)
