@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from vla_prune_ros.evaluation import bench, bench_roofline
+from vla_prune_ros.evaluation.bench_chart import draw
+from vla_prune_ros.evaluation.bench_page import markdown
 from vla_prune_ros.evaluation.bench_profile import pauses
 from vla_prune_ros.evaluation.bench_report import SCHEMA, main_table, targets
 from vla_prune_ros.evaluation.bench_roofline import (
@@ -196,6 +198,18 @@ def test_page_and_chart_are_written(written):
         assert f'| {row["name"]}' in page
     assert 'dense = 1' in page and ' ms' not in main_table(content['arms'], relative=True)
     assert (out / 'latency.png').stat().st_size > 1000
+
+
+def test_on_a_gpu_times_are_in_milliseconds(written, tmp_path):
+    _, content = written
+    run = content['run'] | {'device': 'cuda', 'note': 'not really'}
+    text = markdown(run, content['arms'], content['targets'], {}, relative=False)
+    dense = next(row for row in content['arms'] if row['name'] == 'dense')
+    total = dense['latency_ms']['total']
+    assert 'p50 (ms)' in text and f'{total["p50"]:.2f} | {total["p95"]:.2f}' in text
+    assert 'not really' in text and 'Processor time' not in text
+    draw(content['arms'], False, 'a GPU', tmp_path / 'chart.png')
+    assert (tmp_path / 'chart.png').stat().st_size > 1000
 
 
 def test_what_cannot_be_measured_is_refused(capsys):
