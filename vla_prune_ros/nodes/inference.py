@@ -220,9 +220,13 @@ class Inference:
         self._applied, self._cold = config.pruning, True
         self.latency.clear()
         self._on_change()
+        # The objects of torch and of the model stay: no collection has to walk over them again.
+        gc.collect()
+        gc.freeze()
 
     def _free(self) -> None:
         self.policy = self._applied = self._carry = None
+        gc.unfreeze()
         _release_memory()
 
     def _reset(self, reason: str) -> None:

@@ -11,6 +11,7 @@ node made for it. The messages before the last are published meanwhile by whoeve
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -127,6 +128,8 @@ def measure(args: argparse.Namespace, driver: Any) -> list[dict[str, float]]:
     policy = VLAPolicy.from_pretrained(args.checkpoint or weights.directory('tabletop'), args.mode)
     policy.warm_up()
     pool = scenes(16, args.size)
+    gc.collect()
+    gc.freeze()  # as the node does
     rows, due = [], time.perf_counter()
     for number in tqdm(range(args.ticks + args.warm_up), unit='tick', disable=None):
         driver.spin(max(0.0, due - time.perf_counter()))
