@@ -107,11 +107,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         f'demo: {len(modes)} modes x {len(plan)} episodes on ROS domain'
         f' {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}'
     )
-    if args.backend == 'libero':
-        from vla_prune_ros.sim.libero.assets import find_assets
-
-        assets = find_assets(args.assets)
-        print(f'demo: {assets.notice or assets.path}')
+    if notice := notice_of(args):
+        print(f'demo: {notice}')
     if args.record is not None and args.record.exists():
         raise ValueError(f'{args.record} exists; a bag is never written over')
     started, codes = time.monotonic(), {}
@@ -165,7 +162,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     for name, code in codes.items():
         if code:
             print(f'demo: {name} ended with exit code {code}', file=sys.stderr)
-    write_everything(args.out, modes, episodes, policies, argv)
+    write_everything(args.out, modes, episodes, policies, argv, notice)
     print(f'demo: done in {time.monotonic() - started:.0f} s')
     return 1 if any(codes.values()) else 0
 
@@ -176,6 +173,7 @@ def write_everything(
     episodes: Sequence[DemoEpisode],
     policies: Sequence[dict],
     argv: Sequence[str],
+    notice: str = '',
 ) -> None:
     """Print the table; write the results, the animation and the strip of pictures."""
     from vla_prune_ros.evaluation import demo_report
@@ -186,12 +184,31 @@ def write_everything(
         'command': command_line(argv, 'demo'),
         'environment': environment(),
         'policies': list(policies),
+        'notice': notice,
     }
     print(f'\n{demo_report.demo_table(rows)}\n')
+    if notice:
+        print(f'{notice}\n')
     demo_report.write_results(out / RESULTS, run, rows, episodes)
     demo_report.write_animation(out / ANIMATION, demo_report.choose_episode(episodes))
     demo_report.write_strip(out / STRIP, episodes)
     print(f'demo: written to {out}: {RESULTS}, {ANIMATION}, {STRIP}')
+
+
+def notice_of(args: argparse.Namespace) -> str:
+    """What every result must say, for placeholder assets.
+
+    Raises:
+        RuntimeError: LIBERO or its assets are missing.
+        ValueError: LIBERO without a checkpoint.
+    """
+    if args.backend != 'libero':
+        return ''
+    from vla_prune_ros.sim.libero.assets import find_assets
+
+    if not args.checkpoint:
+        raise ValueError('--backend libero needs a --checkpoint; none comes with it')
+    return find_assets(args.assets).notice
 
 
 def rounds(modes: Sequence[str], checkpoint: str, backend: str) -> list[tuple[Path, list[str]]]:
