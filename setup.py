@@ -57,9 +57,7 @@ setup(
         (f'share/{NAME}/config', sorted(glob('config/*.*'))),
         (f'lib/{NAME}', wrappers()),
     ],
-    entry_points={
-        'console_scripts': [f'{verb} = {module}:main' for verb, module in verbs().items()]
-    },
+    entry_points={'console_scripts': [f'{verb} = {NAME}.__main__:console' for verb in verbs()]},
     python_requires='>=3.10',
     install_requires=['setuptools'],
     extras_require={

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 VERBS = {
     'demo': ('vla_prune_ros.nodes.demo', 'both nodes, several tasks and pruning modes'),
@@ -32,6 +35,8 @@ VERBS = {
     'record': ('vla_prune_ros.nodes.record', 'what the policy gets and gives into a bag'),
     'replay': ('vla_prune_ros.nodes.replay', 'run the policy over a recorded bag'),
 }
+
+NODES = ('expert_node', 'policy_node', 'sim_bridge')  # they end with 0 when they are told to
 
 
 def installed() -> dict[str, tuple[str, str]]:
@@ -63,7 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in installed():
         print(f'unknown verb {verb!r}\n\n{usage()}', file=sys.stderr)
         return 2
+    if verb in NODES:  # imports take a second, in which there is nothing to tidy up yet
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(0))
     return importlib.import_module(VERBS[verb][0]).main(rest) or 0
+
+
+def console() -> int:
+    """Entry point of the installed commands: each is named after its verb."""
+    return main([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 if __name__ == '__main__':
