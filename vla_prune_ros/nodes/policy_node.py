@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
@@ -269,9 +270,11 @@ class PolicyNode(LifecycleNode):
         from vla_prune_ros.pruning import make_selector
 
         values = self._values() | changed
-        for mode in touched - {'mode'} | {values['pruning.mode']}:
-            name, options = pruning_choice(values, mode)
-            make_selector(name, policy.config, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # nothing runs on these selectors
+            for mode in touched - {'mode'} | {values['pruning.mode']}:
+                name, options = pruning_choice(values, mode)
+                make_selector(name, policy.config, **options)
 
     def _apply_parameters(self) -> None:
         """Put what was set into force as a whole, from the next inference on."""
@@ -298,6 +301,8 @@ class PolicyNode(LifecycleNode):
         self._outputs.hardware = hardware(policy)
         self.chunk_len = policy.config.chunk_len
         self._patches_per_view = policy.config.patches_per_view
+        if note := policy.info()['note']:
+            self.get_logger().warning(f'mode {policy.settings.mode}: {note}')
         self._publish_info()
 
     def _publish_info(self) -> None:
