@@ -333,6 +333,8 @@ def test_the_commands_of_the_page_exist():
         parsers[verb].parse_args(arguments)
     options = set(re.findall(r'`(--[a-z-]+)', text))
     known = {o for p in parsers.values() for a in p._actions for o in a.option_strings}
-    of_rosbag2 = {'--exclude-topics', '--clock-topics-all', '--topics', '--clock', '--delay',
-                  '--qos-profile-overrides-path'}  # fmt: skip
-    assert options - of_rosbag2 <= known
+    of_others = {
+        *('--exclude-topics', '--clock-topics-all', '--topics', '--clock', '--delay'),
+        *('--qos-profile-overrides-path', '--rounds'),
+    }
+    assert options - of_others <= known

@@ -132,17 +132,6 @@ def deserialise(data: bytes, kind: type) -> Any:
         raise MessageError(f'{len(data)} bytes are no {type_name(kind)}') from error
 
 
-def read_topic(bag: Bag, topic: str, kind: type) -> Iterator[tuple[int, Any]]:
-    """Time of reception in ns and message, for all messages of one topic.
-
-    Raises:
-        BagError: the topic has another type.
-    """
-    require_type(bag, topic, (kind,))
-    for entry in bag.messages({topic}):
-        yield entry.time, deserialise(entry.data, kind)
-
-
 def require_type(bag: Bag, topic: str, kinds: Sequence[type]) -> type:
     """The one of `kinds` that a topic has.
 

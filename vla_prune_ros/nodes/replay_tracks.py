@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,13 @@ from vla_prune_ros.nodes.messages import (
     values_from,
     values_message,
 )
-from vla_prune_ros.nodes.replay_feed import FeedSettings, find, read_topic, type_name
+from vla_prune_ros.nodes.replay_feed import (
+    FeedSettings,
+    deserialise,
+    find,
+    require_type,
+    type_name,
+)
 
 RECORDED = 'recorded'
 TOPICS = ('action_chunk', 'inference_stats', 'policy_info')
@@ -125,24 +131,35 @@ def _read_track(bag: Bag, name: str, chunks: str | None, stats: str, info: str |
         if not own:
             problems.append(f'the chunk with the stamp {stamp / 1e9:.9f} s is missing')
             continue
-        number = int(values.get('sequence', -1))
-        if sequence is not None and number > sequence + 1:
+        nearest = min(own, key=lambda chunk, t=time: abs(chunk[0] - t))
+        try:
+            number = int(values.get('sequence', -1))
+            output = output_of(stamp, nearest[1], values)
+            moments.append(_moment(output, time, infos))
+        except (
+            KeyError,
+            ValueError,
+        ) as error:  # damage, or a mode that this version does not know
+            problems.append(f'{stats}: stamp {stamp / 1e9:.9f} s: {error}')
+            continue
+        # What a reset follows has left no trace; such an inference may have been discarded.
+        if sequence is not None and number > sequence + 1 and not output.reset_reason:
             lost = number - sequence - 1
             problems.append(f'{lost} inferences before {stamp / 1e9:.9f} s are lost')
         sequence = number
-        nearest = min(own, key=lambda chunk, t=time: abs(chunk[0] - t))
-        output = output_of(stamp, nearest[1], values)
         outputs.append(output)
-        moments.append(_moment(output, time, infos))
     first = infos[0][1] if infos else {}
     return Track(name, tuple(outputs), tuple(moments), first, tuple(problems))
 
 
-def _messages(bag: Bag, topic: str, kind: type, problems: list[str]) -> Any:
-    try:
-        yield from read_topic(bag, topic, kind)
-    except MessageError as error:
-        problems.append(f'{topic}: {error}')
+def _messages(bag: Bag, topic: str, kind: type, problems: list[str]) -> Iterator[tuple[int, Any]]:
+    """Time of reception and message; those that cannot be read become problems."""
+    require_type(bag, topic, (kind,))
+    for entry in bag.messages({topic}):
+        try:
+            yield entry.time, deserialise(entry.data, kind)
+        except MessageError as error:
+            problems.append(f'{topic}: {error}')
 
 
 def output_of(stamp: int, actions: np.ndarray, values: Mapping[str, str]) -> TickOutput:
