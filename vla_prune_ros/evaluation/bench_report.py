@@ -181,7 +181,7 @@ def main_table(rows: Sequence[dict], relative: bool) -> str:
             _time(total['p50'] * factor, relative), _time(total['p95'] * factor, relative),
             *[_ratio(row['faster_than'].get(other)) for other in (*references, DENSE)],
             _ratio(row['promised']), _percent(row['share_of_promise']),
-            f'{row["visual_rows_mean"]:.0f}', f'{row["flops_total"] / 1e9:.3g}',
+            f'{row["visual_rows_mean"]:.0f}', _giga(row['flops_total']),
             _percent(row['of_floor']),
             _time(row['latency_ms'].get('select', {}).get('p50', 0.0) * factor, relative),
             _mega(row['memory_bytes'].get('weights')), _mega(row['memory_bytes'].get('working')),
@@ -250,6 +250,10 @@ def _ratio(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return '-' if value is None else f'{100 * value:.0f} %'
+
+
+def _giga(value: float) -> str:
+    return f'{value / 1e9:.0f}' if value > 1e11 else f'{value / 1e9:.3g}'
 
 
 def _mega(value: int | None) -> str:
