@@ -26,7 +26,7 @@ EXAMPLES = """\
 examples:
   bench --size small --threads 2
   bench --checkpoint tabletop --modes none,specprune --option specprune.alpha=0.6
-  bench --size 7b --device cuda --dtype bfloat16 --ticks 60 --profile --out out/bench_7b
+  bench --size 7b --device cuda --dtype bfloat16 --image-pipeline device --ticks 60 --profile
   bench --startup"""
 LIGHTVLA_TOKENS = 78 / 512  # share of the visual tokens that the paper reports on average
 RESULTS, REPORT, CHART = 'results.json', 'report.md', 'latency.png'
@@ -113,6 +113,11 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     machine = measure_machine(args.device, dtype)
     plain = all(arm.is_reference or _runtime(arm) == 'plain' for arm in arms)
     decoder = subject.model.decoder if plain else None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for arm in arms:
+            if not arm.is_reference:
+                arm.policy.warm_up(instruction=subject.instruction)  # records what it can
     samples = run_ladder(arms, queries, subject.instruction, args.warm_up, decoder, _progress)
     if not plain:  # graphs hide what they do: count it in a pass without them, on the same frames
         _count_work(args, subject, arms, samples, queries)
