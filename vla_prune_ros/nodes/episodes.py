@@ -27,6 +27,7 @@ NANOSECONDS = 1_000_000_000
 FIRST_PATIENCE = 0.25  # s, after which a first unanswered request is sent again
 IDLE = 0.1  # s of wall clock between two looks at the world while nothing happens
 MAX_FAILURES = 3  # of the simulation in a row, that end it
+SILENT = 1.0  # s without a chunk that the operator should know of
 SETTLE = 0.1  # s that what a policy says of a chunk may come after it
 
 
@@ -225,7 +226,7 @@ class Episodes(threading.Thread):
         self._report(status)
         actions = np.reshape(executed, (-1, 7))
         patience = FIRST_PATIENCE + self._settings.latency
-        period = 1.0 / robot.control_hz
+        period, first = 1.0 / robot.control_hz, time.monotonic()
         while True:
             started = time.monotonic()
             self._link.request(actions, self._now)
@@ -245,7 +246,9 @@ class Episodes(threading.Thread):
                     return
             status.resent += 1
             patience *= 2
-            self._link.warn('silent', f'no chunk after {time.monotonic() - started:.2f} s')
+            waited = time.monotonic() - first
+            if waited > SILENT:  # before, it may be DDS that is not ready yet
+                self._link.warn('silent', f'no chunk after {waited:.1f} s: asking again')
 
     # -- real time -----------------------------------------------------------------------------
     def _play_realtime(
