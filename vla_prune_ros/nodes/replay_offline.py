@@ -42,6 +42,8 @@ from vla_prune_ros.nodes.replay_feed import STATES, Feed, Sample, values_of
 from vla_prune_ros.nodes.replay_tracks import Moment, Track
 from vla_prune_ros.nodes.trigger import Executed, Tick
 
+WAYS = ('runtime', 'quantization', 'image_pipeline')  # to run the same network; see `info`
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -56,6 +58,9 @@ class Setup:
     cameras: tuple[str, ...] = ('agentview', 'wrist')
     control_rate: float = 20.0
     max_gap: float = 5.0
+    runtime: str = 'auto'
+    quantization: str = 'none'
+    image_pipeline: str = 'exact'
 
     @property
     def period(self) -> int:
@@ -80,6 +85,9 @@ def load(setup: Setup) -> Any:
         'cameras': setup.cameras,
         'control_rate': setup.control_rate,
         'max_gap': setup.max_gap,
+        'runtime': setup.runtime,
+        'quantization': setup.quantization,
+        'image_pipeline': setup.image_pipeline,
         'pruning.mode': 'none',
     }
     gc.collect()
@@ -92,7 +100,9 @@ def fingerprint(policy: Any) -> dict[str, str]:
     import PIL
     import torch
 
+    info = policy.info()
     return {
+        **{key: str(info[key]) for key in WAYS},
         'hardware': hardware(policy),
         'code': code_digest(),
         'capability': torch.backends.cpu.get_cpu_capability(),

@@ -28,6 +28,7 @@ from vla_prune_ros.nodes.bags import Bag, file_digest, storage_files
 from vla_prune_ros.nodes.replay_feed import Feed, FeedSettings
 from vla_prune_ros.nodes.replay_graph import Player
 from vla_prune_ros.nodes.replay_offline import (
+    WAYS,
     Schedule,
     Setup,
     fingerprint,
@@ -42,6 +43,7 @@ from vla_prune_ros.nodes.replay_tracks import (
     golden_path,
     read_golden,
     recorded_track,
+    start_of,
     write_golden,
 )
 
@@ -99,6 +101,7 @@ class Replay:
         self.setup = Setup(
             args.checkpoint, device, dtype, args.unnorm_key, args.readout_start,
             args.threads, self.settings.cameras, args.control_rate, args.max_gap,
+            args.runtime, args.quantization, args.image_pipeline,
         )  # fmt: skip
         self.feed = Feed(self.bag, self.settings, self.recorded.stamps)
         self.switches = chosen_switches(args.switch)
@@ -185,7 +188,7 @@ class Replay:
         """Stamps of recorded ticks that cannot come out the same."""
         if reference.name != RECORDED:
             return set()
-        own, first = self._policy(name).info()['sha256'], _start_of(reference)
+        own, first = self._policy(name).info()['sha256'], start_of(reference)
         stamps, moments = reference.stamps, reference.moments
         others = {
             stamp
@@ -215,6 +218,11 @@ class Replay:
             return replace(Tolerance(np.inf, 0.0, sys.maxsize, 1.0), **given) if given else None
         own = fingerprint(self._policy(name))
         same = all(reference.info.get(key) == value for key, value in own.items())
+        for key in WAYS:
+            if reference.info.get(key, own[key]) != own[key]:
+                self.warnings.append(
+                    f'{key} is {own[key]}, that of the reference was {reference.info[key]}'
+                )
         return replace(default_tolerance(same, own['dtype']), **given)
 
     def _compare(
@@ -358,7 +366,7 @@ class Replay:
         )  # fmt: skip
 
     def _update_golden(self) -> None:
-        if _start_of(self.recorded):
+        if start_of(self.recorded):
             raise ReplayError('no golden values: the recording does not begin with a clean reset')
         self.verdicts = [v for v in self.verdicts if v.tier != 'T1']  # shown, not judged
         if self.args.dry_run:
@@ -392,13 +400,3 @@ class Replay:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(',') if name)
-
-
-def _start_of(recorded: Track) -> int:
-    """The first tick of a recorded run that does not depend on what came before it."""
-    if all(output.mode == 'none' for output in recorded.outputs):
-        return 0
-    for index, output in enumerate(recorded.outputs):
-        if output.reset_reason:
-            return index
-    return len(recorded.outputs)

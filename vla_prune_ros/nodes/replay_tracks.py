@@ -203,6 +203,16 @@ def _moment(
     return Moment(mode, options, output.reset_reason in FRESH, sha256)
 
 
+def start_of(recorded: Track) -> int:
+    """The first tick of a recorded run that does not depend on what came before it."""
+    if all(output.mode == 'none' for output in recorded.outputs):
+        return 0
+    for index, output in enumerate(recorded.outputs):
+        if output.reset_reason:
+            return index
+    return len(recorded.outputs)
+
+
 # -- golden values -----------------------------------------------------------------------------
 def golden_path(bag: Path) -> Path:
     """Where the golden values of a bag lie."""
