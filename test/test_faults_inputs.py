@@ -156,6 +156,18 @@ def test_a_lost_camera_is_reported_once_and_once_when_it_is_back(peer, node):
     assert (node.log.count(gone), node.log.count(back)) == (before[0] + 1, before[1] + 1)
 
 
+def test_a_camera_with_another_clock_is_reported_with_the_difference(peer, node):
+    for _ in range(14):
+        stamp = time.time_ns()
+        other = m.image_message(picture(), stamp - 3_000_000_000, 'w')
+        peer.send_parts(stamp, wrist=other)
+        peer.spin(0.1)
+    assert not peer.chunks
+    assert 'wrist -3.' in peer.wait_for_report('Inputs', lambda r: 'do not match' in r[1])[1]
+    node.wait_for_log('the stamps of the streams do not match (sync.slop, sync.state_slop)')
+    peer.trigger('vla_policy/reset')
+
+
 # -- state -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ('part', 'make', 'counter'),

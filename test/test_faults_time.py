@@ -162,7 +162,8 @@ def test_a_simulated_robot_that_is_killed_and_started_again_is_served_again(
 def test_compressed_pictures_are_taken_and_broken_ones_refused(
     ros, tmp_path, checkpoint, namespace
 ):
-    with running(tmp_path, checkpoint, namespace, image_transport='compressed') as (_, peer):
+    settings = {'image_transport': 'compressed', 'enabled': 'false'}
+    with running(tmp_path, checkpoint, namespace, **settings) as (_, peer):
         cameras = {
             name: peer.node.create_publisher(CompressedImage, f'{name}/image_raw/compressed', 5)
             for name in peer.images
@@ -183,6 +184,8 @@ def test_compressed_pictures_are_taken_and_broken_ones_refused(
             stamp = send(good)
             return peer.wait_for(lambda: any(s['stamp'] == stamp for s in peer.stats), timeout)
 
+        assert not any(answered(0.1) for _ in range(5)), 'it starts disabled'
+        peer.enable(True)
         assert any(answered(1.0) for _ in range(10))
         for bad in (b'', b'no picture', good[:60]):
             send(bad)

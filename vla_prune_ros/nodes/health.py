@@ -70,6 +70,8 @@ class Health:
         report.values |= node.inputs.health(node.get_clock().now().nanoseconds)
         if node.state == 'active' and node.inputs.streams.silent:
             report.raise_to(WARN, f'silent: {", ".join(sorted(node.inputs.streams.silent))}')
+        elif node.state == 'active' and (text := node.inputs.mismatch()):
+            report.raise_to(WARN, text)
 
     def _pruning(self, report: Report) -> None:
         chunk = self._node.last_chunk

@@ -80,11 +80,13 @@ class Inputs:
         self._subscriptions: list = []
         self._streams: dict[str, tuple[Any, Callable[[Any], np.ndarray]]] = {}
         self._warn = Throttled(lambda text: node.get_logger().warning(text))
+        self._matched = 0.0  # time.monotonic of the last complete observation
         self._convert_ms = 0.0  # since the last tick
 
     def subscribe(self) -> None:
         """Start to listen."""
-        self.streams.start(time.monotonic())
+        self._matched = time.monotonic()
+        self.streams.start(self._matched)
         compressed = self._config.image_transport == 'compressed'
         kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
         decode = decode_compressed_rgb if compressed else decode_rgb
@@ -124,6 +126,7 @@ class Inputs:
         now = time.monotonic()
         if waited_for:
             self.streams.excuse(now)
+            self._matched = now
         gone, back = self.streams.changes(now)
         for stream in gone:
             self._node.get_logger().warning(
@@ -131,6 +134,22 @@ class Inputs:
             )
         for stream in back:
             self._node.get_logger().info(f'{stream} is back')
+        if text := self.mismatch():
+            self._warn('matching', text)
+
+    def mismatch(self) -> str:
+        """Why no observation is complete although every stream is alive; '' if all is well."""
+        now = time.monotonic()
+        if self.streams.silent or now - self._matched <= 2 * self.streams.timeout:
+            return ''
+        newest = {name: self.streams.stamp(name) for name in self.streams.names}
+        if None in newest.values():
+            return ''
+        first = newest[self._config.cameras[0]]
+        apart = ', '.join(f'{name} {(s - first) / 1e9:+.3f} s' for name, s in newest.items())
+        return (
+            f'messages come, but their stamps do not match (sync.slop, sync.state_slop): {apart}'
+        )
 
     def counts(self) -> dict[str, int]:
         """Messages that came to nothing, by stream. May be called from another thread."""
@@ -193,6 +212,8 @@ class Inputs:
         stamp = to_ns(message.header.stamp)
         self.streams.received(stream, time.monotonic(), stamp)
         observations = self._assembler.add(stream, stamp, sample)
+        if observations:
+            self._matched = time.monotonic()
         self._convert_ms += (time.perf_counter() - started) * 1e3
         for observation in observations:
             self._pass_on(self._trigger.add_observation(observation), started)

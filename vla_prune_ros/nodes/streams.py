@@ -76,6 +76,10 @@ class Streams:
         gap = median(b - a for a, b in pairwise(arrivals))
         return 1.0 / max(gap, (now - arrivals[-1]) / 4.0, 1e-6)
 
+    def stamp(self, name: str) -> int | None:
+        """The newest stamp; None before the first message."""
+        return self._stamp.get(name)
+
     def age(self, name: str, node_now: int) -> float | None:
         """Seconds of node time since the newest stamp; None before the first message."""
         stamp = self._stamp.get(name)
