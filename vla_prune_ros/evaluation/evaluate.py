@@ -310,16 +310,18 @@ def write_results(
         for e in entries
     ]
     rows = summary.summarise(entries, records, baseline, run['mode_notes'])
+    for row in rows:  # a table that is copied away from its page must say it, too
+        row['note'] = '; '.join(filter(None, (run['notice'], row['note'])))
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
     results = {'run': run, 'baseline': baseline, 'entries': rows}
     (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     summary.write_summary_csv(rows, out / 'summary.csv')
     summary.write_episodes_csv(records, out / 'episodes.csv')
     (out / 'report.md').write_text(report.markdown(run, rows, pictures), encoding='utf-8')
-    if run.get('notice'):
+    if run['notice']:
         print(run['notice'])
     print(summary.summary_table(rows, run['checkpoint']))
-    if published := published_table(rows, run['suite']):
+    if published := published_table(rows, run['suite'], run['notice']):
         print(f'\n{published}')
     print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
     for row in rows:

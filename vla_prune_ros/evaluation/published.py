@@ -59,12 +59,13 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-def published_table(rows: Sequence[dict], suite: str) -> str:
+def published_table(rows: Sequence[dict], suite: str, notice: str = '') -> str:
     """Measured and published success side by side; '' for a suite without published numbers.
 
     Args:
         rows: from `summary.summarise`.
         suite: name of the suite that was run.
+        notice: what must be said of the measured numbers.
     """
     if suite not in SUITES:
         return ''
@@ -75,9 +76,10 @@ def published_table(rows: Sequence[dict], suite: str) -> str:
             method, dense = entry.of(suite) if entry else ('-', '-')
             source = entry.source if entry else 'no published number'
             lines.append([row['name'], percent(row), row['episodes'], method, dense, source])
+    measured = f'measured: {notice}' if notice else 'measured (95 % Wilson)'
     headers = [
         'entry',
-        'measured (95 % Wilson)',
+        measured,
         'episodes',
         'published %',
         'its dense %',

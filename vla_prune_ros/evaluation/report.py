@@ -131,7 +131,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         summary_table(rows, run['checkpoint']),
         '',
     ]
-    if published := published_table(rows, run['suite']):
+    if published := published_table(rows, run['suite'], run.get('notice', '')):
         text += ['Beside published numbers, which are means over 10 tasks x 50 trials:', '']
         text += [published, '']
     text += _failures(run)
