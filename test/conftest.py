@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 import vla_prune_ros
 
 _numbers = itertools.count()
+LAUNCH_TESTS = ('test_launch_sim.py',)
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
 
@@ -50,6 +52,30 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 def patience(seconds: float) -> float:
     """A time limit of an idle machine, for the machine as loaded as it is."""
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector):
+    """Keep launch_testing away from test files that are none of its own.
+
+    Its hook imports every file, and a skip on the level of a module then skips all files.
+    """
+    if module_path.name in LAUNCH_TESTS and _can_launch():
+        return None
+    return pytest.Module.from_parent(parent, path=module_path)
+
+
+def _can_launch() -> bool:
+    """Whether launch is here and the package is installed where it looks."""
+    if any(find_spec(name) is None for name in ('launch_testing', 'launch_ros', 'mujoco')):
+        return False
+    from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+    try:
+        get_package_share_directory('vla_prune_ros')
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 class Process:

@@ -30,10 +30,10 @@ try:
 except PackageNotFoundError:
     pytest.skip('vla_prune_ros is not installed by colcon', allow_module_level=True)
 
-pytestmark = pytest.mark.launch
 NAMESPACE = f'launch_test_{os.getpid()}'
 
 
+@pytest.mark.launch
 @pytest.mark.launch_test
 def generate_test_description():
     """The installed launch file, in a namespace, with arguments of both nodes."""
