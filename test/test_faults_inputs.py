@@ -164,7 +164,7 @@ def test_a_camera_with_another_clock_is_reported_with_the_difference(peer, node)
         peer.spin(0.1)
     assert not peer.chunks
     assert 'wrist -3.' in peer.wait_for_report('Inputs', lambda r: 'do not match' in r[1])[1]
-    node.wait_for_log('the stamps of the streams do not match (sync.slop, sync.state_slop)')
+    node.wait_for_log('their stamps do not match (sync.slop, sync.state_slop)')
     peer.trigger('vla_policy/reset')
 
 
