@@ -99,6 +99,7 @@ def test_two_nodes_in_two_namespaces_do_not_hear_each_other(ros, tmp_path, check
         assert instructions == {'left': 'go left', 'right': 'go right'}
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_and_started_again_answers_the_request_that_is_repeated(
     ros, tmp_path, checkpoint, namespace
 ):
@@ -123,6 +124,7 @@ def test_a_node_that_is_killed_and_started_again_answers_the_request_that_is_rep
     peer.close()
 
 
+@pytest.mark.slow
 def test_a_robot_that_dies_stops_the_chunks_and_one_that_comes_back_starts_them(
     ros, tmp_path, checkpoint, namespace
 ):

@@ -254,7 +254,7 @@ def test_diagnostics_keep_the_conventions_of_the_updater(peer):
     assert int(values['cold, not in the figures']) >= 1
     inputs = peer.wait_for_report('Inputs', lambda r: True)[2]
     assert float(inputs['agentview: rate (Hz)']) >= 0 and 'ee_pose: age (s)' in inputs
-    assert peer.wait_for_report('Pruning', lambda r: True)[2]['mode'] == 'none'
+    assert peer.wait_for_report('Pruning', lambda r: r[2]['mode'] == 'none')
     assert float(peer.wait_for_report('Device', lambda r: True)[2]['resident memory (MB)']) > 50
     assert set(peer.reports) == {'Node', 'Inference', 'Inputs', 'Pruning', 'Device'}
     assert peer.hardware_ids and all(peer.hardware_ids)

@@ -17,7 +17,8 @@ from vla_prune_ros.nodes.overhead import ROWS, row, summarise, table
 
 STATS = {
     'node.convert_ms': '0.3', 'node.queue_ms': '0.1', 'node.prepare_ms': '0.05',
-    'node.check_ms': '0.05', 'node.publish_ms': '0.5', 'total_ms': '20.0', 'preprocess_ms': '5.0',
+    'node.check_ms': '0.05', 'node.publish_ms': '0.5', 'node.step_ms': '20.0',
+    'preprocess_ms': '5.0',
 }  # fmt: skip
 
 

@@ -87,7 +87,14 @@ class Assembler:
                 found.append(MatchedSet(stamp, {name: e[1] for name, e in chosen.items()}))
                 for name in self.cameras:
                     self._consume(name, chosen[name][0])
+                self._expire(stamp)
         return found
+
+    def _expire(self, used: int) -> None:
+        """Drop states that no frame after `used` can match: long buffers are slow to search."""
+        for name, slop in self._slops.items():
+            if name not in self.cameras:
+                self._keep(name, [e for e in self._buffers[name] if e[0] >= used - slop])
 
     def _consume(self, camera: str, used: int) -> None:
         """Drop the frame at `used` and what it overtook."""

@@ -20,6 +20,8 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from vla_prune_ros.nodes.messages import NO_EVENTS
+
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -49,7 +51,7 @@ class Diagnostics:
     ) -> None:
         self._node, self._hardware, self._tasks = node, hardware, tasks
         self._publisher = node.create_publisher(
-            DiagnosticArray, '/diagnostics', QoSProfile(depth=1)
+            DiagnosticArray, '/diagnostics', QoSProfile(depth=1), event_callbacks=NO_EVENTS
         )
         # Two nodes of one name in two namespaces are two; diagnostic_updater calls it use_fqn.
         self._name = node.get_fully_qualified_name().lstrip('/')

@@ -16,6 +16,7 @@ from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
@@ -23,6 +24,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.messages import (
     LATCHED,
+    NO_EVENTS,
     RELIABLE,
     image_message,
     joint_message,
@@ -96,14 +98,25 @@ class Driver:
         node = self._node = rclpy.create_node('vla_driver')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
-        self._joints = node.create_publisher(JointState, 'joint_states', RELIABLE)
-        self._pose = node.create_publisher(PoseStamped, 'ee_pose', RELIABLE)
-        self._images = [node.create_publisher(Image, f'{c}/image_raw', RELIABLE) for c in CAMERAS]
-        self._instruction = node.create_publisher(String, 'instruction', LATCHED)
+        self._joints = node.create_publisher(
+            JointState, 'joint_states', RELIABLE, event_callbacks=NO_EVENTS
+        )
+        self._pose = node.create_publisher(
+            PoseStamped, 'ee_pose', RELIABLE, event_callbacks=NO_EVENTS
+        )
+        self._images = [
+            node.create_publisher(Image, f'{c}/image_raw', RELIABLE, event_callbacks=NO_EVENTS)
+            for c in CAMERAS
+        ]
+        self._instruction = node.create_publisher(
+            String, 'instruction', LATCHED, event_callbacks=NO_EVENTS
+        )
         self._setter = node.create_client(
             SetParametersAtomically, 'vla_policy/set_parameters_atomically'
         )
-        node.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
+        node.create_subscription(
+            JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE, raw=True
+        )
         node.create_subscription(
             DiagnosticArray, 'vla_policy/inference_stats', self._on_stats, RELIABLE
         )
@@ -183,8 +196,10 @@ class Driver:
                 raise RuntimeError(f'{complaint} after {self._patience:g} s')
             self._check()
 
-    def _on_chunk(self, message: JointTrajectory) -> None:
-        self._chunks[to_ns(message.header.stamp)] = time.perf_counter()
+    def _on_chunk(self, data: bytes) -> None:
+        arrived = time.perf_counter()  # a robot's own decoding is not the node's
+        message = deserialize_message(data, JointTrajectory)
+        self._chunks[to_ns(message.header.stamp)] = arrived
 
     def _on_stats(self, message: DiagnosticArray) -> None:
         self._stats[to_ns(message.header.stamp)] = values_from(message)

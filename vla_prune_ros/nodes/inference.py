@@ -285,6 +285,7 @@ class Inference:
             'convert': work.convert_ms,
             'queue': (begun - work.offered) * 1e3,
             'prepare': (stepping - begun) * 1e3,
+            'step': (stepped - stepping) * 1e3,
             'check': (time.perf_counter() - stepped) * 1e3,
         }
         return Answer(chunk, actions, clipped, tick, requery, stages, work.offered, cold)

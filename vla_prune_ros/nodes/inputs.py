@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -39,6 +40,7 @@ from vla_prune_ros.nodes.streams import Streams
 from vla_prune_ros.nodes.throttle import Throttled
 from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
 
+BURST = 8  # rounds over the streams before the executor looks at anything else
 STATES = ('joint_states', 'ee_pose')
 
 
@@ -90,11 +92,11 @@ class Inputs:
         compressed = self._config.image_transport == 'compressed'
         kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
         decode = decode_compressed_rgb if compressed else decode_rgb
-        for camera in self._config.cameras:
-            self._listen(kind, f'{camera}/image_raw{suffix}', camera, decode)
         fingers = self._config.finger_joints
         self._listen(JointState, 'joint_states', 'joint_states', partial(_fingers, fingers))
         self._listen(PoseStamped, 'ee_pose', 'ee_pose', pose_from)
+        for camera in self._config.cameras:
+            self._listen(kind, f'{camera}/image_raw{suffix}', camera, decode)
         self._subscriptions.append(
             self._node.create_subscription(
                 JointTrajectory, 'executed_actions', self._executed, RELIABLE
@@ -185,6 +187,12 @@ class Inputs:
             topic,
             partial(self._on_message, stream),
             qos,
+            event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=lambda _: self._warn(
+                    f'{stream} QoS', f'a publisher on {topic} has a QoS that gives us nothing'
+                ),
+                use_default_callbacks=False,
+            ),
             # So that a replay can ask for reliable delivery.
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
@@ -198,9 +206,14 @@ class Inputs:
         millisecond to look around between two of them.
         """
         self._take(stream, self._streams[stream][1], message)
-        for other, (subscription, decode) in tuple(self._streams.items()):
-            if other != stream and (more := _waiting(subscription)) is not None:
-                self._take(other, decode, more)
+        for _ in range(BURST):
+            came = False
+            for other, (subscription, decode) in tuple(self._streams.items()):
+                if (more := _waiting(subscription)) is not None:
+                    self._take(other, decode, more)
+                    came = True
+            if not came:
+                return
 
     def _take(self, stream: str, decode: Callable[[Any], np.ndarray], message: Any) -> None:
         started = time.perf_counter()

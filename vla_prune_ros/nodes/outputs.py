@@ -12,7 +12,13 @@ from rclpy.lifecycle import LifecycleNode
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.inference import Answer, period_of
-from vla_prune_ros.nodes.messages import LATCHED, RELIABLE, chunk_message, values_message
+from vla_prune_ros.nodes.messages import (
+    LATCHED,
+    NO_EVENTS,
+    RELIABLE,
+    chunk_message,
+    values_message,
+)
 from vla_prune_ros.nodes.policy_parameters import PolicyConfig
 
 MEANING_OF_STATE = 'position (m), axis-angle (rad), two fingers (m)'
@@ -25,9 +31,15 @@ class Outputs:
         self._node = node
         self.hardware = ''
         self._last: JointTrajectory | None = None
-        self._chunks = node.create_lifecycle_publisher(JointTrajectory, 'action_chunk', RELIABLE)
-        self._stats = node.create_publisher(DiagnosticArray, '~/inference_stats', RELIABLE)
-        self._info = node.create_publisher(DiagnosticArray, '~/policy_info', LATCHED)
+        self._chunks = node.create_lifecycle_publisher(
+            JointTrajectory, 'action_chunk', RELIABLE, event_callbacks=NO_EVENTS
+        )
+        self._stats = node.create_publisher(
+            DiagnosticArray, '~/inference_stats', RELIABLE, event_callbacks=NO_EVENTS
+        )
+        self._info = node.create_publisher(
+            DiagnosticArray, '~/policy_info', LATCHED, event_callbacks=NO_EVENTS
+        )
 
     def chunk(self, answer: Answer, config: PolicyConfig) -> float:
         """Publish a chunk; returns the ms that it took."""

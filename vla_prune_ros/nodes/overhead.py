@@ -157,7 +157,7 @@ def row(reply: Any, direct: float) -> dict[str, float]:
     stages = ('convert', 'queue', 'prepare', 'check', 'publish')
     stats = reply.stats
     parts = {stage: float(stats[f'node.{stage}_ms']) for stage in stages}
-    step = float(stats['total_ms'])
+    step = float(stats['node.step_ms'])
     added = reply.round_trip_ms - step
     return {
         'added': added,

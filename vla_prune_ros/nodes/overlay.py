@@ -16,7 +16,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from vla_prune_ros.nodes.inference import Answer
-from vla_prune_ros.nodes.messages import RELIABLE, image_message
+from vla_prune_ros.nodes.messages import NO_EVENTS, RELIABLE, image_message
 from vla_prune_ros.nodes.policy_parameters import PolicyConfig
 
 
@@ -29,7 +29,9 @@ class Overlay:
         self._cameras, self._scale = config.cameras, config.overlay_scale
         self._patches_per_view = patches_per_view
         self._newest: Answer | None = None
-        self._publisher = node.create_publisher(Image, '~/pruning_overlay', RELIABLE)
+        self._publisher = node.create_publisher(
+            Image, '~/pruning_overlay', RELIABLE, event_callbacks=NO_EVENTS
+        )
         node.create_timer(
             1.0 / config.overlay_rate, self._draw, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )

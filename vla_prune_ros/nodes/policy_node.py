@@ -111,7 +111,7 @@ class PolicyNode(LifecycleNode):
         Diagnostics(self, period, lambda: self._outputs.hardware, Health(self).tasks)
         # Before the model loads. A latched reader does not match a volatile writer (ros2 topic
         # pub), and a volatile reader misses what was latched before it came: so both.
-        expected = SubscriptionEventCallbacks(incompatible_qos=lambda event: None)
+        expected = SubscriptionEventCallbacks(use_default_callbacks=False)
         for qos in (RELIABLE, LATCHED):
             self.create_subscription(
                 String, 'instruction', self._on_instruction, qos, event_callbacks=expected
