@@ -119,7 +119,7 @@ class FaultPeer(Peer):
         assert self.wait_for(described, 2.0), 'no statistics'
         return m.actions_from(self.chunks[-1])
 
-    def gets_nothing(self, seconds: float = 0.3) -> bool:
+    def gets_nothing(self, seconds: float = 0.2) -> bool:
         """Whether no further chunk comes."""
         before = len(self.chunks)
         self.spin(seconds)

@@ -156,6 +156,7 @@ def test_a_lost_camera_is_reported_once_and_once_when_it_is_back(peer, node):
     assert (node.log.count(gone), node.log.count(back)) == (before[0] + 1, before[1] + 1)
 
 
+@pytest.mark.slow
 def test_a_camera_with_another_clock_is_reported_with_the_difference(peer, node):
     for _ in range(14):
         stamp = time.time_ns()

@@ -161,6 +161,7 @@ def test_a_simulated_robot_that_is_killed_and_started_again_is_served_again(
             assert peer.gets_nothing() and peer.state() == 'active'
 
 
+@pytest.mark.slow
 def test_compressed_pictures_are_taken_and_broken_ones_refused(
     ros, tmp_path, checkpoint, namespace
 ):

@@ -115,7 +115,7 @@ def test_descriptors_say_what_the_tables_say(peer):
             assert told.floating_point_range[0].from_value == spec.minimum
 
 
-@pytest.mark.parametrize('name', ['policy', 'sim'])
+@pytest.mark.parametrize('name', ['policy', pytest.param('sim', marks=pytest.mark.slow)])
 def test_parameter_files_load_without_a_warning(ros, tmp_path, checkpoint, namespace, name):
     process = FaultyNode(tmp_path, checkpoint, namespace, file=REPOSITORY / f'config/{name}.yaml')
     try:
@@ -140,6 +140,7 @@ def test_misspelt_names_and_a_foreign_file_are_reported_with_a_hint(tmp_path, ch
 
 
 # -- life --------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_node_that_cannot_be_activated_says_why_and_stays_inactive(
     ros, tmp_path, checkpoint, namespace
 ):
