@@ -13,11 +13,12 @@ from unittest import mock
 
 from rclpy.serialization import deserialize_message, serialize_message
 
-from vla_prune_ros.nodes import replay_offline, replay_run
-from vla_prune_ros.nodes.bag_writer import BagWriter, qos
-from vla_prune_ros.nodes.bags import Bag
-from vla_prune_ros.nodes.record import message_class
-from vla_prune_ros.nodes.replay import main
+from vla_prune_ros.bags import offline as replay_offline
+from vla_prune_ros.bags import run as replay_run
+from vla_prune_ros.bags.files import Bag
+from vla_prune_ros.bags.record import message_class
+from vla_prune_ros.bags.replay import main
+from vla_prune_ros.bags.writer import BagWriter, qos
 
 BAGS = Path(__file__).parent / 'data' / 'bags'
 PICK, PUT = BAGS / 'pick_up', BAGS / 'put_on_plate'

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import vla_prune_ros
+from vla_prune_ros.nodes.children import die_with_parent
 
 _numbers = itertools.count()
 LAUNCH_TESTS = ('test_launch_sim.py',)
@@ -89,7 +90,12 @@ class Process:
         self._before = set(Path('/dev/shm').glob('fastdds_*'))
         with self.log_path.open('w') as log:
             self.popen = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     @property

@@ -17,7 +17,7 @@ from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from vla_prune_ros.nodes.bags import Bag, BagError
+from vla_prune_ros.bags.files import Bag, BagError
 from vla_prune_ros.nodes.images import decode_rgb
 from vla_prune_ros.nodes.messages import NANOSECONDS, to_ns, to_time
 
@@ -82,7 +82,7 @@ def test_the_wrong_type_on_a_topic_is_named(run, tmp_path):
 def test_unknown_message_types_are_passed_over(run, tmp_path):
     from rosbags.typesys import get_types_from_msg
 
-    from vla_prune_ros.nodes.bag_writer import typestore
+    from vla_prune_ros.bags.writer import typestore
 
     if 'their_msgs/msg/Torque' not in typestore().fielddefs:
         typestore().register(get_types_from_msg('float64 torque', 'their_msgs/msg/Torque'))
@@ -246,7 +246,7 @@ def cut(tmp_path):
     bag = tmp_path / 'cut'
     from rclpy.serialization import serialize_message
 
-    from vla_prune_ros.nodes.bag_writer import BagWriter
+    from vla_prune_ros.bags.writer import BagWriter
 
     with BagWriter(bag) as writer:
         known = set()
@@ -323,7 +323,7 @@ def test_what_is_no_bag_is_refused(name, run, tmp_path):
 
 
 def test_a_bag_is_never_written_over(tmp_path):
-    from vla_prune_ros.nodes.bag_writer import BagWriter
+    from vla_prune_ros.bags.writer import BagWriter
 
     write(tmp_path / 'bag', [('/ee_pose', 1, PoseStamped())])
     before = {p: p.read_bytes() for p in (tmp_path / 'bag').iterdir()}

@@ -15,28 +15,29 @@ import numpy as np
 import pytest
 import torch
 
-from vla_prune_ros.evaluation import bench, bench_roofline
-from vla_prune_ros.evaluation.bench_chart import draw
-from vla_prune_ros.evaluation.bench_page import markdown
-from vla_prune_ros.evaluation.bench_profile import pauses
-from vla_prune_ros.evaluation.bench_report import SCHEMA, main_table, targets
-from vla_prune_ros.evaluation.bench_roofline import (
+from vla_prune_ros.benchmark import bench
+from vla_prune_ros.benchmark import roofline as bench_roofline
+from vla_prune_ros.benchmark.chart import draw
+from vla_prune_ros.benchmark.page import markdown
+from vla_prune_ros.benchmark.profile import pauses
+from vla_prune_ros.benchmark.report import SCHEMA, main_table, targets
+from vla_prune_ros.benchmark.roofline import (
     Machine,
     Product,
     floors,
     measure_machine,
     query_products,
 )
-from vla_prune_ros.evaluation.bench_scene import (
+from vla_prune_ros.benchmark.scene import (
     make_queries,
     synthetic_queries,
     tabletop_queries,
 )
-from vla_prune_ros.evaluation.bench_startup import import_time
+from vla_prune_ros.benchmark.startup import import_time
 from vla_prune_ros.evaluation.entries import make_entries
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
-from vla_prune_ros.nodes import realtime
 from vla_prune_ros.pruning import MODES
+from vla_prune_ros.trials import realtime
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
 from vla_prune_ros.vla.selection import TokenLayout
 

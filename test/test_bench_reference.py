@@ -11,7 +11,7 @@ import torch
 from tiny import observation
 from torch.utils.flop_counter import FlopCounterMode
 
-from vla_prune_ros.evaluation.bench_reference import (
+from vla_prune_ros.benchmark.reference import (
     ATTENTION,
     ReferencePolicy,
     extra_flops,

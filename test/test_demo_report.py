@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vla_prune_ros.evaluation.demo_report import (
+from vla_prune_ros.trials.demo_report import (
     DemoEpisode,
     Frame,
     Query,

@@ -22,21 +22,12 @@ MAY_KNOW = {
     'policy': {'vla', 'pruning', 'runtime'},
     'training': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights', 'evaluation'},
     'evaluation': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights'},
+    'benchmark': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights', 'evaluation'},
     'nodes': {'pruning', 'policy', 'sim', 'weights'},
+    'bags': {'nodes', 'evaluation', 'pruning', 'policy', 'weights'},
+    'trials': {'nodes', 'evaluation', 'pruning', 'policy', 'sim', 'weights'},
 }
-# These talk to two nodes over ROS and evaluate what they did: they stand above both rooms.
-ABOVE = (
-    'overhead.py',
-    'demo.py',
-    'demo_client.py',
-    'latency_sweep.py',
-    'latency_client.py',
-    'replay_offline.py',
-    'replay_plan.py',
-    'replay_run.py',
-    'replay_tracks.py',
-)
-EXTRA = {('nodes', name): {'evaluation'} for name in ABOVE}
+WITH_ROS = {'nodes', 'bags', 'trials'}
 ROS = {
     'rclpy',
     'launch',
@@ -81,7 +72,7 @@ def test_the_rooms_are_those_of_the_design():
 @pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_module_knows_only_the_rooms_below_it(path):
     room = room_of(path)
-    allowed = MAY_KNOW[room] | {room} | EXTRA.get((room, path.name), set())
+    allowed = MAY_KNOW[room] | {room}
     known = {
         name.split('.')[1]
         for name in imports(path)
@@ -91,8 +82,8 @@ def test_a_module_knows_only_the_rooms_below_it(path):
 
 
 @pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_nodes_import_ros(path):
-    if room_of(path) != 'nodes':
+def test_only_nodes_and_what_drives_them_import_ros(path):
+    if room_of(path) not in WITH_ROS:
         assert [name for name in imports(path) if is_ros(name)] == []
 
 
@@ -117,7 +108,7 @@ def loaded_after_importing(modules, forbidden):
 
 
 def test_importing_the_other_rooms_pulls_no_ros():
-    rooms = [*names(lambda room: room != 'nodes')]
+    rooms = [*names(lambda room: room not in WITH_ROS)]
     assert 'vla_prune_ros.policy' in rooms
     assert loaded_after_importing(rooms, ROS) == '[]'
 

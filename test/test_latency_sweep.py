@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from vla_prune_ros.evaluation import latency_report
-from vla_prune_ros.evaluation.latency_report import LatencyEpisode
 from vla_prune_ros.evaluation.statistics import wilson_interval
 from vla_prune_ros.nodes.execution import EXECUTION_MODES
-from vla_prune_ros.nodes.latency_sweep import chosen_cells, parser
+from vla_prune_ros.trials import latency_report
+from vla_prune_ros.trials.latency_report import LatencyEpisode
+from vla_prune_ros.trials.latency_sweep import chosen_cells, parser
 
 GOOD = LatencyEpisode('blend', 100, 'pick_up_red', 0, True, 50, 10, 5, 0, (8.0, 12.0))
 BAD = replace(GOOD, success=False, steps=150, starved=45, late=30)

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from vla_prune_ros.nodes.driver import Reply
-from vla_prune_ros.nodes.overhead import ROWS, row, summarise, table
+from vla_prune_ros.trials.driver import Reply
+from vla_prune_ros.trials.overhead import ROWS, row, summarise, table
 
 STATS = {
     'node.convert_ms': '0.3', 'node.queue_ms': '0.1', 'node.prepare_ms': '0.05',

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vla_prune_ros.nodes import realtime
+from vla_prune_ros.trials import realtime
 
 
 def episode(**changes):

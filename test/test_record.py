@@ -22,10 +22,10 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_prune_ros.nodes.bag_writer import BagWriter
-from vla_prune_ros.nodes.bags import Bag
+from vla_prune_ros.bags.files import Bag
+from vla_prune_ros.bags.record import Recording
+from vla_prune_ros.bags.writer import BagWriter
 from vla_prune_ros.nodes.messages import LATCHED, RELIABLE
-from vla_prune_ros.nodes.record import Recording
 
 
 class Robot:

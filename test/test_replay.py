@@ -19,7 +19,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 from bag_tools import OUTPUTS, PICK, PUT, replay, rewrite
 
 from vla_prune_ros import weights
-from vla_prune_ros.nodes.bags import Bag
+from vla_prune_ros.bags.files import Bag
 from vla_prune_ros.pruning import MODES
 
 ELSEWHERE = ('--atol', '2e-5', '--jaccard', '0.98')
@@ -290,7 +290,7 @@ def test_a_recording_that_lost_a_chunk_does_not_pass(capsys, tmp_path):
 def test_results_are_never_written_over(capsys, tmp_path):
     (tmp_path / 'out0').mkdir()
     (tmp_path / 'out0' / 'mine.txt').write_text('mine')
-    from vla_prune_ros.nodes.replay import main
+    from vla_prune_ros.bags.replay import main
 
     assert main([str(PUT), '--out', str(tmp_path / 'out0'), '--tiers', 'T1', *ELSEWHERE]) == 1
     assert 'never written over' in capsys.readouterr().err
@@ -322,7 +322,8 @@ def test_a_bag_that_is_not_there_is_a_usage_error(capsys, tmp_path):
 def test_the_commands_of_the_page_exist():
     from pathlib import Path
 
-    from vla_prune_ros.nodes import demo, record, replay
+    from vla_prune_ros.bags import record, replay
+    from vla_prune_ros.trials import demo
 
     parsers = {'replay': replay.parser(), 'record': record.parser(), 'demo': demo.parser()}
     text = (Path(__file__).parents[1] / 'doc' / 'bags.md').read_text()

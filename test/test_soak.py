@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from vla_prune_ros.nodes.soak import judge
+from vla_prune_ros.trials.soak import judge
 
 
 def record(kb, ms, files=lambda t: 40) -> dict[str, list]:

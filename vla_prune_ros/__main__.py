@@ -17,23 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VERBS = {
-    'demo': ('vla_prune_ros.nodes.demo', 'both nodes, several tasks and pruning modes'),
+    'demo': ('vla_prune_ros.trials.demo', 'both nodes, several tasks and pruning modes'),
     'evaluate': ('vla_prune_ros.evaluation.evaluate', 'success rates of pruning modes'),
-    'bench': ('vla_prune_ros.evaluation.bench', 'latency of pruning modes, by stage'),
-    'latency': ('vla_prune_ros.nodes.latency_sweep', 'success in real time against latency'),
-    'realtime': ('vla_prune_ros.nodes.realtime', 'both nodes in real time on a few cores'),
-    'overhead': ('vla_prune_ros.nodes.overhead', 'what the node adds to a direct call'),
-    'soak': ('vla_prune_ros.nodes.soak', 'hours of ticks: do memory and latency stay flat'),
+    'bench': ('vla_prune_ros.benchmark.bench', 'latency of pruning modes, by stage'),
+    'latency': ('vla_prune_ros.trials.latency_sweep', 'success in real time against latency'),
+    'realtime': ('vla_prune_ros.trials.realtime', 'both nodes in real time on a few cores'),
+    'overhead': ('vla_prune_ros.trials.overhead', 'what the node adds to a direct call'),
+    'soak': ('vla_prune_ros.trials.soak', 'hours of ticks: do memory and latency stay flat'),
     'calibrate': ('vla_prune_ros.evaluation.calibrate', 'layer importance for efficient_vla'),
     'train': ('vla_prune_ros.training.train', 'demonstrations and behaviour cloning'),
     'check': ('vla_prune_ros.evaluation.check', 'is a checkpoint complete, and what for'),
     'libero_setup': ('vla_prune_ros.sim.libero.setup', 'is LIBERO ready; fetch its assets'),
-    'libero_expert': ('vla_prune_ros.nodes.libero_expert', 'LIBERO and nodes, by an expert'),
+    'libero_expert': ('vla_prune_ros.trials.libero_expert', 'LIBERO and nodes, by an expert'),
     'expert_node': ('vla_prune_ros.nodes.expert_node', 'ROS node: a scripted expert'),
     'policy_node': ('vla_prune_ros.nodes.policy_node', 'ROS node: the policy'),
     'sim_bridge': ('vla_prune_ros.nodes.sim_bridge', 'ROS node: a simulated robot'),
-    'record': ('vla_prune_ros.nodes.record', 'what the policy gets and gives into a bag'),
-    'replay': ('vla_prune_ros.nodes.replay', 'run the policy over a recorded bag'),
+    'record': ('vla_prune_ros.bags.record', 'what the policy gets and gives into a bag'),
+    'replay': ('vla_prune_ros.bags.replay', 'run the policy over a recorded bag'),
 }
 
 NODES = ('expert_node', 'policy_node', 'sim_bridge')  # they end with 0 when they are told to

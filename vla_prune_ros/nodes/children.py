@@ -1,11 +1,12 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that must not outlive the one that started them. Imports no ROS."""
+"""Nodes as child processes, which must not outlive the one that started them. Imports no ROS."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,10 +16,40 @@ from pathlib import Path
 from types import TracebackType
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 
 class ChildDiedError(RuntimeError):
     """A child ended although it was still needed; the text has the end of its log."""
+
+
+def isolate(domain_id: int | None) -> None:
+    """Keep to this machine and to a ROS domain of our own, here and in the children."""
+    domain_id = random.randint(1, 101) if domain_id is None else domain_id
+    if not 0 <= domain_id <= 101:  # above, DDS ports collide with the system's ephemeral ones
+        raise ValueError(f'ROS domain {domain_id} is not within 0..101')
+    os.environ['ROS_DOMAIN_ID'] = str(domain_id)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
+
+
+def node_environment() -> dict[str, str]:
+    """What the nodes inherit; a log file must not wait for a buffer to fill."""
+    return {**os.environ, 'PYTHONUNBUFFERED': '1'}
+
+
+def node_command(name: str, parameters: Sequence[str]) -> list[str]:
+    """The command line of a node."""
+    command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
+    for parameter in parameters:
+        command += ['-p', parameter]
+    return command
+
+
+def die_with_parent() -> None:
+    """For the `preexec_fn` of a process: the kernel ends it when the one that started it ends."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Children:
@@ -36,12 +67,6 @@ class Children:
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start one process; its output goes to NAME.log."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
-
-        def die_with_parent() -> None:
-            if libc is not None:
-                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
         with self.log(name).open('wb') as log:
             self._running[name] = subprocess.Popen(
                 command,

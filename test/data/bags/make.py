@@ -25,13 +25,13 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_prune_ros.bags.feed import type_name
+from vla_prune_ros.bags.offline import Setup, answer, describe, load
+from vla_prune_ros.bags.replay import main as replay
+from vla_prune_ros.bags.tracks import stats_of
+from vla_prune_ros.bags.writer import BagWriter, qos
 from vla_prune_ros.nodes import messages as m
 from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.bag_writer import BagWriter, qos
-from vla_prune_ros.nodes.replay import main as replay
-from vla_prune_ros.nodes.replay_feed import type_name
-from vla_prune_ros.nodes.replay_offline import Setup, answer, describe, load
-from vla_prune_ros.nodes.replay_tracks import stats_of
 from vla_prune_ros.nodes.trigger import Executed, Tick
 from vla_prune_ros.sim import SimObservation, make_robot, to_env_action
 

@@ -21,9 +21,16 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.serialization import serialize_message
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.evaluation.replay_compare import TickOutput
-from vla_prune_ros.nodes.bag_writer import BagWriter, qos
-from vla_prune_ros.nodes.bags import Bag, BagError
+from vla_prune_ros.bags.compare import TickOutput
+from vla_prune_ros.bags.feed import (
+    FeedSettings,
+    deserialise,
+    find,
+    require_type,
+    type_name,
+)
+from vla_prune_ros.bags.files import Bag, BagError
+from vla_prune_ros.bags.writer import BagWriter, qos
 from vla_prune_ros.nodes.messages import (
     MessageError,
     actions_from,
@@ -31,13 +38,6 @@ from vla_prune_ros.nodes.messages import (
     to_ns,
     values_from,
     values_message,
-)
-from vla_prune_ros.nodes.replay_feed import (
-    FeedSettings,
-    deserialise,
-    find,
-    require_type,
-    type_name,
 )
 
 RECORDED = 'recorded'

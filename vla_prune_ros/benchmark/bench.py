@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vla_prune_ros.evaluation.bench_run import Arm
-    from vla_prune_ros.evaluation.bench_subject import Subject
+    from vla_prune_ros.benchmark.run import Arm
+    from vla_prune_ros.benchmark.subject import Subject
 
 DESCRIPTION = """\
 Time a plain path that computes as the released code does, the dense model and every pruning mode
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         if args.startup:
-            from vla_prune_ros.evaluation.bench_startup import measure_startup
+            from vla_prune_ros.benchmark.startup import measure_startup
 
             return measure_startup(args, argv)
         return measure(args, argv)
@@ -93,9 +93,9 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """The ladder."""
     import torch
 
-    from vla_prune_ros.evaluation.bench_roofline import measure_machine
-    from vla_prune_ros.evaluation.bench_run import measure_memory, run_ladder
-    from vla_prune_ros.evaluation.bench_scene import FRAMES, make_queries
+    from vla_prune_ros.benchmark.roofline import measure_machine
+    from vla_prune_ros.benchmark.run import measure_memory, run_ladder
+    from vla_prune_ros.benchmark.scene import FRAMES, make_queries
     from vla_prune_ros.vla.selection import TokenLayout
 
     if args.frames not in FRAMES:
@@ -127,13 +127,13 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     prompt = subject.processor.prompt(subject.instruction)[0].shape[1]
     layout = TokenLayout(2, config.patches_per_view, prompt, config.n_placeholders)
     run = describe(args, argv, subject, layout, machine, frames, load)
-    from vla_prune_ros.evaluation.bench_report import make_rows, targets
+    from vla_prune_ros.benchmark.report import make_rows, targets
 
     rows = make_rows(arms, samples, config, layout, machine, _weight_bytes(args, dtype))
     results = targets(rows, run)
     profiles = {}
     if args.profile:
-        from vla_prune_ros.evaluation.bench_profile import profile_arms
+        from vla_prune_ros.benchmark.profile import profile_arms
 
         profiles = profile_arms(arms, queries, subject.instruction, args.out)
     write(args.out, run, rows, results, profiles)
@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
     """The model of the run."""
-    from vla_prune_ros.evaluation.bench_subject import checkpoint_subject, random_subject
+    from vla_prune_ros.benchmark.subject import checkpoint_subject, random_subject
 
     if args.checkpoint and args.size:
         raise ValueError('give --size or --checkpoint, not both')
@@ -156,8 +156,8 @@ def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
 
 def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Arm]:
     """The lines of the comparison: the plain paths, the dense model, the modes."""
-    from vla_prune_ros.evaluation.bench_report import DENSE
-    from vla_prune_ros.evaluation.bench_run import Arm
+    from vla_prune_ros.benchmark.report import DENSE
+    from vla_prune_ros.benchmark.run import Arm
     from vla_prune_ros.evaluation.entries import make_entries
 
     ours, fast = [], settings(args)
@@ -182,8 +182,8 @@ def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Ar
 
 def references(subject: Subject) -> list[Arm]:
     """Both plain paths."""
-    from vla_prune_ros.evaluation.bench_reference import ReferencePolicy
-    from vla_prune_ros.evaluation.bench_run import Arm
+    from vla_prune_ros.benchmark.reference import ReferencePolicy
+    from vla_prune_ros.benchmark.run import Arm
 
     return [
         Arm(
@@ -249,9 +249,9 @@ def write(
     profiles: dict[str, Any],
 ) -> None:
     """Print the tables; write JSON, page and chart."""
-    from vla_prune_ros.evaluation import bench_report
-    from vla_prune_ros.evaluation.bench_chart import draw
-    from vla_prune_ros.evaluation.bench_page import markdown
+    from vla_prune_ros.benchmark import report as bench_report
+    from vla_prune_ros.benchmark.chart import draw
+    from vla_prune_ros.benchmark.page import markdown
 
     relative = not str(run['device']).startswith('cuda')
     out.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def write(
 
 def _count_work(args, subject, arms, samples, queries) -> None:
     """Fill in the work of arms whose runtime cannot be watched."""
-    from vla_prune_ros.evaluation.bench_run import Arm, run_ladder
+    from vla_prune_ros.benchmark.run import Arm, run_ladder
 
     twins = []
     for arm in arms:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,8 +33,11 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_prune_ros.bags.feed import STATES, values_of
+from vla_prune_ros.bags.offline import Schedule, Setup, inputs_digest
+from vla_prune_ros.bags.tracks import Track, output_of
 from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.children import Children
+from vla_prune_ros.nodes.children import Children, node_command, node_environment
 from vla_prune_ros.nodes.messages import (
     LATCHED,
     RELIABLE,
@@ -46,9 +48,6 @@ from vla_prune_ros.nodes.messages import (
     to_time,
     values_from,
 )
-from vla_prune_ros.nodes.replay_feed import STATES, values_of
-from vla_prune_ros.nodes.replay_offline import Schedule, Setup, inputs_digest
-from vla_prune_ros.nodes.replay_tracks import Track, output_of
 from vla_prune_ros.nodes.trigger import Tick
 
 POLICY = 'vla_policy'
@@ -68,7 +67,7 @@ def isolate(domain_id: int | None) -> None:
     os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
 
 
-def node_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
+def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
     """The policy node, made to answer whatever and whenever it is asked."""
     parameters = {
         'checkpoint': setup.checkpoint,
@@ -96,11 +95,8 @@ def node_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
     }
     for topic in (*(f'{camera}/image_raw' for camera in setup.cameras), *STATES):
         parameters[f'qos_overrides./{topic}.subscription.depth'] = DEPTH
-    command = [sys.executable, '-m', 'vla_prune_ros', 'policy_node', '--ros-args']
-    for name, value in parameters.items():
-        if value != '':
-            command += ['-p', f'{name}:={value}']
-    return command
+    given = [f'{name}:={value}' for name, value in parameters.items() if value != '']
+    return node_command('policy_node', given)
 
 
 def _list(names: Sequence[str]) -> str:
@@ -127,14 +123,14 @@ class Player:
         """
         self._setup, self._patience = setup, patience
         self._fingers = fingers
-        self._children = Children(logs, {**os.environ, 'PYTHONUNBUFFERED': '1'})
+        self._children = Children(logs, node_environment())
         self._chunks: dict[int, list[np.ndarray]] = {}
         self._stats: dict[int, list[dict[str, str]]] = {}
         self.info: dict[str, str] = {}
         self.exit_code: int | None = None
 
     def __enter__(self) -> Player:
-        self._children.start('policy_node', node_command(self._setup, self._fingers))
+        self._children.start('policy_node', policy_command(self._setup, self._fingers))
         self._own_context = not rclpy.ok()
         if self._own_context:
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO)

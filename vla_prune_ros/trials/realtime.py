@@ -20,8 +20,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vla_prune_ros.nodes import demo
-from vla_prune_ros.nodes.children import ChildDiedError, Children
+from vla_prune_ros.nodes.children import (
+    ChildDiedError,
+    Children,
+    isolate,
+    node_command,
+    node_environment,
+)
+from vla_prune_ros.trials import demo
 
 DESCRIPTION = """\
 Run policy_node and sim_bridge in real time on a few cores and report whether the rate was held:
@@ -76,19 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Bind to the cores, measure the simulation, run the episodes, write."""
     cores = bind(args.cores)
-    demo.isolate(args.domain_id)
+    isolate(args.domain_id)
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.nodes.demo_client import Wanted
-    from vla_prune_ros.nodes.realtime_client import RealtimeClient
+    from vla_prune_ros.trials.demo_client import Wanted
+    from vla_prune_ros.trials.realtime_client import RealtimeClient
 
     modes, plan = demo.chosen_modes(args.modes), demo.chosen_episodes(args)
     simulation = simulation_budget(args.backend)
     load = os.getloadavg()[0]
     rows = []
-    with Children(args.out / 'log', demo.node_environment()) as children:
+    with Children(args.out / 'log', node_environment()) as children:
         for name, parameters in demo.NODES.items():
             given = [p for p in parameters if not p.startswith('mode:=')]
-            children.start(name, demo.node_command(name, [*given, *node_settings(name, args)]))
+            children.start(name, node_command(name, [*given, *node_settings(name, args)]))
         with RealtimeClient(children.check, args.patience) as client:
             client.wait_for_nodes()
             for mode in modes:

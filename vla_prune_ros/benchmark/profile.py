@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from vla_prune_ros.evaluation.bench_run import Arm
-from vla_prune_ros.evaluation.bench_scene import Query
+from vla_prune_ros.benchmark.run import Arm
+from vla_prune_ros.benchmark.scene import Query
 from vla_prune_ros.evaluation.summary import table
 
 COUNT = 3  # queries in a trace

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from vla_prune_ros.evaluation.bench_report import STAGES, unit_of
+from vla_prune_ros.benchmark.report import STAGES, unit_of
 
 # Okabe and Ito 2008, and hatches for print.
 _LOOKS = dict(
@@ -26,7 +26,7 @@ def draw(rows: Sequence[dict], relative: bool, title: str, path: Path) -> None:
     """Write one PNG.
 
     Args:
-        rows: from `bench_report.make_rows`.
+        rows: from `report.make_rows`.
         relative: times as multiples of the dense arm instead of milliseconds.
         title: what was measured where.
         path: file to write.

@@ -18,8 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.nodes.children import ChildDiedError, Children
-from vla_prune_ros.nodes.demo import isolate, node_command, node_environment
+from vla_prune_ros.nodes.children import (
+    ChildDiedError,
+    Children,
+    isolate,
+    node_command,
+    node_environment,
+)
 
 DESCRIPTION = """\
 Ask a policy node for very many chunks, with changing modes, and fit lines to its memory and
@@ -70,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Start the node, ask, judge, write."""
-    from vla_prune_ros.nodes.demo import chosen_modes
+    from vla_prune_ros.trials.demo import chosen_modes
 
     isolate(args.domain_id)
-    from vla_prune_ros.nodes.driver import Driver
+    from vla_prune_ros.trials.driver import Driver
 
     modes = chosen_modes(args.modes)
     parameters = [f'torch_threads:={args.threads}', 'default_instruction:=go', 'device:=cpu']
@@ -101,7 +106,7 @@ def ask(args: argparse.Namespace, driver: Any, modes: Sequence[str], pid: int) -
     """Observations without a pause; one sample of everything at even distances."""
     from tqdm import tqdm
 
-    from vla_prune_ros.nodes.driver import scenes
+    from vla_prune_ros.trials.driver import scenes
 
     pool = scenes(16, args.size)
     every = max(1, args.ticks // SAMPLES)

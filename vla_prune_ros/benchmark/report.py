@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.evaluation.bench_reference import extra_flops
-from vla_prune_ros.evaluation.bench_roofline import Machine, floors
-from vla_prune_ros.evaluation.bench_run import Arm, Samples, mean_rows
+from vla_prune_ros.benchmark.reference import extra_flops
+from vla_prune_ros.benchmark.roofline import Machine, floors
+from vla_prune_ros.benchmark.run import Arm, Samples, mean_rows
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
 from vla_prune_ros.evaluation.statistics import percentiles
 from vla_prune_ros.evaluation.summary import footnotes, table
@@ -38,7 +38,7 @@ def make_rows(
 
     Args:
         arms: in the order of the rows.
-        samples: of every arm, see `bench_run`.
+        samples: of every arm, see `run`.
         config: sizes of the model.
         layout: of the complete sequence.
         machine: measured rates, for the floor.

@@ -4,7 +4,7 @@
 
 Arms are interleaved query by query, in an order that moves on, so that a drift of the machine
 meets all of them alike. Everything from camera frames in host memory to robot actions in host
-memory is inside the time of a query. Nothing is judged here; see `bench_report`.
+memory is inside the time of a query. Nothing is judged here; see `report`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_prune_ros.evaluation.bench_reference import ReferencePolicy
-from vla_prune_ros.evaluation.bench_scene import Query
+from vla_prune_ros.benchmark.reference import ReferencePolicy
+from vla_prune_ros.benchmark.scene import Query
 from vla_prune_ros.evaluation.flops import PassWork, WorkMeter
 from vla_prune_ros.policy import ActionChunk, Observation, VLAPolicy
 from vla_prune_ros.vla.decoder import Decoder
@@ -106,7 +106,7 @@ def run_ladder(
 
     Args:
         arms: the lines of the comparison.
-        queries: see `bench_scene`; the first `warm_up` are answered and not counted.
+        queries: see `scene`; the first `warm_up` are answered and not counted.
         instruction: what the policies are told.
         warm_up: queries dropped at the start.
         decoder: of the model, to count the work of each pass; None: not counted.

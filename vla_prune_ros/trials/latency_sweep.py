@@ -28,8 +28,8 @@ from vla_prune_ros.nodes.children import ChildDiedError, Children
 from vla_prune_ros.nodes.execution import EXECUTION_MODES
 
 if TYPE_CHECKING:
-    from vla_prune_ros.evaluation.latency_report import LatencyEpisode
-    from vla_prune_ros.nodes.latency_client import PairClient
+    from vla_prune_ros.trials.latency_client import PairClient
+    from vla_prune_ros.trials.latency_report import LatencyEpisode
 
 DESCRIPTION = """\
 Success and starvation in real time against an artificial latency of the policy, for every way of
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.pop('ROS_LOCALHOST_ONLY', None)
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.nodes.latency_client import PairClient
+    from vla_prune_ros.trials.latency_client import PairClient
 
     cells = chosen_cells(args)
     pairs = min(args.pairs or len(os.sched_getaffinity(0)), len(cells))
@@ -223,8 +223,8 @@ def write(
     out: Path, episodes: Sequence[LatencyEpisode], argv: Sequence[str], pairs: int, note: str
 ) -> None:
     """Print the table; write results, page and picture."""
-    from vla_prune_ros.evaluation import latency_report
     from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.trials import latency_report
 
     cells = latency_report.rows(episodes)
     cells.sort(key=lambda c: (EXECUTION_MODES.index(c['execution']), c['latency_ms']))

@@ -20,10 +20,12 @@ import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 
 import vla_prune_ros
-from vla_prune_ros.evaluation.replay_compare import TickOutput
+from vla_prune_ros.bags.compare import TickOutput
+from vla_prune_ros.bags.feed import STATES, Feed, Sample, values_of
+from vla_prune_ros.bags.files import file_digest
+from vla_prune_ros.bags.tracks import Moment, Track
 from vla_prune_ros.nodes.answering import observation_of
 from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.bags import file_digest
 from vla_prune_ros.nodes.checks import safe_actions
 from vla_prune_ros.nodes.images import decode_rgb
 from vla_prune_ros.nodes.loading import hardware, load_policy
@@ -38,8 +40,6 @@ from vla_prune_ros.nodes.messages import (
     pose_from,
 )
 from vla_prune_ros.nodes.policy_parameters import POLICY, PolicyConfig
-from vla_prune_ros.nodes.replay_feed import STATES, Feed, Sample, values_of
-from vla_prune_ros.nodes.replay_tracks import Moment, Track
 from vla_prune_ros.nodes.trigger import Executed, Tick
 
 WAYS = ('runtime', 'quantization', 'image_pipeline')  # to run the same network; see `info`

@@ -22,8 +22,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_prune_ros.bags.files import Bag, BagError
 from vla_prune_ros.nodes.assembler import Assembler, MatchedSet
-from vla_prune_ros.nodes.bags import Bag, BagError
 from vla_prune_ros.nodes.images import ImageError, decode_compressed_rgb, decode_rgb
 from vla_prune_ros.nodes.messages import (
     NANOSECONDS,

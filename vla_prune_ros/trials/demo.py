@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import signal
 import sys
 import time
@@ -19,10 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.nodes.children import ChildDiedError, Children
+from vla_prune_ros.nodes.children import (
+    ChildDiedError,
+    Children,
+    isolate,
+    node_command,
+    node_environment,
+)
 
 if TYPE_CHECKING:
-    from vla_prune_ros.evaluation.demo_report import DemoEpisode
+    from vla_prune_ros.trials.demo_report import DemoEpisode
 
 DESCRIPTION = """\
 Run the embedded policy on the simulated tabletop over ROS 2, under several pruning modes and on
@@ -98,7 +103,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the nodes, drive all episodes, stop the nodes, write everything."""
     isolate(args.domain_id)
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.nodes.demo_client import DemoClient, Wanted
+    from vla_prune_ros.trials.demo_client import DemoClient, Wanted
 
     modes, plan = chosen_modes(args.modes), chosen_episodes(args)
     for name in (RESULTS, ANIMATION, STRIP):
@@ -176,8 +181,8 @@ def write_everything(
     notice: str = '',
 ) -> None:
     """Print the table; write the results, the animation and the strip of pictures."""
-    from vla_prune_ros.evaluation import demo_report
     from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.trials import demo_report
 
     rows = demo_report.demo_rows(modes, episodes)
     run = {
@@ -253,29 +258,6 @@ def chosen_episodes(args: argparse.Namespace) -> list[tuple[str, int]]:
     return [
         (tasks[k % len(tasks)], args.first_state + k // len(tasks)) for k in range(args.episodes)
     ]
-
-
-def isolate(domain_id: int | None) -> None:
-    """Keep to this machine and to a ROS domain of our own, here and in the children."""
-    domain_id = random.randint(1, 101) if domain_id is None else domain_id
-    if not 0 <= domain_id <= 101:  # above, DDS ports collide with the system's ephemeral ones
-        raise ValueError(f'ROS domain {domain_id} is not within 0..101')
-    os.environ['ROS_DOMAIN_ID'] = str(domain_id)
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
-
-
-def node_environment() -> dict[str, str]:
-    """What the nodes inherit; a log file must not wait for a buffer to fill."""
-    return {**os.environ, 'PYTHONUNBUFFERED': '1'}
-
-
-def node_command(name: str, parameters: Sequence[str]) -> list[str]:
-    """The command line of a node."""
-    command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
-    for parameter in parameters:
-        command += ['-p', parameter]
-    return command
 
 
 def own_parameters(name: str, args: argparse.Namespace) -> list[str]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What recording costs: `python -m vla_prune_ros.nodes.record_cost`.
+"""What recording costs: `python -m vla_prune_ros.bags.record_cost`.
 
 The demo runs alternately with and without a recorder; the latency of its chunks, from the complete
 observation to the published chunk, is pooled. The first chunk of an episode is left out.

@@ -26,7 +26,7 @@ from rosbags.rosbag2.storage_mcap import PendingChunk
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from vla_prune_ros.nodes.bags import BagError
+from vla_prune_ros.bags.files import BagError
 
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 METADATA_VERSION = 8  # the newest that older rosbag2 releases read, too

@@ -18,8 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_prune_ros.nodes.children import ChildDiedError, Children
-from vla_prune_ros.nodes.demo import isolate, node_command, node_environment
+from vla_prune_ros.nodes.children import (
+    ChildDiedError,
+    Children,
+    isolate,
+    node_command,
+    node_environment,
+)
 
 DESCRIPTION = """\
 Let the scripted expert solve tasks of libero_spatial through both nodes. Exit code 0 means that
@@ -71,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Start the nodes, run all episodes, stop the nodes, write the results."""
     isolate(args.domain_id)
-    from vla_prune_ros.nodes.bridge_client import BridgeClient
     from vla_prune_ros.sim.libero.assets import find_assets, versions
+    from vla_prune_ros.trials.bridge_client import BridgeClient
 
     notice = find_assets(args.assets).notice
     assets = args.assets if args.assets == 'placeholder' else str(Path(args.assets).resolve())

@@ -19,11 +19,11 @@ from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.evaluation.latency_report import LatencyEpisode
 from vla_prune_ros.nodes.messages import EPISODES, RELIABLE, values_from
+from vla_prune_ros.trials.latency_report import LatencyEpisode
 
 if TYPE_CHECKING:
-    from vla_prune_ros.nodes.latency_sweep import Cell
+    from vla_prune_ros.trials.latency_sweep import Cell
 
 PATIENCE = 120.0  # s for a node to start or an episode to end
 TICK = 0.1  # s between two looks at the children

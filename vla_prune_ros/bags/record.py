@@ -25,8 +25,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vla_prune_ros.nodes.bag_writer import BagWriter, qos, typestore
-from vla_prune_ros.nodes.bags import BagError
+from vla_prune_ros.bags.files import BagError
+from vla_prune_ros.bags.writer import BagWriter, qos, typestore
 
 DESCRIPTION = """\
 Record the inputs and outputs of the policy into a new bag (MCAP) until SIGINT or SIGTERM.

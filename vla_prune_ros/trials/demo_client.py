@@ -22,9 +22,9 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.evaluation.demo_report import DemoEpisode, Frame, Query
 from vla_prune_ros.nodes.images import decode_rgb
 from vla_prune_ros.nodes.messages import LATCHED, RELIABLE, to_ns, to_seconds, values_from
+from vla_prune_ros.trials.demo_report import DemoEpisode, Frame, Query
 
 POLICY, BRIDGE = 'vla_policy', 'sim_bridge'
 CAMERAS = ('agentview', 'wrist')

@@ -125,12 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'replay: {error}', file=sys.stderr)
         return 2
     # From here on ROS messages and torch are needed.
-    from vla_prune_ros.nodes.replay_graph import GraphError, isolate
+    from vla_prune_ros.bags.graph import GraphError, isolate
 
     if 'T2' in tiers:
         isolate(args.domain_id)
+    from vla_prune_ros.bags.run import Replay, ReplayError
     from vla_prune_ros.nodes.children import ChildDiedError
-    from vla_prune_ros.nodes.replay_run import Replay, ReplayError
 
     try:
         return Replay(args, argv, tiers).run()

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.nodes.replay import UsageError
+from vla_prune_ros.bags.replay import UsageError
 
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vla_prune_ros.evaluation import replay_report as report
-from vla_prune_ros.evaluation.replay_compare import (
+from vla_prune_ros.bags import report as report
+from vla_prune_ros.bags.compare import (
     TickComparison,
     Tolerance,
     Verdict,
@@ -24,10 +24,10 @@ from vla_prune_ros.evaluation.replay_compare import (
     default_tolerance,
     judge,
 )
-from vla_prune_ros.nodes.bags import Bag, file_digest, storage_files
-from vla_prune_ros.nodes.replay_feed import Feed, FeedSettings
-from vla_prune_ros.nodes.replay_graph import Player
-from vla_prune_ros.nodes.replay_offline import (
+from vla_prune_ros.bags.feed import Feed, FeedSettings
+from vla_prune_ros.bags.files import Bag, file_digest, storage_files
+from vla_prune_ros.bags.graph import Player
+from vla_prune_ros.bags.offline import (
     WAYS,
     Schedule,
     Setup,
@@ -36,8 +36,8 @@ from vla_prune_ros.nodes.replay_offline import (
     parity,
     run_track,
 )
-from vla_prune_ros.nodes.replay_plan import GOLDEN, chosen_switches, chosen_tracks
-from vla_prune_ros.nodes.replay_tracks import (
+from vla_prune_ros.bags.plan import GOLDEN, chosen_switches, chosen_tracks
+from vla_prune_ros.bags.tracks import (
     RECORDED,
     Track,
     golden_path,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla_prune_ros.evaluation.bench_report import (
+from vla_prune_ros.benchmark.report import (
     layer_table,
     main_table,
     processor_table,
@@ -27,9 +27,9 @@ def markdown(
 
     Args:
         run: from `bench.describe`.
-        rows: from `bench_report.make_rows`.
-        results: from `bench_report.targets`.
-        profiles: from `bench_profile.profile_arms`; may be empty.
+        rows: from `report.make_rows`.
+        results: from `report.targets`.
+        profiles: from `profile.profile_arms`; may be empty.
         relative: times as multiples of the dense arm.
     """
     env, machine = run['environment'], run['machine']
@@ -79,7 +79,7 @@ def markdown(
         '',
     ]
     if profiles:
-        from vla_prune_ros.evaluation.bench_profile import profile_tables
+        from vla_prune_ros.benchmark.profile import profile_tables
 
         text += ['## Profile', '', profile_tables(profiles), '']
     return '\n'.join(text)

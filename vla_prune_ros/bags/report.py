@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from vla_prune_ros.bags.compare import TickComparison, TickOutput, Verdict
 from vla_prune_ros.evaluation.plots import executed_actions
-from vla_prune_ros.evaluation.replay_compare import TickComparison, TickOutput, Verdict
 
 LINES, JUNIT = 'replay.jsonl', 'junit.xml'
 
