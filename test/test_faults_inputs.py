@@ -202,7 +202,7 @@ def test_joints_are_found_by_name_among_others_in_any_order(peer):
 
 
 # -- instruction and executed actions ----------------------------------------------------------
-@pytest.mark.parametrize('text', ['x' * 10_000, '', ' \n\t '])
+@pytest.mark.parametrize('text', ['x' * 10_000, '', ' \n\t '], ids=['long', 'empty', 'blank'])
 def test_an_unusable_instruction_leaves_the_old_one_in_force(peer, text):
     before = peer.count('broken.instruction')
     peer.instruction.publish(String(data=text))

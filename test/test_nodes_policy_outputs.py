@@ -177,6 +177,8 @@ def test_every_reset_is_visible_in_the_statistics(peer):
     peer.spin(1.6)
     assert reason() == 'gap'
     assert reason() == ''
+    peer.instruction.publish(String(data='wave'))  # the node is shared with other tests
+    assert peer.wait_for(lambda: peer.info[-1]['instruction'] == 'wave')
 
 
 def test_the_statistics_name_every_stage_and_have_the_stamp_of_their_chunk(peer):

@@ -20,7 +20,7 @@ from concurrent.futures import Future, wait
 from typing import Any, NoReturn, Protocol
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -65,6 +65,18 @@ def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> li
     return argv
 
 
+def make_executor() -> Executor:
+    """An executor for one thread, the one that waits on events where rclpy has it (from Kilted).
+
+    Building a new wait set for every message costs the other one a third more per observation.
+    """
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
 def run_node(
     factory: Callable[[threading.Event], Node],
     argv: Sequence[str] | None,
@@ -84,7 +96,7 @@ def run_node(
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:
         sys.exit(f'{name}: {error}')
-    executor = SingleThreadedExecutor()
+    executor = make_executor()
     node, code = None, 0
     try:
         node = factory(stop)

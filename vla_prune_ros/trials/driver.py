@@ -14,7 +14,6 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import SetParametersAtomically
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
@@ -32,6 +31,7 @@ from vla_prune_ros.nodes.messages import (
     to_ns,
     values_from,
 )
+from vla_prune_ros.nodes.process import make_executor
 
 CAMERAS = ('agentview', 'wrist')
 FINGERS = ('finger_joint1', 'finger_joint2')
@@ -96,7 +96,7 @@ class Driver:
     def __enter__(self) -> Driver:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         node = self._node = rclpy.create_node('vla_driver')
-        self._executor = SingleThreadedExecutor()
+        self._executor = make_executor()
         self._executor.add_node(node)
         self._joints = node.create_publisher(
             JointState, 'joint_states', RELIABLE, event_callbacks=NO_EVENTS
