@@ -71,6 +71,8 @@ setup(
             'ros-trajectory-msgs',
         ],
         'sim': ['mujoco', 'numpy'],
+        'quantization': ['torchao'],
+        'bags': ['rosbags'],
         'lora': ['peft'],
         'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff'],
     },

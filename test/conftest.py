@@ -20,6 +20,8 @@ import pytest
 import vla_prune_ros
 from vla_prune_ros.nodes.children import die_with_parent
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the nodes would inherit it
 _numbers = itertools.count()
 LAUNCH_TESTS = ('test_launch_sim.py',)
 HERE = Path(__file__).parent

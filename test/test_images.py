@@ -83,7 +83,7 @@ def test_what_is_no_colour_picture_is_refused_as_one(encoding):
 @pytest.mark.parametrize(
     ('change', 'reason'),
     [
-        ({'encoding': 'yuv422'}, 'yuv422.*supported.*rgb8'),
+        ({'encoding': '32FC1'}, '32FC1.*supported.*rgb8'),
         ({'data': b'123'}, '3 bytes'),
         ({'data': b''}, '0 bytes'),
         ({'step': W * 3 - 1}, 'shorter than a row'),

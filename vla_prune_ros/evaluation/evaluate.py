@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
-    """Keep an output directory to one evaluation.
+    """Keep an output directory to one evaluation; one that it left empty goes again.
 
     Raises:
         RuntimeError: another one writes there.
@@ -163,7 +163,12 @@ def exclusive(out: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in out.iterdir()] == ['.lock']:
+                (out / '.lock').unlink()
+                out.rmdir()
 
 
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
