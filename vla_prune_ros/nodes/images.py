@@ -104,7 +104,10 @@ def decode_rgb(message: Any) -> np.ndarray:
     if message.encoding in OPENCV:
         return _opencv_rgb(decode(message), message.encoding)
     if encoding is not None and encoding.rgb is None:
-        raise ImageError(f'encoding {message.encoding!r} is not a colour picture')
+        valid = [n for n, e in ENCODINGS.items() if n in OPENCV or e.rgb is not None]
+        raise ImageError(
+            f'encoding {message.encoding!r} is no colour picture; supported: {", ".join(valid)}'
+        )
     pixels = decode(message)
     if message.encoding == 'rgb8':
         return np.ascontiguousarray(pixels)
