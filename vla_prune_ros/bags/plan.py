@@ -8,12 +8,14 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.bags.replay import UsageError
-
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry
 
 GOLDEN, RECORDED = 'golden', 'recorded'
+
+
+class UsageError(ValueError):
+    """Arguments that do not make sense; the text says why."""
 
 
 def chosen_tracks(args: argparse.Namespace, has_recorded: bool) -> dict[str, Entry | None]:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vla_prune_ros.bags.plan import UsageError
+
 DESCRIPTION = """\
 Run the policy over a recorded bag and compare what it says.
 
@@ -109,10 +111,6 @@ def parser() -> argparse.ArgumentParser:
     m.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID of T2')
     m.add_argument('--patience', type=float, default=60.0, help='of T2, s per answer (60)')
     return p
-
-
-class UsageError(ValueError):
-    """Arguments that do not make sense; the text says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

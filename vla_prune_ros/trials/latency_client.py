@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State
@@ -20,10 +20,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from std_srvs.srv import Trigger
 
 from vla_prune_ros.nodes.messages import EPISODES, RELIABLE, values_from
-from vla_prune_ros.trials.latency_report import LatencyEpisode
-
-if TYPE_CHECKING:
-    from vla_prune_ros.trials.latency_sweep import Cell
+from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
 PATIENCE = 120.0  # s for a node to start or an episode to end
 TICK = 0.1  # s between two looks at the children

@@ -20,6 +20,16 @@ LATE = 0.05  # share of steps that were late above which a cell says little abou
 
 
 @dataclass(frozen=True)
+class Cell:
+    """An episode to run."""
+
+    execution: str
+    latency_ms: int
+    task: str
+    state: int
+
+
+@dataclass(frozen=True)
 class LatencyEpisode:
     """Outcome of one episode in real time.
 

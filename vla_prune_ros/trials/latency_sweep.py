@@ -20,16 +20,16 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_prune_ros.nodes.children import ChildDiedError, Children
 from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
 if TYPE_CHECKING:
     from vla_prune_ros.trials.latency_client import PairClient
-    from vla_prune_ros.trials.latency_report import LatencyEpisode
 
 DESCRIPTION = """\
 Success and starvation in real time against an artificial latency of the policy, for every way of
@@ -37,16 +37,6 @@ executing chunks. Real nodes over DDS, several pairs at once; keep the machine o
 Writes results.json, latency.png and latency.md. Exit code 0 only if every episode ran."""
 TASKS = '0,5,2,7,4,1,6,3'  # tabletop: both families and all four colours come first
 PERIOD_MS = 50.0  # of the tabletop
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An episode to run."""
-
-    execution: str
-    latency_ms: int
-    task: str
-    state: int
 
 
 def parser() -> argparse.ArgumentParser:
