@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vla_prune_ros.nodes.answering import Prepared, observation_of
+from vla_prune_ros.nodes.assembler import MatchedSet
 from vla_prune_ros.nodes.checks import ACTION_HIGH, ACTION_LOW, ChunkError, safe_actions
 from vla_prune_ros.nodes.images import ImageError, decode_rgb
 from vla_prune_ros.nodes.latency import LatencyWindow
@@ -23,8 +25,10 @@ from vla_prune_ros.nodes.policy_parameters import (
 )
 from vla_prune_ros.nodes.streams import Streams
 from vla_prune_ros.nodes.throttle import Throttled
+from vla_prune_ros.nodes.trigger import MAX_BETWEEN, Executed, Tick
 
 PERIOD = 50_000_000
+CAMERAS = ('agentview', 'wrist')
 
 
 def test_cold_inferences_are_counted_but_in_no_percentile():
@@ -215,3 +219,46 @@ def test_a_worker_outlives_whatever_an_observation_raises():
     assert done.wait(5.0)
     assert worker.stop(5.0)
     assert seen == [('bad', SystemExit)]
+
+
+def test_frames_prepared_ahead_give_the_same_chunk(checkpoint):
+    from vla_prune_ros.policy import VLAPolicy
+
+    rng = np.random.default_rng(0)
+
+    def frame(stamp: int) -> MatchedSet:
+        pictures = {c: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for c in CAMERAS}
+        state = {'ee_pose': rng.normal(size=6), 'joint_states': np.array([0.02, -0.02])}
+        return MatchedSet(stamp * PERIOD, pictures | state)
+
+    frames = [frame(k) for k in range(9)]
+    moved = Executed(rng.normal(size=(8, 7)), tuple(k * PERIOD for k in range(1, 9)))
+    ticks = [
+        Tick(frames[0], instruction='pick up the red block'),
+        Tick(frames[8], (moved,), tuple(frames[1:8]), 'pick up the red block'),
+    ]
+    answers = []
+    for ahead in (False, True):
+        policy = VLAPolicy.from_pretrained(checkpoint, 'specprune')
+        prepared = Prepared()
+        if ahead:
+            for one in frames[1:8]:
+                prepared.add(policy, one, CAMERAS)
+        for tick in ticks:
+            chunk = policy.step(observation_of(policy, tick, CAMERAS, prepared))
+        assert [f.queried for f in policy.history.frames].count(False) == 7
+        answers.append((chunk.actions.tobytes(), chunk.kept.tolist()))
+        assert prepared.take(frames[1]) is None  # used, or never there
+    assert answers[0] == answers[1]
+
+
+def test_a_prepared_frame_is_of_that_very_frame_and_few_are_kept():
+    prepared, policy = Prepared(), SimpleNamespace(prepare=lambda images: dict(images))
+    frames = [MatchedSet(k, {'a': k}) for k in range(MAX_BETWEEN + 3)]
+    for one in frames:
+        prepared.add(policy, one, ['a'])
+    assert prepared.take(frames[2]) is None  # the oldest went
+    assert prepared.take(MatchedSet(5, {'a': 'of a restarted robot'})) is None
+    assert prepared.take(frames[6]) == {'a': 6}
+    prepared.clear()
+    assert prepared.take(frames[7]) is None

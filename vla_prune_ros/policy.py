@@ -227,7 +227,15 @@ class VLAPolicy:
             raise ValueError(f'executed actions must be finite [k, {width}]')
         self.history.record_executed(actions)
 
-    def observe(self, images: Mapping[str, np.ndarray]) -> None:
+    def prepare(self, images: Mapping[str, np.ndarray]) -> Any:
+        """Do now what `observe` would do with these images, except for the history.
+
+        Returns:
+            What `observe` takes as `prepared`; None if the mode does not look at such images.
+        """
+        return self._pictures(self._images(images)) if self._selector.every_frame else None
+
+    def observe(self, images: Mapping[str, np.ndarray], prepared: Any = None) -> None:
         """Show the camera images of a control step at which no chunk is asked for.
 
         Call it after `record_executed` of the action that led there. It costs the preprocessing of
@@ -235,12 +243,13 @@ class VLAPolicy:
 
         Args:
             images: as in an observation.
+            prepared: what `prepare` made of the same images, if it was called.
 
         Raises:
             ValueError: a camera is missing or an image malformed.
         """
         if self._selector.every_frame:
-            self.history.observe(self._pictures(self._images(images)))
+            self.history.observe(self.prepare(images) if prepared is None else prepared)
 
     @property
     def wants_frames(self) -> bool:

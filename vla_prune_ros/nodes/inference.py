@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.nodes.answering import observation_of
-from vla_prune_ros.nodes.assembler import NANOSECONDS
+from vla_prune_ros.nodes.answering import Prepared, observation_of
+from vla_prune_ros.nodes.assembler import NANOSECONDS, MatchedSet
 from vla_prune_ros.nodes.checks import safe_actions
 from vla_prune_ros.nodes.latency import LatencyWindow
 from vla_prune_ros.nodes.loading import load_policy
@@ -121,6 +121,7 @@ class Inference:
         self._applied: tuple[str, dict] | None = None  # pruning mode that the policy runs
         self._cold = True
         self._carry: Tick | None = None
+        self._prepared = Prepared()
         self._answered: int | None = None  # stamp of the last chunk
         self._working_on: int | None = None  # stamp of the newest tick that waits or is at work
         self._unanswered: Tick | None = None
@@ -162,6 +163,10 @@ class Inference:
         """Answer this tick, unless a newer one is faster."""
         self._working_on = tick.observation.stamp
         self._worker.offer(Work(tick, self._epoch, time.perf_counter(), convert_ms))
+
+    def glimpse(self, frame: MatchedSet) -> None:
+        """A frame that no chunk is asked for: what the mode wants of it is done at once."""
+        self._post('preparing a frame', partial(self._prepare, frame))
 
     def knows(self, stamp: int) -> str:
         """What became of a request: answered, working, unanswered, or new."""
@@ -226,17 +231,25 @@ class Inference:
 
     def _free(self) -> None:
         self.policy = self._applied = self._carry = None
+        self._prepared.clear()
         gc.unfreeze()
         _release_memory()
 
+    def _prepare(self, frame: MatchedSet) -> None:
+        policy, config = self.policy, self._config()
+        if policy is not None and policy.wants_frames:
+            self._prepared.add(policy, frame, config.cameras)
+
     def _reset(self, reason: str) -> None:
         self._carry = None
+        self._prepared.clear()
         if self.policy is not None:
             self.policy.reset(reason)
 
     def _follow(self, config: PolicyConfig) -> None:
         if self.policy is None or self._applied == config.pruning:
             return
+        self._prepared.clear()
         self._applied = config.pruning  # even if it fails: not again at every tick
         mode, options = config.pruning
         self.policy.set_pruning(mode, **options)
@@ -274,7 +287,7 @@ class Inference:
     def _answer(
         self, policy: Any, work: Work, tick: Tick, config: PolicyConfig, begun: float
     ) -> Answer:
-        observation = observation_of(policy, tick, config.cameras)
+        observation = observation_of(policy, tick, config.cameras, self._prepared)
         stepping = time.perf_counter()
         chunk = policy.step(observation)
         stepped = time.perf_counter()

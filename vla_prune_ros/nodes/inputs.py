@@ -23,7 +23,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.assembler import Assembler
+from vla_prune_ros.nodes.assembler import Assembler, MatchedSet
 from vla_prune_ros.nodes.images import ImageError, decode_compressed_rgb, decode_rgb
 from vla_prune_ros.nodes.messages import (
     NANOSECONDS,
@@ -58,7 +58,10 @@ class Arrival:
 
 
 class Inputs:
-    """Subscribes on demand; calls `on_tick` for every observation that wants a chunk."""
+    """Subscribes on demand; calls `on_tick` for every observation that wants a chunk.
+
+    `on_frame` gets those that want none, or not yet.
+    """
 
     def __init__(
         self,
@@ -66,11 +69,13 @@ class Inputs:
         config: PolicyConfig,
         on_tick: Callable[[Tick, Arrival], None],
         on_executed: Callable[[int, Executed], None],
+        on_frame: Callable[[MatchedSet], None],
     ) -> None:
         self._node = node
         self._config = config
         self._on_tick = on_tick
         self._on_executed = on_executed
+        self._on_frame = on_frame
         self._assembler = Assembler(
             config.cameras,
             STATES,
@@ -229,7 +234,10 @@ class Inputs:
             self._matched = time.monotonic()
         self._convert_ms += (time.perf_counter() - started) * 1e3
         for observation in observations:
-            self._pass_on(self._trigger.add_observation(observation), started)
+            tick = self._trigger.add_observation(observation)
+            if tick is None:
+                self._on_frame(observation)
+            self._pass_on(tick, started)
 
     def _executed(self, message: JointTrajectory) -> None:
         try:

@@ -32,6 +32,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from vla_prune_ros.nodes.assembler import MatchedSet
 from vla_prune_ros.nodes.batch import BatchParameterService
 from vla_prune_ros.nodes.diagnostics import Diagnostics
 from vla_prune_ros.nodes.health import Health
@@ -95,7 +96,7 @@ class PolicyNode(LifecycleNode):
         self.last_chunk: Any = None
         self._overdue = False
 
-        self.inputs = Inputs(self, self.config, self._on_tick, self._on_executed)
+        self.inputs = Inputs(self, self.config, self._on_tick, self._on_executed, self._on_frame)
         self._outputs = Outputs(self)
         self.inference = Inference(
             lambda: self.config,
@@ -202,6 +203,10 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning('waiting for an instruction', throttle_duration_sec=5.0)
             return
         self.inference.offer(replace(tick, instruction=self.instruction), arrival.convert_ms)
+
+    def _on_frame(self, frame: MatchedSet) -> None:
+        if self._takes_data:
+            self.inference.glimpse(frame)
 
     def _on_executed(self, stamp: int, executed: Executed) -> None:
         known = self.inference.knows(stamp)
