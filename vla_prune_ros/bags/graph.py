@@ -37,7 +37,7 @@ from vla_prune_ros.bags.feed import STATES, values_of
 from vla_prune_ros.bags.offline import Schedule, Setup, inputs_digest
 from vla_prune_ros.bags.tracks import Track, output_of
 from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.children import Children, node_command, node_environment
+from vla_prune_ros.nodes.children import Children, keep_local, node_command, node_environment
 from vla_prune_ros.nodes.messages import (
     LATCHED,
     RELIABLE,
@@ -63,8 +63,7 @@ def isolate(domain_id: int | None) -> None:
     if domain_id is not None or 'ROS_DOMAIN_ID' not in os.environ:
         domain_id = random.randint(1, 101) if domain_id is None else domain_id
         os.environ['ROS_DOMAIN_ID'] = str(domain_id)
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
+    keep_local()
 
 
 def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:

@@ -23,14 +23,19 @@ class ChildDiedError(RuntimeError):
     """A child ended although it was still needed; the text has the end of its log."""
 
 
+def keep_local() -> None:
+    """Talk to nobody beyond this machine, here and in the children."""
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
+
+
 def isolate(domain_id: int | None) -> None:
     """Keep to this machine and to a ROS domain of our own, here and in the children."""
     domain_id = random.randint(1, 101) if domain_id is None else domain_id
     if not 0 <= domain_id <= 101:  # above, DDS ports collide with the system's ephemeral ones
         raise ValueError(f'ROS domain {domain_id} is not within 0..101')
     os.environ['ROS_DOMAIN_ID'] = str(domain_id)
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
+    keep_local()
 
 
 def node_environment() -> dict[str, str]:

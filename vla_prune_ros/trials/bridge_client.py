@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
 from vla_prune_ros.nodes.messages import EPISODES, values_from
-
-TICK = 0.2  # s between two looks at the children while nothing arrives
+from vla_prune_ros.trials.command import spin_until
 
 
 class BridgeClient:
@@ -88,9 +86,4 @@ class BridgeClient:
 
     def _wait(self, ready: Callable[[], Any], what: str) -> None:
         """Spin until `ready()`; look at the children all the time."""
-        deadline = time.monotonic() + self._patience
-        while not ready():
-            self._check()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f'waited {self._patience:.0f} s in vain for {what}')
-            self._executor.spin_once(timeout_sec=TICK)
+        spin_until(self._executor, ready, what, self._patience, self._check)

@@ -25,6 +25,7 @@ from vla_prune_ros.nodes.children import (
     node_command,
     node_environment,
 )
+from vla_prune_ros.trials.command import exit_code_of, interrupt_on
 
 if TYPE_CHECKING:
     from vla_prune_ros.trials.demo_report import DemoEpisode
@@ -87,16 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 only if everything happened."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
-        return run(args, argv)
-    except KeyboardInterrupt:
-        print('\ndemo: interrupted; both nodes were stopped', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\ndemo: {error}', file=sys.stderr)
-        return 1
+    interrupt_on(signal.SIGTERM, signal.SIGHUP)
+    return exit_code_of('demo', lambda: run(args, argv), 'both nodes were')
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -291,7 +284,3 @@ def progress_line(e: DemoEpisode, number: int, total: int) -> str:
         f' {"success" if e.success else "step limit":10} {e.steps:4d} steps,'
         f' {kept:5.1f} of {e.queries[0].n_visual} tokens, {ms:6.1f} ms'
     )
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -24,6 +24,7 @@ from std_srvs.srv import Trigger
 
 from vla_prune_ros.nodes.images import decode_rgb
 from vla_prune_ros.nodes.messages import LATCHED, RELIABLE, to_ns, to_seconds, values_from
+from vla_prune_ros.trials.command import spin_until
 from vla_prune_ros.trials.demo_report import DemoEpisode, Frame, Query
 
 POLICY, BRIDGE = 'vla_policy', 'sim_bridge'
@@ -199,16 +200,7 @@ class DemoClient:
 
     def _wait(self, ready: Callable[[], Any], what: str) -> None:
         """Spin until `ready()`; look at the children all the time."""
-        deadline = time.monotonic() + self._patience
-        look = 0.0
-        while not ready():
-            now = time.monotonic()
-            if now > look:
-                self._check()
-                look = now + TICK
-            if now > deadline:
-                raise RuntimeError(f'waited {self._patience:.0f} s in vain for {what}')
-            self._executor.spin_once(timeout_sec=TICK)
+        spin_until(self._executor, ready, what, self._patience, self._check, TICK)
 
     # -- topics --------------------------------------------------------------------------------
     def _on_info(self, message: DiagnosticArray) -> None:

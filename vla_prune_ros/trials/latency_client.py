@@ -20,6 +20,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from std_srvs.srv import Trigger
 
 from vla_prune_ros.nodes.messages import EPISODES, RELIABLE, values_from
+from vla_prune_ros.trials.command import spin_until
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
 PATIENCE = 120.0  # s for a node to start or an episode to end
@@ -134,17 +135,12 @@ class PairClient:
         return future.result()
 
     def _wait(self, ready: Callable[[], Any], what: str) -> None:
-        deadline, look = time.monotonic() + PATIENCE, 0.0
-        while not ready():
-            now = time.monotonic()
-            if self._stop.is_set():
-                raise RuntimeError('stopped')
-            if now > deadline:
-                raise RuntimeError(f'waited {PATIENCE:.0f} s in vain for {what}')
-            if now > look:
-                self._check()
-                look = now + TICK
-            self._executor.spin_once(timeout_sec=TICK)
+        spin_until(self._executor, ready, what, PATIENCE, self._check_both, TICK)
+
+    def _check_both(self) -> None:
+        if self._stop.is_set():
+            raise RuntimeError('stopped')
+        self._check()
 
     def _is_done(self, number: str) -> bool:
         return self._status.get('episode') == number and self._status['state'] == 'done'

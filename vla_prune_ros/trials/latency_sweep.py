@@ -24,8 +24,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.nodes.children import ChildDiedError, Children
+from vla_prune_ros.nodes.children import Children, keep_local, node_command
 from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.trials import demo
+from vla_prune_ros.trials.command import exit_code_of, interrupt_on
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ DESCRIPTION = """\
 Success and starvation in real time against an artificial latency of the policy, for every way of
 executing chunks. Real nodes over DDS, several pairs at once; keep the machine otherwise idle.
 Writes results.json, latency.png and latency.md. Exit code 0 only if every episode ran."""
-TASKS = '0,5,2,7,4,1,6,3'  # tabletop: both families and all four colours come first
 PERIOD_MS = 50.0  # of the tabletop
 
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument('--executions', default='all', help='"all" or names with commas (all)')
     p.add_argument('--episodes', type=int, default=16, help='episodes per cell (16)')
-    p.add_argument('--tasks', default=TASKS, help='task names or indices (%(default)s)')
+    p.add_argument('--tasks', default=demo.TASKS, help='task names or indices (%(default)s)')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
     p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
     p.add_argument('--pairs', type=int, default=0, help='pairs of nodes at once; 0: one per core')
@@ -68,21 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return run(args, argv)
-    except KeyboardInterrupt:
-        print('\nlatency: interrupted; all nodes were stopped', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\nlatency: {error}', file=sys.stderr)
-        return 1
+    interrupt_on(signal.SIGTERM)
+    return exit_code_of('latency', lambda: run(args, argv), 'all nodes were')
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the pairs, run all episodes, write everything."""
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.pop('ROS_LOCALHOST_ONLY', None)
+    keep_local()
     # Before anything else: rclpy from wheels starts Python anew with another library path.
     from vla_prune_ros.trials.latency_client import PairClient
 
@@ -99,7 +92,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'OMP_NUM_THREADS': '1'}
             children = stack.enter_context(Children(logs / str(number), environment))
             for name, parameters in node_parameters(args).items():
-                children.start(name, _command(name, parameters))
+                children.start(name, node_command(name, parameters))
             client = PairClient(domain, children.check, work.stop, args.max_steps)
             threads.append(threading.Thread(target=work.do, args=(client,), daemon=True))
         try:
@@ -185,14 +178,7 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
 def node_parameters(args: argparse.Namespace) -> dict[str, list[str]]:
     """Parameters of both nodes of a pair, as in config/sim.yaml but in real time."""
     policy = [
-        'use_sim_time:=true',
-        'trigger:=request',
-        'sync.slop:=0.0',
-        'sync.state_slop:=0.0',
-        *(
-            f'qos_overrides./{camera}/image_raw.subscription.reliability:=reliable'
-            for camera in ('agentview', 'wrist')
-        ),
+        *demo.NODES['policy_node'],
         f'device:={args.device}',
         'torch_threads:=1',
         f'pruning.mode:={args.pruning}',
@@ -200,13 +186,6 @@ def node_parameters(args: argparse.Namespace) -> dict[str, list[str]]:
     if args.checkpoint:
         policy.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
     return {'policy_node': policy, 'sim_bridge': ['episodes:=0', 'mode:=realtime']}
-
-
-def _command(name: str, parameters: Sequence[str]) -> list[str]:
-    command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
-    for parameter in parameters:
-        command += ['-p', parameter]
-    return command
 
 
 def write(
@@ -231,7 +210,3 @@ def write(
     (out / 'latency.md').write_text(latency_report.markdown(run, cells), encoding='utf-8')
     latency_report.picture(cells, out / 'latency.png')
     print(f'\n{latency_report.latency_table(cells)}\n')
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vla_prune_ros.nodes.children import (
-    ChildDiedError,
     Children,
     isolate,
     node_command,
     node_environment,
 )
+from vla_prune_ros.trials.command import exit_code_of, interrupt_on
 
 DESCRIPTION = """\
 Let the scripted expert solve tasks of libero_spatial through both nodes. Exit code 0 means that
@@ -61,16 +61,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     args = parser().parse_args(sys.argv[1:] if argv is None else argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        print('\nlibero_expert: interrupted; both nodes were stopped', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\nlibero_expert: {error}', file=sys.stderr)
-        return 1
+    interrupt_on(signal.SIGTERM, signal.SIGHUP)
+    return exit_code_of('libero_expert', lambda: run(args), 'both nodes were')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,7 +127,3 @@ def summary(episodes: Sequence[dict]) -> list[dict]:
         row['episodes'] += not failed
         row['successes'] += episode['success'] == 'true'
     return list(rows.values())
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

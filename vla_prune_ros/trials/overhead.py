@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from vla_prune_ros.nodes.children import (
-    ChildDiedError,
     Children,
     isolate,
     node_command,
     node_environment,
 )
+from vla_prune_ros.trials.command import exit_code_of
 
 DESCRIPTION = """\
 Measure what the policy node adds to a direct VLAPolicy.step, by stage, in one run.
@@ -81,14 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ticks < 1 or args.warm_up < 0 or args.rate <= 0 or args.size < 16:
         print('overhead: ticks, rate and size must be positive', file=sys.stderr)
         return 2
-    try:
-        return run(args, argv)
-    except KeyboardInterrupt:
-        print('\noverhead: interrupted', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\noverhead: {error}', file=sys.stderr)
-        return 1
+    return exit_code_of('overhead', lambda: run(args, argv))
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:

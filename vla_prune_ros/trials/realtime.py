@@ -21,13 +21,13 @@ from statistics import median
 from typing import Any
 
 from vla_prune_ros.nodes.children import (
-    ChildDiedError,
     Children,
     isolate,
     node_command,
     node_environment,
 )
 from vla_prune_ros.trials import demo
+from vla_prune_ros.trials.command import exit_code_of, interrupt_on
 
 DESCRIPTION = """\
 Run policy_node and sim_bridge in real time on a few cores and report whether the rate was held:
@@ -67,16 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; 0 when it was measured and written."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    try:
-        return run(args, argv)
-    except KeyboardInterrupt:
-        print('\nrealtime: interrupted; both nodes were stopped', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\nrealtime: {error}', file=sys.stderr)
-        return 1
+    interrupt_on(signal.SIGTERM, signal.SIGHUP)
+    return exit_code_of('realtime', lambda: run(args, argv), 'both nodes were')
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -276,7 +268,3 @@ def _progress(mode: str, episode: dict[str, Any]) -> str:
         f' {episode["timed_steps"] / episode["timed_s"]:5.2f} steps/s, {episode["late"]} late,'
         f' {episode["starved"]} starved'
     )
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from vla_prune_ros.nodes.children import (
-    ChildDiedError,
     Children,
     isolate,
     node_command,
     node_environment,
 )
+from vla_prune_ros.trials.command import exit_code_of
 
 DESCRIPTION = """\
 Ask a policy node for very many chunks, with changing modes, and fit lines to its memory and
@@ -63,14 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ticks < SAMPLES and not args.seconds:
         print(f'soak: at least {SAMPLES} ticks are needed', file=sys.stderr)
         return 2
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        print('\nsoak: interrupted', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\nsoak: {error}', file=sys.stderr)
-        return 1
+    return exit_code_of('soak', lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
