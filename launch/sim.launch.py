@@ -11,7 +11,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.execution.playing import EXECUTION_MODES
 from vla_prune_ros.sim import BACKENDS
 
 PRUNING = (

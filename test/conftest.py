@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import vla_prune_ros
-from vla_prune_ros.nodes.children import die_with_parent
+from vla_prune_ros.ros.children import die_with_parent
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the nodes would inherit it

@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import SetBool
 
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 
 UNIT = np.array([0, 0, 0, 1.0])
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}

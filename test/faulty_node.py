@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from vla_prune_ros.nodes import policy_node
+from vla_prune_ros.nodes.policy import policy_node
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.pruning.base import Option, PruningMethod
 

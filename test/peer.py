@@ -22,7 +22,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 
 FINGERS = ('finger_joint1', 'finger_joint2')
 PERIOD = 50_000_000

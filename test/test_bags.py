@@ -18,8 +18,8 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from vla_prune_ros.bags.files import Bag, BagError
-from vla_prune_ros.nodes.images import decode_rgb
-from vla_prune_ros.nodes.messages import NANOSECONDS, to_ns, to_time
+from vla_prune_ros.ros.images import decode_rgb
+from vla_prune_ros.ros.messages import NANOSECONDS, to_ns, to_time
 
 DENSE = ('--modes', 'none', '--tiers', 'T1', '--atol', '2e-5', '--jaccard', '0.98')
 ALONE = ('--modes', 'none', '--compare', 'none', '--tiers', 'T1')

@@ -9,8 +9,8 @@ import re
 import pytest
 from conftest import HERE, REPOSITORY
 
-from vla_prune_ros.nodes.parameters import Spec
-from vla_prune_ros.nodes.policy_parameters import POLICY
+from vla_prune_ros.nodes.policy.parameters import POLICY
+from vla_prune_ros.ros.parameters import Spec
 
 PAGE = (REPOSITORY / 'doc' / 'node.md').read_text(encoding='utf-8')
 

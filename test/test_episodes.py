@@ -15,10 +15,10 @@ import pytest
 
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
-from vla_prune_ros.nodes.episodes import Episodes
-from vla_prune_ros.nodes.execution import Execution
-from vla_prune_ros.nodes.inbox import Answer, Inbox
-from vla_prune_ros.nodes.link import EpisodeStatus, Plan, Settings
+from vla_prune_ros.execution.playing import Execution
+from vla_prune_ros.nodes.simulation.episodes import Episodes
+from vla_prune_ros.nodes.simulation.inbox import Answer, Inbox
+from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.sim.tabletop import TabletopRobot
 
 PERIOD = 50_000_000

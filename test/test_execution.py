@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vla_prune_ros.nodes import targets
-from vla_prune_ros.nodes.execution import EXECUTION_MODES, ChunkPlayer, Execution
-from vla_prune_ros.nodes.inbox import DEPTH, Answer, Inbox
+from vla_prune_ros.execution import targets
+from vla_prune_ros.execution.playing import EXECUTION_MODES, ChunkPlayer, Execution
+from vla_prune_ros.nodes.simulation.inbox import DEPTH, Answer, Inbox
 
 BLEND = Execution('blend', horizon=4)
 ENSEMBLE = Execution('ensemble')

@@ -14,7 +14,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 from conftest import patience
 from faults import FaultPeer, FaultyNode, running
 
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 
 
 @pytest.fixture

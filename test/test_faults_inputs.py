@@ -16,7 +16,7 @@ from peer import FINGERS, PERIOD
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from peer import PERIOD
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 
 START = 1000 * m.NANOSECONDS
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vla_prune_ros.nodes.images import (
+from vla_prune_ros.ros.images import (
     ENCODINGS,
     ImageError,
     decode,

@@ -23,11 +23,13 @@ MAY_KNOW = {
     'training': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights', 'evaluation'},
     'evaluation': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights'},
     'benchmark': {'vla', 'pruning', 'runtime', 'policy', 'sim', 'weights', 'evaluation'},
-    'nodes': {'pruning', 'policy', 'sim', 'weights'},
-    'bags': {'nodes', 'evaluation', 'pruning', 'policy', 'weights'},
-    'trials': {'nodes', 'evaluation', 'pruning', 'policy', 'sim', 'weights'},
+    'execution': set(),
+    'ros': {'execution', 'sim'},
+    'nodes': {'ros', 'execution', 'pruning', 'policy', 'sim', 'weights'},
+    'bags': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'weights'},
+    'trials': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'sim', 'weights'},
 }
-WITH_ROS = {'nodes', 'bags', 'trials'}
+WITH_ROS = {'ros', 'nodes', 'bags', 'trials'}
 ROS = {
     'rclpy',
     'launch',
@@ -42,7 +44,7 @@ ROS = {
 
 
 def modules():
-    return sorted(p for p in ROOT.rglob('*.py') if p.parent != ROOT or p.stem == 'policy')
+    return sorted(p for p in ROOT.rglob('*.py') if p.parent != ROOT)
 
 
 def room_of(path):
@@ -81,6 +83,16 @@ def test_a_module_knows_only_the_rooms_below_it(path):
     assert known <= allowed
 
 
+NODES = sorted(p.name for p in (ROOT / 'nodes').iterdir() if (p / '__init__.py').exists())
+
+
+@pytest.mark.parametrize('node', NODES)
+def test_nodes_do_not_know_each_other(node):
+    others = tuple(f'vla_prune_ros.nodes.{other}' for other in NODES if other != node)
+    for path in (ROOT / 'nodes' / node).rglob('*.py'):
+        assert [name for name in imports(path) if name.startswith(others)] == []
+
+
 @pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_nodes_and_what_drives_them_import_ros(path):
     if room_of(path) not in WITH_ROS:
@@ -115,7 +127,7 @@ def test_importing_the_other_rooms_pulls_no_ros():
 
 def test_importing_nodes_pulls_no_torch():
     pytest.importorskip('rclpy')
-    nodes = [*names(lambda room: room == 'nodes')]
+    nodes = [*names(lambda room: room in ('ros', 'nodes'))]
     assert loaded_after_importing(nodes, {'torch', 'transformers', 'mujoco'}) == '[]'
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vla_prune_ros.evaluation.statistics import wilson_interval
-from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.execution.playing import EXECUTION_MODES
 from vla_prune_ros.trials import latency_report
 from vla_prune_ros.trials.latency_report import LatencyEpisode
 from vla_prune_ros.trials.latency_sweep import chosen_cells, parser

@@ -11,8 +11,8 @@ import runpy
 import pytest
 from conftest import REPOSITORY
 
-from vla_prune_ros.nodes.parameters import BRIDGE
-from vla_prune_ros.nodes.policy_parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.pruning import MODES
 
 FILES = sorted((REPOSITORY / 'launch').glob('*.launch.py'))

@@ -23,7 +23,7 @@ from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
 from launch import LaunchDescription
-from vla_prune_ros.nodes.messages import EPISODES, values_from
+from vla_prune_ros.ros.messages import EPISODES, values_from
 
 try:
     SHARE = get_package_share_directory('vla_prune_ros')

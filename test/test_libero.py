@@ -152,7 +152,7 @@ def test_a_negative_gripper_command_opens(robot):
 
 
 def test_a_point_is_where_camera_pose_and_mirrored_intrinsics_say(robot):
-    from vla_prune_ros.nodes.messages import camera_info_message
+    from vla_prune_ros.ros.messages import camera_info_message
 
     big = make_robot('libero', suite='libero_spatial', assets='placeholder')
     try:

@@ -12,7 +12,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 from rclpy.serialization import deserialize_message, serialize_message
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 from vla_prune_ros.sim.base import Camera, quaternion_to_axis_angle
 
 PERIOD = 50_000_000

@@ -18,8 +18,8 @@ pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installe
 from bridge_peer import STEPS, Robot, bridge, some_actions
 from peer import PERIOD
 
-from vla_prune_ros.nodes import messages as m
-from vla_prune_ros.nodes.images import decode_rgb
+from vla_prune_ros.ros import messages as m
+from vla_prune_ros.ros.images import decode_rgb
 from vla_prune_ros.sim import make_robot, to_env_action
 from vla_prune_ros.sim.tabletop.tasks import TASKS
 

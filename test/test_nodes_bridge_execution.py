@@ -18,8 +18,8 @@ from bridge_peer import Robot, bridge, some_actions
 from diagnostic_msgs.msg import DiagnosticArray
 from peer import PERIOD
 
-from vla_prune_ros.nodes import messages as m
-from vla_prune_ros.nodes.parameters import BRIDGE
+from vla_prune_ros.nodes.simulation.parameters import BRIDGE
+from vla_prune_ros.ros import messages as m
 
 
 @pytest.fixture

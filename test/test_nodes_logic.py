@@ -9,10 +9,11 @@ import threading
 import numpy as np
 import pytest
 
-from vla_prune_ros.nodes.assembler import NANOSECONDS, Assembler, MatchedSet
-from vla_prune_ros.nodes.streams import Streams
-from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
-from vla_prune_ros.nodes.worker import Worker
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, Assembler, MatchedSet
+from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
+from vla_prune_ros.nodes.policy.worker import Worker
+from vla_prune_ros.ros.streams import Streams
 
 MS = 1_000_000
 

@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 
 from vla_prune_ros import weights
 from vla_prune_ros.evaluation.rollouts import Entry, Episode, Session, Setup
-from vla_prune_ros.nodes import messages as m
+from vla_prune_ros.ros import messages as m
 
 pytestmark = pytest.mark.slow
 OPTIONS = {'requery_on_enter': True}

@@ -11,21 +11,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vla_prune_ros.nodes.answering import Prepared, observation_of
-from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.checks import ACTION_HIGH, ACTION_LOW, ChunkError, safe_actions
-from vla_prune_ros.nodes.images import ImageError, decode_rgb
-from vla_prune_ros.nodes.latency import LatencyWindow
-from vla_prune_ros.nodes.policy_parameters import (
+from vla_prune_ros.execution.checks import ACTION_HIGH, ACTION_LOW, ChunkError, safe_actions
+from vla_prune_ros.nodes.policy.answering import Prepared, observation_of
+from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.latency import LatencyWindow
+from vla_prune_ros.nodes.policy.parameters import (
     LONGEST_INSTRUCTION,
     POLICY,
     PolicyConfig,
     clean_instruction,
     pruning_specs,
 )
-from vla_prune_ros.nodes.streams import Streams
-from vla_prune_ros.nodes.throttle import Throttled
-from vla_prune_ros.nodes.trigger import MAX_BETWEEN, Executed, Tick
+from vla_prune_ros.nodes.policy.trigger import MAX_BETWEEN, Executed, Tick
+from vla_prune_ros.ros.images import ImageError, decode_rgb
+from vla_prune_ros.ros.streams import Streams
+from vla_prune_ros.ros.throttle import Throttled
 
 PERIOD = 50_000_000
 CAMERAS = ('agentview', 'wrist')
@@ -202,7 +202,7 @@ def test_yuv_and_bayer_pictures_need_an_even_size():
 
 # -- inference ---------------------------------------------------------------------------------
 def test_a_worker_outlives_whatever_an_observation_raises():
-    from vla_prune_ros.nodes.worker import Worker
+    from vla_prune_ros.nodes.policy.worker import Worker
 
     seen, done = [], threading.Event()
 

@@ -20,8 +20,8 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 from tiny import INSTRUCTIONS
 
-from vla_prune_ros.nodes import messages as m
-from vla_prune_ros.nodes.checks import safe_actions
+from vla_prune_ros.execution.checks import safe_actions
+from vla_prune_ros.ros import messages as m
 from vla_prune_ros.sim.base import quaternion_to_axis_angle
 
 

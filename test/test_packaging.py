@@ -17,8 +17,9 @@ import yaml
 from conftest import REPOSITORY
 
 from vla_prune_ros.__main__ import VERBS, installed
-from vla_prune_ros.nodes.parameters import BRIDGE, Spec
-from vla_prune_ros.nodes.policy_parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.simulation.parameters import BRIDGE
+from vla_prune_ros.ros.parameters import Spec
 
 SOURCES = ('LICENSE', 'package.xml', 'setup.py', 'setup.cfg', 'resource', 'config', 'launch')
 NODES = {'vla_policy': (*POLICY, *pruning_specs()), 'sim_bridge': BRIDGE}

@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from vla_prune_ros.bags.files import Bag
 from vla_prune_ros.bags.record import Recording
 from vla_prune_ros.bags.writer import BagWriter
-from vla_prune_ros.nodes.messages import LATCHED, RELIABLE
+from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 
 
 class Robot:

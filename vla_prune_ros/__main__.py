@@ -30,8 +30,8 @@ VERBS = {
     'libero_setup': ('vla_prune_ros.sim.libero.setup', 'is LIBERO ready; fetch its assets'),
     'libero_expert': ('vla_prune_ros.trials.libero_expert', 'LIBERO and nodes, by an expert'),
     'expert_node': ('vla_prune_ros.nodes.expert_node', 'ROS node: a scripted expert'),
-    'policy_node': ('vla_prune_ros.nodes.policy_node', 'ROS node: the policy'),
-    'sim_bridge': ('vla_prune_ros.nodes.sim_bridge', 'ROS node: a simulated robot'),
+    'policy_node': ('vla_prune_ros.nodes.policy.policy_node', 'ROS node: the policy'),
+    'sim_bridge': ('vla_prune_ros.nodes.simulation.sim_bridge', 'ROS node: a simulated robot'),
     'record': ('vla_prune_ros.bags.record', 'what the policy gets and gives into a bag'),
     'replay': ('vla_prune_ros.bags.replay', 'run the policy over a recorded bag'),
 }

@@ -23,9 +23,11 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.bags.files import Bag, BagError
-from vla_prune_ros.nodes.assembler import Assembler, MatchedSet
-from vla_prune_ros.nodes.images import ImageError, decode_compressed_rgb, decode_rgb
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.nodes.policy.assembler import Assembler, MatchedSet
+from vla_prune_ros.nodes.policy.parameters import clean_instruction
+from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
+from vla_prune_ros.ros.images import ImageError, decode_compressed_rgb, decode_rgb
+from vla_prune_ros.ros.messages import (
     NANOSECONDS,
     MessageError,
     executed_from,
@@ -33,8 +35,6 @@ from vla_prune_ros.nodes.messages import (
     pose_from,
     to_ns,
 )
-from vla_prune_ros.nodes.policy_parameters import clean_instruction
-from vla_prune_ros.nodes.trigger import Tick, Trigger
 
 STATES = ('joint_states', 'ee_pose')
 

@@ -36,9 +36,10 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_prune_ros.bags.feed import STATES, values_of
 from vla_prune_ros.bags.offline import Schedule, Setup, inputs_digest
 from vla_prune_ros.bags.tracks import Track, output_of
-from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.children import Children, keep_local, node_command, node_environment
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.trigger import Tick
+from vla_prune_ros.ros.children import Children, keep_local, node_command, node_environment
+from vla_prune_ros.ros.messages import (
     LATCHED,
     RELIABLE,
     actions_from,
@@ -48,7 +49,6 @@ from vla_prune_ros.nodes.messages import (
     to_time,
     values_from,
 )
-from vla_prune_ros.nodes.trigger import Tick
 
 POLICY = 'vla_policy'
 DEPTH = 100

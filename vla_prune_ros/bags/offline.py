@@ -24,12 +24,15 @@ from vla_prune_ros.bags.compare import TickOutput
 from vla_prune_ros.bags.feed import STATES, Feed, Sample, values_of
 from vla_prune_ros.bags.files import file_digest
 from vla_prune_ros.bags.tracks import Moment, Track
-from vla_prune_ros.nodes.answering import observation_of
-from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.checks import safe_actions
-from vla_prune_ros.nodes.images import decode_rgb
-from vla_prune_ros.nodes.loading import hardware, load_policy
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.execution.checks import safe_actions
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.answering import observation_of
+from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.loading import hardware, load_policy
+from vla_prune_ros.nodes.policy.parameters import POLICY, PolicyConfig
+from vla_prune_ros.nodes.policy.trigger import Tick
+from vla_prune_ros.ros.images import decode_rgb
+from vla_prune_ros.ros.messages import (
     actions_from,
     chunk_message,
     executed_from,
@@ -39,8 +42,6 @@ from vla_prune_ros.nodes.messages import (
     joints_from,
     pose_from,
 )
-from vla_prune_ros.nodes.policy_parameters import POLICY, PolicyConfig
-from vla_prune_ros.nodes.trigger import Executed, Tick
 
 WAYS = ('runtime', 'quantization', 'image_pipeline')  # to run the same network; see `info`
 

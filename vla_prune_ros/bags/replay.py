@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if 'T2' in tiers:
         isolate(args.domain_id)
     from vla_prune_ros.bags.run import Replay, ReplayError
-    from vla_prune_ros.nodes.children import ChildDiedError
+    from vla_prune_ros.ros.children import ChildDiedError
 
     try:
         return Replay(args, argv, tiers).run()

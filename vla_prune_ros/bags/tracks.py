@@ -31,7 +31,7 @@ from vla_prune_ros.bags.feed import (
 )
 from vla_prune_ros.bags.files import Bag, BagError
 from vla_prune_ros.bags.writer import BagWriter, qos
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.ros.messages import (
     MessageError,
     actions_from,
     chunk_message,

@@ -1,7 +1,7 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Thin ROS 2 shells around the policy and the simulated robots.
+"""The ROS nodes, one folder each; they share `ros` and never know each other.
 
-The only room that imports rclpy or message packages. Importing it needs neither torch nor mujoco:
-they are loaded when a node builds its policy or its robot.
+Importing them needs neither torch nor mujoco: these are loaded when a node builds its policy or
+its robot.
 """

@@ -19,13 +19,13 @@ from rclpy.node import Node
 from sensor_msgs.msg import JointState, MultiDOFJointState
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.ros.messages import (
     NANOSECONDS,
     RELIABLE,
     chunk_message,
     to_ns,
 )
-from vla_prune_ros.nodes.process import run_node
+from vla_prune_ros.ros.process import run_node
 from vla_prune_ros.sim.libero.expert import BOWL, PLATE, BowlExpert, Situation
 
 DESCRIPTION = (

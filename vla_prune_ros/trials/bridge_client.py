@@ -15,7 +15,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.nodes.messages import EPISODES, values_from
+from vla_prune_ros.ros.messages import EPISODES, values_from
 from vla_prune_ros.trials.command import spin_until
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vla_prune_ros.nodes.children import ChildDiedError
+from vla_prune_ros.ros.children import ChildDiedError
 
 if TYPE_CHECKING:
     from rclpy.executors import Executor

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.nodes.children import (
+from vla_prune_ros.ros.children import (
     ChildDiedError,
     Children,
     isolate,

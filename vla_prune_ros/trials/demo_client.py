@@ -22,8 +22,8 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.nodes.images import decode_rgb
-from vla_prune_ros.nodes.messages import LATCHED, RELIABLE, to_ns, to_seconds, values_from
+from vla_prune_ros.ros.images import decode_rgb
+from vla_prune_ros.ros.messages import LATCHED, RELIABLE, to_ns, to_seconds, values_from
 from vla_prune_ros.trials.command import spin_until
 from vla_prune_ros.trials.demo_report import DemoEpisode, Frame, Query
 

@@ -21,7 +21,7 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.ros.messages import (
     LATCHED,
     NO_EVENTS,
     RELIABLE,
@@ -31,7 +31,7 @@ from vla_prune_ros.nodes.messages import (
     to_ns,
     values_from,
 )
-from vla_prune_ros.nodes.process import make_executor
+from vla_prune_ros.ros.process import make_executor
 
 CAMERAS = ('agentview', 'wrist')
 FINGERS = ('finger_joint1', 'finger_joint2')

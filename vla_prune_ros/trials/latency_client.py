@@ -19,7 +19,7 @@ from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.nodes.messages import EPISODES, RELIABLE, values_from
+from vla_prune_ros.ros.messages import EPISODES, RELIABLE, values_from
 from vla_prune_ros.trials.command import spin_until
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 

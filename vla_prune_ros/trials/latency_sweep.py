@@ -24,8 +24,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.nodes.children import Children, keep_local, node_command
-from vla_prune_ros.nodes.execution import EXECUTION_MODES
+from vla_prune_ros.execution.playing import EXECUTION_MODES
+from vla_prune_ros.ros.children import Children, keep_local, node_command
 from vla_prune_ros.trials import demo
 from vla_prune_ros.trials.command import exit_code_of, interrupt_on
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_prune_ros.nodes.children import (
+from vla_prune_ros.ros.children import (
     Children,
     isolate,
     node_command,

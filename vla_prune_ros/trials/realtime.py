@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vla_prune_ros.nodes.children import (
+from vla_prune_ros.ros.children import (
     Children,
     isolate,
     node_command,

@@ -10,7 +10,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 
-from vla_prune_ros.nodes.messages import NANOSECONDS, to_ns
+from vla_prune_ros.ros.messages import NANOSECONDS, to_ns
 from vla_prune_ros.trials.demo_client import DemoClient, Wanted
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.nodes.children import (
+from vla_prune_ros.ros.children import (
     Children,
     isolate,
     node_command,

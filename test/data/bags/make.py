@@ -30,9 +30,10 @@ from vla_prune_ros.bags.offline import Setup, answer, describe, load
 from vla_prune_ros.bags.replay import main as replay
 from vla_prune_ros.bags.tracks import stats_of
 from vla_prune_ros.bags.writer import BagWriter, qos
-from vla_prune_ros.nodes import messages as m
-from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.trigger import Executed, Tick
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.trigger import Tick
+from vla_prune_ros.ros import messages as m
 from vla_prune_ros.sim import SimObservation, make_robot, to_env_action
 
 HERE = Path(__file__).parent

@@ -32,26 +32,27 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from vla_prune_ros.nodes.assembler import MatchedSet
-from vla_prune_ros.nodes.batch import BatchParameterService
-from vla_prune_ros.nodes.diagnostics import Diagnostics
-from vla_prune_ros.nodes.health import Health
-from vla_prune_ros.nodes.inference import Answer, Inference
-from vla_prune_ros.nodes.inputs import Arrival, Inputs
-from vla_prune_ros.nodes.loading import hardware
-from vla_prune_ros.nodes.messages import LATCHED, RELIABLE
-from vla_prune_ros.nodes.outputs import Outputs
-from vla_prune_ros.nodes.overlay import Overlay
-from vla_prune_ros.nodes.parameters import declare, report_unknown
-from vla_prune_ros.nodes.policy_parameters import (
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.health import Health
+from vla_prune_ros.nodes.policy.inference import Answer, Inference
+from vla_prune_ros.nodes.policy.inputs import Arrival, Inputs
+from vla_prune_ros.nodes.policy.loading import hardware
+from vla_prune_ros.nodes.policy.outputs import Outputs
+from vla_prune_ros.nodes.policy.overlay import Overlay
+from vla_prune_ros.nodes.policy.parameters import (
     POLICY,
     PolicyConfig,
     clean_instruction,
     pruning_choice,
     pruning_specs,
 )
-from vla_prune_ros.nodes.process import StopRequestedError, run_node, wait_for
-from vla_prune_ros.nodes.trigger import Executed, Tick
+from vla_prune_ros.nodes.policy.trigger import Tick
+from vla_prune_ros.ros.diagnostics import Diagnostics
+from vla_prune_ros.ros.messages import LATCHED, RELIABLE
+from vla_prune_ros.ros.parameter_service import BatchParameterService
+from vla_prune_ros.ros.parameters import declare, report_unknown
+from vla_prune_ros.ros.process import StopRequestedError, run_node, wait_for
 
 DESCRIPTION = 'ROS 2 node vla_policy: camera images, state and an instruction to action chunks.'
 WATCH_PERIOD = 0.2  # s of wall clock

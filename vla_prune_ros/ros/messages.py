@@ -18,8 +18,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from vla_prune_ros.nodes.images import fill_rgb
-from vla_prune_ros.nodes.trigger import Executed
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.ros.images import fill_rgb
 from vla_prune_ros.sim.base import Camera, quaternion_to_axis_angle
 
 # Names of the action dimensions on the wire. None is a joint of any robot, so that a joint

@@ -15,9 +15,9 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
-from vla_prune_ros.nodes.inference import Answer
-from vla_prune_ros.nodes.messages import NO_EVENTS, RELIABLE, image_message
-from vla_prune_ros.nodes.policy_parameters import PolicyConfig
+from vla_prune_ros.nodes.policy.inference import Answer
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
+from vla_prune_ros.ros.messages import NO_EVENTS, RELIABLE, image_message
 
 
 class Overlay:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from vla_prune_ros.nodes.parameters import Spec
-from vla_prune_ros.nodes.trigger import TRIGGERS
+from vla_prune_ros.nodes.policy.trigger import TRIGGERS
+from vla_prune_ros.ros.parameters import Spec
 
 LONGEST_INSTRUCTION = 1000  # characters
 FIFO_DEPTH = 64

@@ -11,15 +11,15 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.inference import Answer, period_of
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.nodes.policy.inference import Answer, period_of
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
+from vla_prune_ros.ros.messages import (
     LATCHED,
     NO_EVENTS,
     RELIABLE,
     chunk_message,
     values_message,
 )
-from vla_prune_ros.nodes.policy_parameters import PolicyConfig
 
 MEANING_OF_STATE = 'position (m), axis-angle (rad), two fingers (m)'
 

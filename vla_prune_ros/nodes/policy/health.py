@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from vla_prune_ros.nodes.diagnostics import ERROR, WARN, Memory, Report
+from vla_prune_ros.ros.diagnostics import ERROR, WARN, Memory, Report
 
 
 class Health:

@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.nodes.answering import Prepared, observation_of
-from vla_prune_ros.nodes.assembler import NANOSECONDS, MatchedSet
-from vla_prune_ros.nodes.checks import safe_actions
-from vla_prune_ros.nodes.latency import LatencyWindow
-from vla_prune_ros.nodes.loading import load_policy
-from vla_prune_ros.nodes.policy_parameters import FIFO_DEPTH, PolicyConfig
-from vla_prune_ros.nodes.throttle import Throttled
-from vla_prune_ros.nodes.trigger import DEPTH, MAX_BETWEEN, Tick
-from vla_prune_ros.nodes.worker import Worker
+from vla_prune_ros.execution.checks import safe_actions
+from vla_prune_ros.nodes.policy.answering import Prepared, observation_of
+from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
+from vla_prune_ros.nodes.policy.latency import LatencyWindow
+from vla_prune_ros.nodes.policy.loading import load_policy
+from vla_prune_ros.nodes.policy.parameters import FIFO_DEPTH, PolicyConfig
+from vla_prune_ros.nodes.policy.trigger import DEPTH, MAX_BETWEEN, Tick
+from vla_prune_ros.nodes.policy.worker import Worker
+from vla_prune_ros.ros.throttle import Throttled
 
 CLOCK_PATIENCE = 0.5  # s, how long simulated time may lag behind a stamp
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_prune_ros.nodes.assembler import NANOSECONDS, MatchedSet
-from vla_prune_ros.nodes.trigger import MAX_BETWEEN, Tick
+from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
+from vla_prune_ros.nodes.policy.trigger import MAX_BETWEEN, Tick
 
 if TYPE_CHECKING:
     from vla_prune_ros.policy import Observation, VLAPolicy

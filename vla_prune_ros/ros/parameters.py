@@ -1,10 +1,10 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a parameter is, how a node declares it, and the parameters of the simulated robot.
+"""What a parameter is and how a node declares it.
 
-A table per node is what everything else follows from; the policy node's is in
-`policy_parameters`. The tables need no ROS, so documentation and tests can read them; `declare`
-turns them into descriptors with ranges, choices and units.
+A table per node is what everything else follows from: `parameters.py` in the folder of each node.
+The tables need no ROS, so documentation and tests can read them; `declare` turns them into
+descriptors with ranges, choices and units.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-
-from vla_prune_ros.nodes.execution import EXECUTION_MODES
-from vla_prune_ros.sim import BACKENDS
 
 MAX_INT = 2**31 - 1
 
@@ -45,84 +42,6 @@ class Spec:
             raise ValueError(f'{self.name}: {value!r} is not one of {", ".join(self.choices)}')
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{self.name}: not a number')
-
-
-BRIDGE = (
-    Spec('backend', 'tabletop', 'simulated robot', choices=BACKENDS),
-    Spec('suite', '', 'task suite, for backends that have several; empty: their first'),
-    Spec(
-        'assets', '',
-        "libero: directory of its assets, or 'placeholder'; empty: where LIBERO looks for them",
-    ),
-    Spec(
-        'mode', 'lockstep',
-        'lockstep: time stands still during inference; realtime: it runs with the wall clock. '
-        'From the next episode',
-        choices=('lockstep', 'realtime'), read_only=False,
-    ),
-    Spec(
-        'task', '', 'task name or number; empty: the first. From the next reset',
-        read_only=False,
-    ),
-    Spec(
-        'initial_state', 0, 'fixed initial state. From the next reset', 0, MAX_INT,
-        read_only=False,
-    ),
-    Spec('episodes', -1, 'episodes to run at start-up; -1: without end, 0: wait', -1, MAX_INT),
-    Spec(
-        'schedule', 'sweep',
-        'after an episode; sweep: next task, after the last the next initial state; fixed: again',
-        choices=('sweep', 'fixed'), read_only=False,
-    ),
-    Spec(
-        'max_steps', 0, 'step limit of an episode; 0: the limit of the task', 0, MAX_INT,
-        read_only=False,
-    ),
-    Spec(
-        'chunk_timeout', 2.0,
-        'without an answer the observation is sent again (s, wall clock). From the next episode',
-        0.05, read_only=False,
-    ),
-    Spec(
-        'execution.mode', 'open_loop',
-        'how chunks are played; open_loop: whole; receding: the first actions; blend: fade from '
-        'the old chunk into the new one; ensemble: average of all predictions. '
-        'From the next episode',
-        choices=EXECUTION_MODES, read_only=False,
-    ),
-    Spec(
-        'execution.horizon', 0,
-        'receding and blend: actions of a chunk to play before the next one; 0: half of it. '
-        'From the next episode',
-        0, 1000, read_only=False,
-    ),
-    Spec(
-        'execution.prefetch', 0,
-        'realtime: ask for a chunk when so many actions are left; 0: by the measured delay. '
-        'From the next episode',
-        0, 1000, read_only=False,
-    ),
-    Spec(
-        'latency', 0.0,
-        'artificial latency of every chunk, for experiments (s, wall clock). '
-        'From the next episode',
-        0.0, 10.0, read_only=False,
-    ),
-    Spec(
-        'publish_every_step', False,
-        'lockstep: publish also the observations at which no chunk is wanted', read_only=False,
-    ),
-    Spec(
-        'episode_gap', 10.0, 'jump of the clock between episodes (s). From the next episode',
-        0.0, 3600.0, read_only=False,
-    ),
-    Spec(
-        'publish_objects', False,
-        'publish the true poses of things on objects (sensor_msgs/MultiDOFJointState), for '
-        'scripted experts',
-    ),
-    Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
-)  # fmt: skip
 
 
 def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vla_prune_ros.nodes.execution import Execution
-from vla_prune_ros.nodes.inbox import Answer
+from vla_prune_ros.execution.playing import Execution
+from vla_prune_ros.nodes.simulation.inbox import Answer
 from vla_prune_ros.sim.base import SimObservation, SimulatedRobot
 
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vla_prune_ros.nodes.execution import ChunkPlayer
-from vla_prune_ros.nodes.inbox import Answer
-from vla_prune_ros.nodes.link import EpisodeStatus, Link, Plan, Settings
+from vla_prune_ros.execution.playing import ChunkPlayer
+from vla_prune_ros.nodes.simulation.inbox import Answer
+from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Link, Plan, Settings
 from vla_prune_ros.sim.base import SimObservation, SimulatedRobot, to_env_action
 
 NANOSECONDS = 1_000_000_000

@@ -24,7 +24,7 @@ from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from vla_prune_ros.nodes.parameters import report_foreign_files
+from vla_prune_ros.ros.parameters import report_foreign_files
 
 POLL = 0.1  # s, how often a spinning node looks for a signal
 

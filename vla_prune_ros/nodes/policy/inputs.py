@@ -23,9 +23,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.assembler import Assembler, MatchedSet
-from vla_prune_ros.nodes.images import ImageError, decode_compressed_rgb, decode_rgb
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.assembler import Assembler, MatchedSet
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
+from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
+from vla_prune_ros.ros.images import ImageError, decode_compressed_rgb, decode_rgb
+from vla_prune_ros.ros.messages import (
     NANOSECONDS,
     RELIABLE,
     SENSOR,
@@ -35,10 +38,8 @@ from vla_prune_ros.nodes.messages import (
     pose_from,
     to_ns,
 )
-from vla_prune_ros.nodes.policy_parameters import PolicyConfig
-from vla_prune_ros.nodes.streams import Streams
-from vla_prune_ros.nodes.throttle import Throttled
-from vla_prune_ros.nodes.trigger import Executed, Tick, Trigger
+from vla_prune_ros.ros.streams import Streams
+from vla_prune_ros.ros.throttle import Throttled
 
 BURST = 8  # rounds over the streams before the executor looks at anything else
 STATES = ('joint_states', 'ee_pose')

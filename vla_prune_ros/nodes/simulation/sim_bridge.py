@@ -39,11 +39,13 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.nodes.episodes import Episodes
-from vla_prune_ros.nodes.execution import Execution
-from vla_prune_ros.nodes.inbox import Answer, Inbox
-from vla_prune_ros.nodes.link import EpisodeStatus, Plan, Settings
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.execution.playing import Execution
+from vla_prune_ros.nodes.simulation.episodes import Episodes
+from vla_prune_ros.nodes.simulation.inbox import Answer, Inbox
+from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
+from vla_prune_ros.nodes.simulation.parameters import BRIDGE
+from vla_prune_ros.nodes.simulation.sensors import Sensors
+from vla_prune_ros.ros.messages import (
     EPISODES,
     LATCHED,
     NANOSECONDS,
@@ -56,9 +58,8 @@ from vla_prune_ros.nodes.messages import (
     to_time,
     values_message,
 )
-from vla_prune_ros.nodes.parameters import BRIDGE, declare, report_unknown
-from vla_prune_ros.nodes.process import run_node
-from vla_prune_ros.nodes.sensors import Sensors
+from vla_prune_ros.ros.parameters import declare, report_unknown
+from vla_prune_ros.ros.process import run_node
 from vla_prune_ros.sim import SimObservation, SimulatedRobot, Task, make_robot
 
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'

@@ -16,19 +16,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vla_prune_ros.nodes.assembler import REWIND, MatchedSet
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.assembler import REWIND, MatchedSet
 
 TRIGGERS = ('observation', 'request')
 DEPTH = 64
 MAX_BETWEEN = 16  # frames between two inferences that are worth looking at
-
-
-@dataclass(frozen=True)
-class Executed:
-    """Actions [n, 7] that a robot executed, and the time in ns at which each of them ended."""
-
-    actions: np.ndarray
-    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True)

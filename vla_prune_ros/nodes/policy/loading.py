@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vla_prune_ros.nodes.checks import ACTION_LOW
-from vla_prune_ros.nodes.policy_parameters import PolicyConfig
+from vla_prune_ros.execution.checks import ACTION_LOW
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 
 STATE_NUMBERS = 8  # position, axis-angle, two fingers
 

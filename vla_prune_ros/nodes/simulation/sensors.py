@@ -14,7 +14,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, JointState, MultiDOFJointState
 
-from vla_prune_ros.nodes.messages import (
+from vla_prune_ros.ros.messages import (
     RELIABLE,
     camera_info_message,
     image_message,

@@ -17,7 +17,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter_service import ParameterService
 
-from vla_prune_ros.nodes.parameters import no_such_parameter
+from vla_prune_ros.ros.parameters import no_such_parameter
 
 
 class BatchParameterService(ParameterService):

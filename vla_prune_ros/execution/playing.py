@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vla_prune_ros.nodes.targets import Pose, age_weights, fade_weights, integrate, mix
+from vla_prune_ros.execution.targets import Pose, age_weights, fade_weights, integrate, mix
 
 EXECUTION_MODES = ('open_loop', 'receding', 'blend', 'ensemble')
 MARKS = 256  # observations that a chunk may still answer
