@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vla_prune_ros.execution.targets import Pose, age_weights, fade_weights, integrate, mix
+from vla_prune_ros.execution.targets import (
+    ROTATION_SCALE,
+    Pose,
+    age_weights,
+    fade_weights,
+    integrate,
+    mix,
+)
 
 EXECUTION_MODES = ('open_loop', 'receding', 'blend', 'ensemble')
 MARKS = 256  # observations that a chunk may still answer
@@ -78,8 +85,21 @@ class _Plan:
 class ChunkPlayer:
     """Plays chunks by the rules of an `Execution` and says when to ask for the next one."""
 
-    def __init__(self, execution: Execution | None = None) -> None:
+    def __init__(
+        self,
+        execution: Execution | None = None,
+        slop: int = 0,
+        rotation_scale: float = ROTATION_SCALE,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            execution: the rules.
+            slop: how far the stamp of a chunk may be from that of the nearest `observe`, ns.
+            rotation_scale: rad per unit of a delta.
+        """
         self.execution = execution or Execution()
+        self._slop, self._scale = slop, rotation_scale
         self._mixes = self.execution.mode in ('blend', 'ensemble')
         self._delays: deque[int] = deque(maxlen=LATENCIES)
         self.clear()
@@ -106,14 +126,14 @@ class ChunkPlayer:
 
         `delay` is how many steps it took, where that cannot be counted because time stood still.
         """
-        if stamp not in self._marks:
+        mark = self._mark(stamp)
+        if mark is None:
             self.unknown += 1
             return False
         if self._plans and stamp <= self._plans[-1].stamp:
             return False
-        mark = self._marks[stamp]
         self._delays.append(self._step - mark.step if delay is None else delay)
-        targets = integrate(mark.pose, actions) if self._mixes else []
+        targets = integrate(mark.pose, actions, self._scale) if self._mixes else []
         plan = _Plan(stamp, mark.executed, actions, targets)
         if self.execution.mode == 'ensemble':
             self._plans = [p for p in self._plans if p.end > self._executed]
@@ -124,6 +144,13 @@ class ChunkPlayer:
         self._plans.append(plan)
         self._due = min(plan.end, self._executed + self.execution.steps(len(actions)))
         return True
+
+    def _mark(self, stamp: int) -> _Mark | None:
+        """What was when the observation at `stamp` was made; None if that is not known."""
+        if not self._slop or stamp in self._marks:
+            return self._marks.get(stamp)
+        near = min(self._marks, key=lambda mark: abs(mark - stamp), default=None)
+        return None if near is None or abs(near - stamp) > self._slop else self._marks[near]
 
     def shorten(self, stamp: int, n: int) -> bool:
         """Drop what follows action n - 1 of the newest chunk, if that answers `stamp`.
@@ -140,6 +167,11 @@ class ChunkPlayer:
         self._plans = [plan]  # older predictions must not outlive it
         self._due = min(self._due, plan.end)
         return True
+
+    @property
+    def stamp(self) -> int | None:
+        """Stamp of the observation that the chunk in play answers; None without one."""
+        return self._plans[-1].stamp if self._plans else None
 
     @property
     def remaining(self) -> int:
@@ -168,7 +200,7 @@ class ChunkPlayer:
             self.starved += bool(self._plans)
             return None
         action = self._action()
-        self._pose = self._pose.moved(action) if self._mixes else self._pose
+        self._pose = self._pose.moved(action, self._scale) if self._mixes else self._pose
         self._executed += 1
         return action
 
@@ -179,7 +211,7 @@ class ChunkPlayer:
             return action
         targets = [p.targets[number - p.start] for p in self._plans if number < p.end]
         target = mix(targets, age_weights(len(targets), ENSEMBLE_DECAY))
-        return np.concatenate([self._pose.deltas_to(target), action[6:]])
+        return np.concatenate([self._pose.deltas_to(target, self._scale), action[6:]])
 
     def _fade(self, old: _Plan, new: _Plan) -> None:
         """Lead the new plan's targets gently away from what is left of the old plan's."""

@@ -8,8 +8,8 @@ point of that path at its observation; mixed there; and the command is the step 
 end to the mixed target. A compliant arm lags behind its commands, and anchoring at measured poses
 would take that lag for a disagreement of the plans. Where the path begins cancels out.
 
-Positions are in controller units. Rotations need the size of a unit: axis-angle in the base frame,
-`ROTATION_STEP` rad per unit, as in robosuite's OSC_POSE and OpenVLA-OFT's data.
+Positions are in controller units. Rotations need the size of a unit in rad: axis-angle in the base
+frame, by default as in robosuite's OSC_POSE and OpenVLA-OFT's data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROTATION_STEP = 0.5  # rad
+ROTATION_SCALE = 0.5  # rad per unit
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Pose:
         """Where a path begins."""
         return cls(np.zeros(3), np.eye(3))
 
-    def moved(self, deltas: np.ndarray) -> Pose:
+    def moved(self, deltas: np.ndarray, scale: float = ROTATION_SCALE) -> Pose:
         """After the first six numbers of an action, which the robot clips to [-1, 1]."""
         deltas = np.clip(deltas[:6], -1.0, 1.0)
-        turn = rotation_matrix(ROTATION_STEP * deltas[3:])
+        turn = rotation_matrix(scale * deltas[3:])
         return Pose(self.position + deltas[:3], turn @ self.rotation)
 
-    def deltas_to(self, target: Pose) -> np.ndarray:
+    def deltas_to(self, target: Pose, scale: float = ROTATION_SCALE) -> np.ndarray:
         """Six deltas in [-1, 1] that lead toward `target`; what is clipped off is still to do."""
-        turn = rotation_vector(target.rotation @ self.rotation.T) / ROTATION_STEP
+        turn = rotation_vector(target.rotation @ self.rotation.T) / scale
         return np.clip(np.concatenate([target.position - self.position, turn]), -1.0, 1.0)
 
 
-def integrate(start: Pose, actions: np.ndarray) -> list[Pose]:
+def integrate(start: Pose, actions: np.ndarray, scale: float = ROTATION_SCALE) -> list[Pose]:
     """Target after each action of a chunk [n, 7] that begins at `start`."""
     targets = []
     for action in actions:
-        start = start.moved(action)
+        start = start.moved(action, scale)
         targets.append(start)
     return targets
 

@@ -13,8 +13,7 @@ import numpy as np
 
 POSITION_SCALE = 0.05  # m per unit of action
 ROTATION_SCALE = 0.5  # rad per unit of action, axis-angle in the base frame
-STIFFNESS = 150.0
-DAMPING = 2.0 * np.sqrt(STIFFNESS)
+STIFFNESS = 150.0  # 1/s2
 POSTURE_STIFFNESS = 10.0
 POSTURE_DAMPING = 6.3
 _REGULARISER = 1e-6 * np.eye(6)  # keeps the inverse finite at a singular pose
@@ -40,7 +39,13 @@ def rotation_difference(current: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 class OperationalSpaceController:
-    """Tracks a goal pose of a site with the joints `dofs` of a MuJoCo model."""
+    """Tracks a goal pose of a site with the joints `dofs` of a MuJoCo model.
+
+    Attributes:
+        stiffness: 1/s2, critically damped.
+        goal_position, goal_rotation: m, [3, 3].
+        goal_velocity: m/s and rad/s [6].
+    """
 
     def __init__(
         self, model: mujoco.MjModel, site: int, dofs: np.ndarray, posture: np.ndarray
@@ -49,14 +54,16 @@ class OperationalSpaceController:
         self._posture = posture
         self._jacobian = np.zeros((6, model.nv))
         self._weighted = np.zeros((6, model.nv))
-        self._goal_position = np.zeros(3)
-        self._goal_rotation = np.eye(3)
+        self.stiffness = STIFFNESS
+        self.goal_position = np.zeros(3)
+        self.goal_rotation = np.eye(3)
+        self.goal_velocity = np.zeros(6)
 
     def set_goal(self, data: mujoco.MjData, deltas: np.ndarray) -> None:
         """Goal = current pose plus deltas [6] in [-1, 1], scaled to 0.05 m and 0.5 rad."""
         rotation = data.site_xmat[self._site].reshape(3, 3)
-        self._goal_position = data.site_xpos[self._site] + POSITION_SCALE * deltas[:3]
-        self._goal_rotation = rotation_from_axis_angle(ROTATION_SCALE * deltas[3:]) @ rotation
+        self.goal_position = data.site_xpos[self._site] + POSITION_SCALE * deltas[:3]
+        self.goal_rotation = rotation_from_axis_angle(ROTATION_SCALE * deltas[3:]) @ rotation
 
     def torques(self, data: mujoco.MjData) -> np.ndarray:
         """Joint torques [7] (N m) toward the goal, bias forces included."""
@@ -70,11 +77,10 @@ class OperationalSpaceController:
         velocity = j @ data.qvel[dofs]
 
         rotation = data.site_xmat[self._site].reshape(3, 3)
-        position_error = self._goal_position - data.site_xpos[self._site]
-        error = np.concatenate(
-            [position_error, rotation_difference(rotation, self._goal_rotation)]
-        )
-        acceleration = STIFFNESS * error - DAMPING * velocity
+        position_error = self.goal_position - data.site_xpos[self._site]
+        error = np.concatenate([position_error, rotation_difference(rotation, self.goal_rotation)])
+        damping = 2.0 * np.sqrt(self.stiffness)
+        acceleration = self.stiffness * error - damping * (velocity - self.goal_velocity)
 
         inverse_inertia = j @ w.T + _REGULARISER  # [6, 6]
         # position and orientation decoupled, as in robosuite

@@ -22,7 +22,7 @@ from vla_prune_ros.sim.base import (
     SimulatedRobot,
     quaternion_to_axis_angle,
 )
-from vla_prune_ros.sim.tabletop.controller import OperationalSpaceController
+from vla_prune_ros.sim.tabletop.arm import FINGER_OPEN, Arm
 from vla_prune_ros.sim.tabletop.tasks import (
     BLOCK_REST_HEIGHT,
     COLOURS,
@@ -33,8 +33,6 @@ from vla_prune_ros.sim.tabletop.tasks import (
 )
 
 HOME = np.array([0.0, -0.161, 0.0, -2.4446, 0.0, 2.2268, np.pi / 4])
-FINGER_OPEN = 0.04
-FINGER_SPEED = 0.4  # m/s, the speed at which the commanded opening moves
 
 
 class TabletopRobot(SimulatedRobot):
@@ -62,11 +60,8 @@ class TabletopRobot(SimulatedRobot):
         self._site = self.model.site('grip').id
         self._blocks = {c: self.model.body(f'{c}_block') for c in COLOURS}
         self._plate = self.model.body('plate').id
-        self._controller = OperationalSpaceController(
-            self.model, self._site, np.arange(7), posture=HOME
-        )
+        self.arm = Arm(self.model, self.data, self._site, posture=HOME)
         self._substeps = round(1.0 / self.control_hz / self.model.opt.timestep)
-        self._opening = FINGER_OPEN
         self._task = self.tasks[0]
         self.cameras = tuple(
             Camera(n, image_size, image_size, float(self.model.camera(n).fovy[0]))
@@ -83,7 +78,6 @@ class TabletopRobot(SimulatedRobot):
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:7] = HOME + layout.joint_noise
         self.data.qpos[7:9] = FINGER_OPEN, -FINGER_OPEN
-        self._opening = FINGER_OPEN
         self.model.body_pos[self._plate, :2] = layout.plate
         for colour, (x, y, yaw) in layout.blocks.items():
             address = self.model.jnt_qposadr[self._blocks[colour].jntadr[0]]
@@ -91,6 +85,7 @@ class TabletopRobot(SimulatedRobot):
                 x, y, BLOCK_REST_HEIGHT, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2),
             )  # fmt: skip
         mujoco.mj_forward(self.model, self.data)
+        self.arm.rest()
         return self.observe()
 
     def step(self, action: np.ndarray, render: bool = True) -> SimObservation:
@@ -134,14 +129,12 @@ class TabletopRobot(SimulatedRobot):
         action = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f'action must be 7 finite numbers, got {action!r}')
-        self._controller.set_goal(self.data, action[:6])
-        speed = -np.sign(action[6]) * FINGER_SPEED * self.model.opt.timestep
-        for _ in range(self._substeps):
-            self._opening = float(np.clip(self._opening + speed, 0.0, FINGER_OPEN))
-            self.data.ctrl[:7] = self._controller.torques(self.data)
-            self.data.ctrl[7:9] = self._opening, -self._opening
-            mujoco.mj_step(self.model, self.data)
-        mujoco.mj_forward(self.model, self.data)
+        self.arm.move_by(action[:6])
+        if action[6]:
+            self.arm.grip(FINGER_OPEN if action[6] < 0 else 0.0)
+        else:
+            self.arm.grip(self.arm.opening)
+        self.arm.run(self._substeps)
 
     def scene(self) -> Scene:
         """Positions of everything that a task or an expert may ask about."""
@@ -155,12 +148,16 @@ class TabletopRobot(SimulatedRobot):
 
     def save(self) -> tuple:
         """Everything `restore` needs to return to this instant."""
-        return self.data.qpos.copy(), self.data.qvel.copy(), self.data.time, self._opening
+        plate = self.model.body_pos[self._plate].copy()
+        return (
+            self.data.qpos.copy(), self.data.qvel.copy(), self.data.time, self.arm.opening, plate
+        )  # fmt: skip
 
     def restore(self, state: tuple) -> None:
-        """Return to a saved instant of the same episode."""
-        qpos, qvel, time, self._opening = state
+        """Return to a saved instant, of this robot or of another one."""
+        qpos, qvel, time, self.arm.opening, plate = state
         self.data.qpos[:], self.data.qvel[:], self.data.time = qpos, qvel, time
+        self.model.body_pos[self._plate] = plate
         mujoco.mj_forward(self.model, self.data)
 
     def project(self, point: np.ndarray, camera: str) -> np.ndarray:
