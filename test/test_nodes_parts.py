@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
@@ -120,7 +121,7 @@ def test_every_number_has_a_range_and_those_with_a_dimension_name_their_unit():
         if isinstance(spec.default, int | float) and not isinstance(spec.default, bool):
             assert spec.minimum is not None and spec.maximum is not None, spec.name
         if isinstance(spec.default, float):
-            assert '(s' in spec.description or '(Hz' in spec.description, spec.name
+            assert re.search(r'\((s|Hz|m|rad|raw)\b', spec.description), spec.name
 
 
 def test_an_instruction_becomes_one_line():

@@ -68,15 +68,20 @@ def to_seconds(nanoseconds: int) -> float:
 
 
 # -- actions -----------------------------------------------------------------------------------
-def chunk_message(actions: np.ndarray, stamp: int, period: int) -> JointTrajectory:
+def chunk_message(
+    actions: np.ndarray, stamp: int, period: int, meaning: str = ''
+) -> JointTrajectory:
     """A chunk on the wire.
 
     Args:
         actions: float64 [n, 7] in robot units.
         stamp: of the observation that the chunk answers, ns.
         period: control period, ns; action k belongs to stamp + k * period.
+        meaning: `Semantics.signature` of the actions, for the frame_id.
     """
-    return _trajectory(actions, stamp, period, first=0)
+    message = _trajectory(actions, stamp, period, first=0)
+    message.header.frame_id = meaning
+    return message
 
 
 def executed_message(actions: np.ndarray, stamp: int, period: int) -> JointTrajectory:

@@ -83,7 +83,9 @@ class Inputs:
             slop=round(config.sync_slop * NANOSECONDS),
             state_slop=round(config.sync_state_slop * NANOSECONDS),
         )
-        self._trigger = Trigger(config.trigger)
+        # A camera of just this rate must not lose every other frame to its jitter.
+        gap = round(0.9 * NANOSECONDS / config.max_rate) if config.max_rate else 0
+        self._trigger = Trigger(config.trigger, gap)
         self.streams = Streams((*config.cameras, *STATES), config.stream_timeout)
         self._subscriptions: list = []
         self._streams: dict[str, tuple[Any, Callable[[Any], np.ndarray]]] = {}

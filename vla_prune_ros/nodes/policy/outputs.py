@@ -45,7 +45,9 @@ class Outputs:
         """Publish a chunk; returns the ms that it took."""
         started = time.perf_counter()
         stamp = answer.tick.observation.stamp
-        self._last = chunk_message(answer.actions, stamp, period_of(config))
+        self._last = chunk_message(
+            answer.actions, stamp, period_of(config), config.action.signature
+        )
         self._chunks.publish(self._last)
         return (time.perf_counter() - started) * 1e3
 
@@ -93,6 +95,7 @@ class Outputs:
         values |= {
             'instruction': instruction,
             'proprio': MEANING_OF_STATE,
+            **config.action.values(),
             'control_rate': config.control_rate,
             'hardware': self.hardware,
         }

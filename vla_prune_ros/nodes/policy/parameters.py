@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
+from vla_prune_ros.execution.semantics import ANCHORS, FRAMES, KINDS, ROTATIONS, Semantics
 from vla_prune_ros.nodes.policy.trigger import TRIGGERS
 from vla_prune_ros.ros.parameters import Spec
 
@@ -80,6 +81,27 @@ POLICY = (
         'queue', 'latest', f'while busy keep the latest observation, or {FIFO_DEPTH} in order',
         choices=('latest', 'fifo'),
     ),
+    Spec(
+        'max_rate', 0.0,
+        'trigger observation: observations sooner than this allows after the last one that was '
+        'inferred from only feed the history (Hz); 0: no limit', 0.0, 1000.0,
+    ),
+    Spec('action.kind', 'ee_delta', 'what the checkpoint commands', choices=KINDS),
+    Spec('action.scale_position', 0.05, 'size of a unit of a position delta (m)', 1e-4, 10.0),
+    Spec('action.scale_rotation', 0.5, 'size of a unit of a rotation delta (rad)', 1e-4, 10.0),
+    Spec('action.rotation', 'axis_angle', 'what the three rotation deltas are', choices=ROTATIONS),
+    Spec('action.frame', 'base', 'frame of the deltas', choices=FRAMES),
+    Spec('action.anchor', 'measured', 'from where the deltas count', choices=ANCHORS),
+    Spec(
+        'action.step_position', 0.0125,
+        'what the arm of the training data covered per unit and step (m)', 1e-4, 10.0,
+    ),
+    Spec(
+        'action.step_rotation', 0.1,
+        'what the arm of the training data covered per unit and step (rad)', 1e-4, 10.0,
+    ),
+    Spec('action.gripper_open', 1.0, 'last number of an action that means open (raw)', -100.0, 100.0),
+    Spec('action.gripper_closed', 0.0, 'last number that means closed (raw)', -100.0, 100.0),
     Spec('control_rate', 20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0),
     Spec(
         'max_observation_age', 0.5,
@@ -137,6 +159,8 @@ class PolicyConfig:
     sync_state_slop: float
     trigger: str
     queue: str
+    max_rate: float
+    action: Semantics
     control_rate: float
     max_observation_age: float
     max_gap: float
@@ -158,6 +182,7 @@ class PolicyConfig:
         """
         _, options = pruning_choice(values)
         named = {name.replace('.', '_'): value for name, value in values.items()}
+        named['action'] = Semantics.from_values(values)
         named['pruning_options'] = MappingProxyType(options)
         config = cls(**{f.name: _frozen(named[f.name]) for f in fields(cls)})
         if not config.cameras or len(set(config.cameras)) != len(config.cameras):

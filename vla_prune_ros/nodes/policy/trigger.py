@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which observations become inferences.
 
-`observation`: every one; what a robot without a bridge of ours does. `request`: those named by an
+`observation`: every one, or not more of them than `max_rate` allows. `request`: those named by an
 executed-actions message of the same stamp; the frames between two of them only feed the history. A
 request and the actions that led to it are one message, so nothing can come between them, and a
 replay or a direct call sees exactly the same sequence.
@@ -61,12 +61,14 @@ class Tick:
 class Trigger:
     """Joins observations with executed actions. Pure Python, bounded."""
 
-    def __init__(self, mode: str) -> None:
-        self.mode = mode
+    def __init__(self, mode: str, gap: int = 0) -> None:
+        """Prepare; by `observation` at least `gap` ns lie between two inferences."""
+        self.mode, self._gap = mode, gap
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
+        self._last = -self._gap  # stamp of the last tick by `observation`
         self._newest = 0  # stamp of the newest observation
         self._done: deque[int] = deque(maxlen=DEPTH)  # executed actions that were handed on
         self._sets: OrderedDict[int, MatchedSet] = OrderedDict()
@@ -80,11 +82,12 @@ class Trigger:
             self.clear()
             self._executed.update(executed)
         self._newest = now
-        if self.mode == 'observation':
-            due = sorted(t for t in self._executed if t <= now)
-            return Tick(observation, self._take(due))
-        _put(self._sets, now, observation)
-        return self._requested(now)
+        if self.mode == 'request' or 0 <= now - self._last < self._gap:
+            _put(self._sets, now, observation)
+            return self._requested(now) if self.mode == 'request' else None
+        self._last = now
+        due = sorted(t for t in self._executed if t <= now)
+        return Tick(observation, self._take(due), self._older(now))
 
     def add_executed(self, stamp: int, executed: Executed) -> Tick | None:
         """The inference that an executed-actions message makes due; repeats are ignored."""
@@ -97,9 +100,11 @@ class Trigger:
         if stamp not in self._sets or stamp not in self._executed:
             return None
         observation = self._sets.pop(stamp)
+        return Tick(observation, self._take([stamp]), self._older(stamp))
+
+    def _older(self, stamp: int) -> tuple[MatchedSet, ...]:
         older = sorted(t for t in self._sets if t < stamp)
-        between = tuple(self._sets.pop(t) for t in older)
-        return Tick(observation, self._take([stamp]), between[-MAX_BETWEEN:])
+        return tuple(self._sets.pop(t) for t in older)[-MAX_BETWEEN:]
 
     def _take(self, due: list[int]) -> tuple[Executed, ...]:
         self._done.extend(due)

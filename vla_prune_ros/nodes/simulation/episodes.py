@@ -81,8 +81,7 @@ class Episodes(threading.Thread):
                     self._abort.clear()
                 plan = self._link.next_plan(robot, requested)
                 if plan is None:
-                    self._link.clock(self._now)
-                    self._abort.wait(IDLE)
+                    self._idle(robot)
                     continue
                 try:
                     self._run_episode(robot, plan)
@@ -136,6 +135,11 @@ class Episodes(threading.Thread):
             status.state = 'done'
             self._report(status)
             self._now += round(settings.gap * NANOSECONDS)
+
+    def _idle(self, robot: SimulatedRobot) -> None:
+        """Nothing is to be run: look again soon."""
+        self._link.clock(self._now)
+        self._abort.wait(IDLE)
 
     def _report(self, status: EpisodeStatus) -> None:
         status.refused = self._link.refused()

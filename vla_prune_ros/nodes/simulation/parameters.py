@@ -16,6 +16,17 @@ BRIDGE = (
         "libero: directory of its assets, or 'placeholder'; empty: where LIBERO looks for them",
     ),
     Spec(
+        'interface', 'chunk',
+        'what the robot takes; chunk: chunks of a policy; pose: targets on arm/target_pose; '
+        'twist: velocities on arm/twist; these two as the driver of a real arm, see doc/robot.md',
+        choices=('chunk', 'pose', 'twist'),
+    ),
+    Spec(
+        'interface.stiffness', 150.0,
+        'interface pose and twist: how hard the arm follows (1/s2); 150: as OSC_POSE, 3000: as a '
+        'position controller', 10.0, 5000.0,
+    ),
+    Spec(
         'mode', 'lockstep',
         'lockstep: time stands still during inference; realtime: it runs with the wall clock. '
         'From the next episode',

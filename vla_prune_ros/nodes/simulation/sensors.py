@@ -72,6 +72,13 @@ class Sensors:
 
     def publish(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
         """Publish everything for one instant."""
+        self.publish_state(robot, observation, stamp)
+        self.publish_images(robot, observation, stamp)
+
+    def publish_state(
+        self, robot: SimulatedRobot, observation: SimObservation, stamp: int
+    ) -> None:
+        """Publish joints and pose, and the objects if they are wanted."""
         positions = [*observation.joint_positions, *observation.finger_positions]
         self._joints.publish(joint_message(robot.joint_names, positions, stamp))
         self._pose.publish(
@@ -79,6 +86,11 @@ class Sensors:
         )
         if self._objects is not None:
             self._objects.publish(objects_message(robot.objects(), stamp, self._base))
+
+    def publish_images(
+        self, robot: SimulatedRobot, observation: SimObservation, stamp: int
+    ) -> None:
+        """Publish the pictures and where they were taken."""
         for camera in robot.cameras:
             frame = _frame(camera.name)
             self._infos[camera.name].publish(camera_info_message(camera, stamp, frame))

@@ -100,14 +100,31 @@ class SimBridge(Node):
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
-        self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
-        self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
+        self._drives = settings['interface'] != 'chunk'
+        if not self._drives:
+            self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
+            self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
         self.create_timer(
             1.0, self._repeat_instruction, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
         options = {k: settings[k] for k in ('suite', 'assets') if settings[k]}
-        self._episodes = Episodes(lambda: make_robot(settings['backend'], **options), self)
+        if self._drives:
+            self._episodes = self._driver(settings)
+        else:
+            self._episodes = Episodes(lambda: make_robot(settings['backend'], **options), self)
+
+    def _driver(self, settings: dict[str, Any]) -> Episodes:
+        """The robot as an arm that takes commands."""
+        from vla_prune_ros.nodes.simulation.driver import ArmCommands, DriverEpisodes
+
+        interface, frame = settings['interface'], settings['base_frame']
+        if settings['backend'] != 'tabletop':
+            raise ValueError(f'interface {interface}: only backend tabletop has it')
+        commands = ArmCommands(self, interface, frame, self.warn)
+        return DriverEpisodes(
+            self, self._sensors, commands, interface, settings['interface.stiffness']
+        )
 
     def start(self) -> None:
         """Start the simulation."""
@@ -188,7 +205,9 @@ class SimBridge(Node):
         return self._value('publish_every_step')
 
     def clock(self, stamp: int) -> None:
-        """Publish /clock."""
+        """Publish /clock, but for a robot that lives by the wall clock."""
+        if self._drives:
+            return
         self._clock_publisher.publish(ClockMessage(clock=to_time(stamp)))
 
     def observation(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
