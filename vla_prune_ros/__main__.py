@@ -32,11 +32,18 @@ VERBS = {
     'expert_node': ('vla_prune_ros.nodes.expert_node', 'ROS node: a scripted expert'),
     'policy_node': ('vla_prune_ros.nodes.policy.policy_node', 'ROS node: the policy'),
     'sim_bridge': ('vla_prune_ros.nodes.simulation.sim_bridge', 'ROS node: a simulated robot'),
+    'robot_bridge': ('vla_prune_ros.nodes.robot.robot_bridge', 'ROS node: chunks on a robot arm'),
+    'robot_trial': ('vla_prune_ros.trials.robot_trial', 'success of policy, bridge and an arm'),
     'record': ('vla_prune_ros.bags.record', 'what the policy gets and gives into a bag'),
     'replay': ('vla_prune_ros.bags.replay', 'run the policy over a recorded bag'),
 }
 
-NODES = ('expert_node', 'policy_node', 'sim_bridge')  # they end with 0 when they are told to
+NODES = (
+    'expert_node',
+    'policy_node',
+    'robot_bridge',
+    'sim_bridge',
+)  # they end with 0 when they are told to
 
 
 def installed() -> dict[str, tuple[str, str]]:

@@ -204,19 +204,30 @@ class Commander:
 
 @dataclass(frozen=True)
 class Tool:
-    """Where the point that the controller moves is, seen from the policy's grip point."""
+    """Where another point of the hand is, seen from the one that is known.
+
+    Such as the point that the controller moves, seen from the policy's grip point.
+    """
 
     offset: Pose
 
+    @property
+    def moves(self) -> bool:
+        """Whether it is another point at all."""
+        turned = np.any(self.offset.rotation != np.eye(3))
+        return bool(turned or np.any(self.offset.position))
+
     def pose(self, grip: Pose) -> Pose:
-        """Of the controller's point."""
+        """Of the other point."""
+        if not self.moves:
+            return grip
         return Pose(
             grip.position + grip.rotation @ self.offset.position,
             grip.rotation @ self.offset.rotation,
         )
 
     def twist(self, twist: np.ndarray, grip: Pose) -> np.ndarray:
-        """Of the controller's point [6], in the base frame."""
+        """Of the other point [6], in the base frame."""
         lever = grip.rotation @ self.offset.position
         return np.concatenate([twist[:3] + np.cross(twist[3:], lever), twist[3:]])
 

@@ -174,6 +174,14 @@ class ChunkPlayer:
         return self._plans[-1].stamp if self._plans else None
 
     @property
+    def rest(self) -> np.ndarray:
+        """What is left of the newest chunk, [n, 7]."""
+        if not self._plans:
+            return np.zeros((0, 7))
+        plan = self._plans[-1]
+        return plan.actions[max(0, self._executed - plan.start) :]
+
+    @property
     def remaining(self) -> int:
         """Actions that can be played without a new chunk."""
         return max(0, self._plans[-1].end - self._executed) if self._plans else 0

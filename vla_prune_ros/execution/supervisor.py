@@ -133,6 +133,11 @@ class Supervisor:
         if self.state == STOPPED:
             self._go(IDLE, 'reset')
 
+    def blocked(self, facts: Facts) -> str:
+        """Why nothing may be played with these facts; '' if it may."""
+        stops = self._stops(facts)
+        return stops[0][1] if stops else self._hold(facts)[1]
+
     def tick(self, facts: Facts) -> str:
         """The state that follows from the facts."""
         if self.state not in (HOLDING, RUNNING):

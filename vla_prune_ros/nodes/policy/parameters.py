@@ -100,7 +100,7 @@ POLICY = (
         'action.step_rotation', 0.1,
         'what the arm of the training data covered per unit and step (rad)', 1e-4, 10.0,
     ),
-    Spec('action.gripper_open', 1.0, 'last number of an action that means open (raw)', -100.0, 100.0),
+    Spec('action.gripper_open', 1.0, 'last number that means open (raw)', -100.0, 100.0),
     Spec('action.gripper_closed', 0.0, 'last number that means closed (raw)', -100.0, 100.0),
     Spec('control_rate', 20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0),
     Spec(
