@@ -1,0 +1,220 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `robot_trial`: success of policy, robot bridge and an arm that takes only its commands.
+
+The simulated robot presents itself as the driver of a real arm. `--output chunk` is what it is
+compared with: the simulator's own execution of the same chunks, in real time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_prune_ros.ros.children import Children, isolate, node_command, node_environment
+from vla_prune_ros.trials import demo
+from vla_prune_ros.trials.command import exit_code_of, interrupt_on
+
+DESCRIPTION = """\
+Run policy_node, robot_bridge and a simulated arm that takes only pose or twist commands, over DDS
+and in real time, and report how often the tasks succeed. Output chunk is the simulator's own
+execution. Writes robot.json and robot.md. Exit code 0 only if every episode ran."""
+OUTPUTS = ('chunk', 'pose', 'twist')
+JSON, PAGE = 'robot.json', 'robot.md'
+RETRIES = 2  # of an episode that broke down by itself
+# As in config/robots/tabletop_pose.yaml and tabletop_twist.yaml.
+BOX = '[-0.45, -0.45, 0.88, 0.3, 0.45, 1.5]'
+BRIDGE = (
+    'dry_run:=false',
+    'speed_scale:=1.0',
+    'frames.base:=world',
+    f'limits.box:={BOX}',
+    'limits.speed:=0.5',
+    'limits.turn:=2.5',
+    'gripper.type:=float_array',
+    'gripper.open:=0.04',
+    'gripper.closed:=0.0',
+    'follow_episodes:=sim_bridge/episode',
+)
+STIFFNESS = {'pose': 150.0, 'twist': 3000.0}
+DRIVER = ('-r', 'joint_states:=arm/joint_states', '-r', 'ee_pose:=arm/pose')
+
+
+@dataclass(frozen=True)
+class RobotEpisode:
+    """One episode; the means and jerks are the bridge's, lately."""
+
+    output: str
+    latency: float
+    task: str
+    state: int
+    success: bool
+    steps: int
+    starved: int
+    late: int
+    jerk_rms: float
+    reason: str = ''
+    bridge: dict[str, str] = field(default_factory=dict)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog='robot_trial',
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument('--output', default='all', help='"all" or of chunk, pose, twist (all)')
+    p.add_argument('--latency', default='0', help='s, added to every chunk; with commas (0)')
+    p.add_argument('--episodes', type=int, default=16, help='episodes per cell (16)')
+    p.add_argument('--tasks', default=demo.TASKS, help='task names or indices (%(default)s)')
+    p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
+    p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
+    p.add_argument('--execution', default='open_loop', help='how chunks are played (open_loop)')
+    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
+    p.add_argument('--device', default='cpu', help='torch device of the policy (cpu)')
+    p.add_argument('--out', type=Path, default=Path('out/robot'), help='output directory')
+    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
+    p.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID; default: drawn')
+    p.add_argument('--patience', type=float, default=120.0, help='seconds to wait (120)')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all cells."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    interrupt_on(signal.SIGTERM, signal.SIGHUP)
+    return exit_code_of('robot_trial', lambda: run(args, argv), 'all nodes were')
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """One set of nodes per output; every latency and episode on it."""
+    outputs = list(OUTPUTS) if args.output == 'all' else args.output.split(',')
+    if unknown := [o for o in outputs if o not in OUTPUTS]:
+        raise ValueError(f'unknown output {unknown[0]!r}; valid: {", ".join(OUTPUTS)}')
+    latencies = [float(s) for s in args.latency.split(',')]
+    tasks = [task for task in args.tasks.split(',') if task]
+    if args.episodes < 1 or not tasks or min(latencies) < 0:
+        raise ValueError('an episode, a task and latencies from 0 on are needed')
+    plan = [
+        (latency, tasks[k % len(tasks)], args.first_state + k // len(tasks))
+        for k in range(args.episodes)
+        for latency in latencies
+    ]
+    isolate(args.domain_id)
+    episodes: list[RobotEpisode] = []
+    load = os.getloadavg()[0]
+    for output in outputs:
+        episodes += run_output(output, plan, args)
+    write(args, argv, episodes, load)
+    return 0
+
+
+def run_output(
+    output: str, plan: Sequence[tuple[float, str, int]], args: argparse.Namespace
+) -> list[RobotEpisode]:
+    """All episodes of one output."""
+    # Before anything else: rclpy from wheels starts Python anew with another library path.
+    from vla_prune_ros.trials.robot_client import RobotClient
+
+    done = []
+    with Children(args.out / 'log' / output, node_environment()) as children:
+        for name, command in commands(output, args).items():
+            children.start(name, command)
+        with RobotClient(children.check, args.patience) as client:
+            client.wait_for_bridge()
+            client.wait_for_policy()
+            for latency, task, state in plan:
+                for _ in range(1 + RETRIES):
+                    began = time.monotonic()
+                    status = _episode(client, output, latency, task, state, args)
+                    if status['result'] in ('success', 'step_limit'):
+                        break
+                else:
+                    raise RuntimeError(f'episode {task}, {state} ended as {status["result"]}')
+                done.append(_record(output, latency, status))
+                last = done[-1]
+                print(
+                    f'{output} {latency:g} s, {status["task"]} {state}: {status["result"]} after '
+                    f'{last.steps} steps ({time.monotonic() - began:.1f} s), starved '
+                    f'{last.starved}, late {last.late} {last.reason}',
+                    flush=True,
+                )
+    return done
+
+
+def _episode(
+    client: Any, output: str, latency: float, task: str, state: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    chosen = {'task': task, 'initial_state': state, 'max_steps': args.max_steps}
+    if output == 'chunk':
+        return client.run_watched(**chosen, latency=latency)
+    client.set_latency(latency)
+    client.enable()
+    return client.run_watched(**chosen)
+
+
+def _record(output: str, latency: float, status: dict[str, Any]) -> RobotEpisode:
+    bridge = status['bridge']
+    own = output == 'chunk'
+    reason = bridge.get('reason', '') if bridge.get('state') == 'stopped' else ''
+    return RobotEpisode(
+        output, latency, status['task'], int(status['initial_state']),
+        status['success'] == 'true', int(status['step']),
+        int(status['starved']) if own else status['bridge_starved'], int(status['late']),
+        round(status['jerk_rms'], 3), reason, {} if own else bridge,
+    )  # fmt: skip
+
+
+def commands(output: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """The command line of every node."""
+    policy = ['torch_threads:=1', f'device:={args.device}']
+    if args.checkpoint:
+        policy.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
+    if output == 'chunk':
+        policy += demo.NODES['policy_node']
+        simulation = ['episodes:=0', 'mode:=realtime', f'execution.mode:={args.execution}']
+        return {
+            'policy_node': node_command('policy_node', policy),
+            'sim_bridge': node_command('sim_bridge', simulation),
+        }
+    simulation = [
+        'episodes:=0', f'interface:={output}', f'interface.stiffness:={STIFFNESS[output]}'
+    ]  # fmt: skip
+    bridge = [*BRIDGE, f'output:={output}', f'execution.mode:={args.execution}']
+    return {
+        'policy_node': node_command('policy_node', policy),
+        'sim_bridge': [*node_command('sim_bridge', simulation), *DRIVER],
+        'robot_bridge': node_command('robot_bridge', bridge),
+    }
+
+
+def write(
+    args: argparse.Namespace, argv: Sequence[str], episodes: Sequence[RobotEpisode], load: float
+) -> None:
+    """Print the table; write results and page."""
+    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.trials import robot_report
+
+    run_data = {
+        'command': command_line(argv, 'robot_trial'),
+        'environment': environment(),
+        'load_average': [load, os.getloadavg()[0]],
+        'note': args.note,
+    }
+    cells = robot_report.cells(episodes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = {'run': run_data, 'cells': cells, 'episodes': [asdict(e) for e in episodes]}
+    (args.out / JSON).write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
+    text = robot_report.markdown(run_data, cells)
+    (args.out / PAGE).write_text(text, encoding='utf-8')
+    print(f'\n{text}\nrobot_trial: written to {args.out}')
