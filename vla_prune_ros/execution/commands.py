@@ -18,7 +18,7 @@ from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.execution.targets import Pose, rotation_matrix, rotation_vector
 
 ANCHORS = ('measured', 'command')
-HOLD_STEPS = 1.6  # of the training arm: so far it coasts, if its goal stays there
+HOLD_STEPS = 0.8  # of the training arm: a goal so far ahead stops an arm in motion the soonest
 SMALLEST_GAP = 0.2  # s between two commands to a gripper
 OPEN_ABOVE, CLOSED_BELOW = 0.6, 0.4
 

@@ -113,11 +113,11 @@ class Supervisor:
             self._go(HOLDING, 'enabled, waiting for a chunk')
         return found
 
-    def disable(self, now: float) -> None:
+    def disable(self, now: float, reason: str = 'disabled') -> None:
         """Hold for `release_time`, then leave the arm to others. Does not end a stop."""
         if self.state in (HOLDING, RUNNING):
             self._silent_from = now + self.rules.release_time
-            self._go(IDLE, 'disabled')
+            self._go(IDLE, reason)
 
     def stop(self, kind: str, reason: str, now: float) -> None:
         """A fault: hold, then be silent, until `reset`."""

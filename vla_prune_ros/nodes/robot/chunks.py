@@ -34,11 +34,18 @@ class ChunkGate:
 
     def forget(self) -> None:
         """Another policy may come."""
+        self._said: Mapping[str, str] | None = None
         self.semantics: Semantics | None = None
         self.misfit = 'no policy_info yet'
 
-    def describe(self, values: Mapping[str, str], *, kept: bool) -> None:
-        """The policy says what it is; if `kept` it may not say anything else than before."""
+    def describe(self, values: Mapping[str, str] | None = None, *, kept: bool = False) -> None:
+        """The policy says what it is; without `values` as it last did.
+
+        If `kept` it may not say anything else than before.
+        """
+        self._said = values = self._said if values is None else values
+        if values is None:
+            return
         try:
             found = self._fitting(values)
         except ValueError as error:

@@ -44,7 +44,7 @@ class Reports:
             'actions_left': pilot.player.remaining,
             'chunk_age': '' if playing is None else round((now - playing) / 1e9, 3),
             'chunk_arrival_p50': _share(pilot.chunk_ages, 50),
-            'late': node.late_ticks,
+            'late': (node.control.late_steps if node.control else 0),
             'refused': sum(node.gate.refused.values()),
             'tracking_error_p50': _share(pilot.errors, 50),
             'tracking_error_p95': _share(pilot.errors, 95),
@@ -55,6 +55,7 @@ class Reports:
 
     def _bridge(self, report: Report) -> None:
         node, supervisor = self._node, self._node.pilot.supervisor
+        around = node.control and node.control.around
         if supervisor.state == STOPPED:
             report.raise_to(ERROR, f'stopped: {supervisor.reason}')
         elif supervisor.state == HOLDING:
@@ -63,9 +64,9 @@ class Reports:
             'state': supervisor.state,
             'reason': supervisor.reason,
             'dry run': node.config['dry_run'],
-            'control steps that came late': node.late_ticks,
-            'other publishers of commands': ', '.join(node.rivals),
-            'readers of commands': node.listeners,
+            'control steps that came late': (node.control.late_steps if node.control else 0),
+            'other publishers of commands': ', '.join(around.rivals) if around else '',
+            'readers of commands': around.listeners if around else 0,
             **{f'events: {kind}': n for kind, n in supervisor.events.items()},
         }
 
@@ -73,10 +74,11 @@ class Reports:
         node, pilot = self._node, self._node.pilot
         if node.gate.misfit:
             report.raise_to(WARN, node.gate.misfit)
-        if len(node.sources) > 1:
-            report.raise_to(WARN, f'chunks come from {", ".join(node.sources)}')
+        sources = node.control.around.sources if node.control else ()
+        if len(sources) > 1:
+            report.raise_to(WARN, f'chunks come from {", ".join(sources)}')
         report.values |= {
-            'published by': ', '.join(node.sources),
+            'published by': ', '.join(sources),
             'meaning': node.gate.semantics.signature if node.gate.semantics else '',
             'age on arrival p50 (s)': _share(pilot.chunk_ages, 50),
             'age on arrival p95 (s)': _share(pilot.chunk_ages, 95),
@@ -85,10 +87,11 @@ class Reports:
         }
 
     def _arm(self, report: Report) -> None:
-        node, pilot, state = self._node, self._node.pilot, self._node.state
-        if state is None:
+        node, pilot = self._node, self._node.pilot
+        if node.control is None:
             report.raise_to(WARN, 'not configured')
             return
+        state = node.control.state
         now = node.get_clock().now().nanoseconds
         for stream in ('pose', 'joints'):
             age = state.age(stream, now)
