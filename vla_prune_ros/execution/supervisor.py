@@ -261,7 +261,7 @@ class Progress:
 
 
 def _silence(what: str, age: float) -> str:
-    return f'no {what} yet' if age == inf else f'{what}: the newest is {age:.2f} s old'
+    return f'no {what} yet' if age == inf else f'{what}: the newest is {age:.2f} s away'
 
 
 def _sources(names: tuple[str, ...]) -> str:
