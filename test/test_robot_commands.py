@@ -108,6 +108,18 @@ def test_the_leash_keeps_the_target_near_an_arm_that_does_not_follow():
     np.testing.assert_allclose(rotation_vector(command.pose.rotation), [0, 0, 0.3], atol=1e-9)
     assert set(command.limited) == {'lead', 'lead_turn'}
     assert np.linalg.norm(command.effective) < 1.2, 'what was cut off was not executed'
+    assert command.expected[0] == 0.05, 'but asked for'
+
+
+def test_a_velocity_knows_no_last_command():
+    arm = commander(WIDE, 'velocity')
+    for _ in range(20):
+        command = arm.command(ALONG_X, HERE)  # an arm that is stuck
+        np.testing.assert_allclose(command.twist[:3], [0.25, 0, 0])
+        np.testing.assert_allclose(command.expected, [0.0125, 0, 0])
+    assert arm.freeze(HERE) is not None and not arm.hold(HERE).twist.any()
+    boxed = commander(Limits(LOW, np.array([0.105, 1, 2]), 5.0, 20.0), 'velocity')
+    np.testing.assert_allclose(boxed.command(ALONG_X, HERE).twist[0], 0.1)
 
 
 def test_limits_without_a_box_are_refused():
@@ -246,7 +258,7 @@ def test_pose_targets_from_the_measured_pose_are_the_simulators_own_execution_bi
 
 @pytest.mark.parametrize(
     ('stiffness', 'output', 'anchor'),
-    [(SOFT, 'pose', 'measured'), (STIFF, 'pose', 'command'), (STIFF, 'twist', 'command')],
+    [(SOFT, 'pose', 'measured'), (STIFF, 'pose', 'command'), (STIFF, 'twist', 'velocity')],
 )
 def test_every_output_solves_the_tasks_on_the_arm_that_it_is_for(
     restored, stiffness, output, anchor
@@ -282,7 +294,7 @@ def test_0_3_units_for_a_second_move_the_hand_by_75_mm(
     [
         (SOFT, 'measured', 'pose', 0.016),  # m/s; its own stiffness is what takes the time
         (STIFF, 'command', 'pose', 0.01),
-        (STIFF, 'command', 'twist', 0.01),
+        (STIFF, 'velocity', 'twist', 0.01),
     ],
 )
 @pytest.mark.parametrize('axis', [0, 1, 2])

@@ -17,7 +17,7 @@ import numpy as np
 from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.execution.targets import Pose, rotation_matrix, rotation_vector
 
-ANCHORS = ('measured', 'command')
+ANCHORS = ('measured', 'command', 'velocity')
 HOLD_STEPS = 0.8  # of the training arm: a goal so far ahead stops an arm in motion the soonest
 SMALLEST_GAP = 0.2  # s between two commands to a gripper
 OPEN_ABOVE, CLOSED_BELOW = 0.6, 0.4
@@ -61,7 +61,7 @@ class Command:
 
     Attributes:
         pose: the target, `twist`: m/s and rad/s [6] that lead there.
-        expected: m [3], the motion that should come of it.
+        expected: m [3], the motion that should come of it, if the arm follows.
         effective: what is left of the action's six deltas after gain, scale and limits.
         limited: names of the limits that counted.
     """
@@ -90,7 +90,8 @@ class Commander:
             semantics: of the actions.
             limits: in force in every step.
             period: control period, s.
-            anchor: measured, a target counts from the measured pose; command, from the last one.
+            anchor: measured, a target counts from the measured pose; command, from the last one;
+                velocity, there is none, as only the twist is used.
             gains: of position and rotation; 0: 1 with the measured anchor, else the part that the
                 arm of the training data covered.
         """
@@ -129,7 +130,7 @@ class Commander:
             if size > most * (1.0 + 1e-9):
                 vector *= most / size
                 limited.append(name)
-        base = measured if self.anchor == 'measured' or self._last is None else self._last
+        base = self._last if self.anchor == 'command' and self._last is not None else measured
         position = base.position + shift
         # What is outside already is not pulled back: that would be a motion nobody asked for.
         boxed = np.clip(
@@ -138,6 +139,7 @@ class Commander:
         if np.any(boxed != position):
             position, limited = boxed, [*limited, 'box']
         target = Pose(position, rotation_matrix(turn) @ base.rotation)
+        expected = (position - base.position) * self._covers  # or a stuck arm asks for nothing
         if self.anchor == 'command':
             target, leashed = self._leash(target, measured, limits.lead, limits.lead_turn)
             limited += leashed
@@ -152,14 +154,14 @@ class Commander:
         return Command(
             target,
             np.concatenate([shift, turn]) / period,
-            shift * self._covers,
+            expected,
             np.clip(effective, -1.0, 1.0),
             tuple(limited),
         )
 
     def between(self, fraction: float) -> Pose | None:
         """Where a stiff arm should be so far through the step; a soft goal is a step."""
-        if self.anchor == 'measured' or self._before is None or fraction >= 1.0:
+        if self.anchor != 'command' or self._before is None or fraction >= 1.0:
             return self._last
         start, end = self._before, self._last
         turn = rotation_vector(end.rotation @ start.rotation.T)
@@ -175,7 +177,7 @@ class Commander:
         a soft arm that is sent to where it is measured, again and again, creeps away.
         """
         s = self.semantics
-        if self._last is None:
+        if self._last is None or self.anchor == 'velocity':
             self._last = measured
         lead, turn = self.limits.lead, self.limits.lead_turn
         if self.anchor == 'measured':

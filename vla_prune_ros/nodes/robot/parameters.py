@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.execution.commands import ANCHORS, Limits, Tool
+from vla_prune_ros.execution.commands import Limits, Tool
 from vla_prune_ros.execution.playing import EXECUTION_MODES, Execution
 from vla_prune_ros.execution.supervisor import Rules
 from vla_prune_ros.execution.targets import Pose, rotation_matrix
@@ -53,8 +53,8 @@ ROBOT = (
     _idle('speed_scale', 0.1, 'factor of every motion, at any time', 0.01, 1.0),
     _idle(
         'anchor', 'auto',
-        'from where a target counts; measured: soft controllers; command: stiff ones; auto: '
-        'measured for pose, command for twist', choices=('auto', *ANCHORS),
+        'output pose: from where a target counts; measured: soft controllers; command, the last '
+        'one: stiff controllers; auto: measured', choices=('auto', 'measured', 'command'),
     ),
     _idle('gain.position', 0.0, 'part of a move that is commanded; 0: from the policy', 0.0, 1.0),
     _idle('gain.rotation', 0.0, 'part of a rotation; 0: from the policy', 0.0, 1.0),
@@ -126,9 +126,9 @@ class RobotConfig:
         box = _numbers(values, 'limits.box', 6)
         anchor = values['anchor']
         if anchor == 'auto':
-            anchor = 'command' if values['output'] == 'twist' else 'measured'
-        if values['output'] == 'twist' and anchor == 'measured':
-            raise ValueError('anchor: output twist counts from the last command')
+            anchor = 'velocity' if values['output'] == 'twist' else 'measured'
+        elif values['output'] == 'twist':
+            raise ValueError('anchor: output twist has none')
         if values['command_rate'] < values['control_rate']:
             raise ValueError('command_rate: less than control_rate')
         n = len(values['fingers.joints'])

@@ -201,6 +201,8 @@ class RobotBridge(LifecycleNode):
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self.pilot.supervisor.reset()
         self._take_policy()
+        if self.control is not None:
+            self.control.state.restart()
         response.success = self.pilot.supervisor.state == IDLE
         response.message = self.pilot.supervisor.state
         return response
