@@ -55,6 +55,7 @@ setup(
         (f'share/{NAME}', ['package.xml']),
         (f'share/{NAME}/launch', sorted(glob('launch/*.launch.*'))),
         (f'share/{NAME}/config', sorted(glob('config/*.*'))),
+        (f'share/{NAME}/config/robots', sorted(glob('config/robots/*.yaml'))),
         (f'lib/{NAME}', wrappers()),
     ],
     entry_points={'console_scripts': [f'{verb} = {NAME}.__main__:console' for verb in verbs()]},

@@ -12,6 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.robot.parameters import ROBOT
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.pruning import MODES
 
@@ -19,10 +20,17 @@ FILES = sorted((REPOSITORY / 'launch').glob('*.launch.py'))
 SPECS = {
     'vla_policy': {spec.name: spec for spec in (*POLICY, *pruning_specs())},
     'sim_bridge': {spec.name: spec for spec in BRIDGE},
+    'robot_bridge': {spec.name: spec for spec in ROBOT},
 }
-TABLES = {'POLICY': 'vla_policy', 'BRIDGE': 'sim_bridge'}  # of a launch file, and their nodes
-EXECUTABLES = {'policy_node': 'vla_policy', 'sim_bridge': 'sim_bridge'}
-KINDS = {'str': str, 'int': int, 'float': float}
+TABLES = {
+    'POLICY': 'vla_policy',
+    'BRIDGE': 'sim_bridge',
+    'ROBOT': 'robot_bridge',
+}  # of a launch file, and their nodes
+EXECUTABLES = {
+    'policy_node': 'vla_policy', 'sim_bridge': 'sim_bridge', 'robot_bridge': 'robot_bridge'
+}  # fmt: skip
+KINDS = {'str': str, 'int': int, 'float': float, 'bool': bool}
 
 
 class Source:
@@ -149,18 +157,20 @@ def test_nodes_have_the_names_that_the_documentation_uses(source):
 def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
     text = (REPOSITORY / 'doc' / 'robot.md').read_text()
     commands = ' '.join(text.replace('\\\n', ' ').split())
-    for name in ('policy', 'sim'):
+    for name in ('policy', 'robot'):
         declared = set(Source(REPOSITORY / 'launch' / f'{name}.launch.py').declared())
-        (call,) = re.findall(
+        calls = re.findall(
             rf'ros2 launch vla_prune_ros {name}.launch.py ([^`|]*?)(?:`| \|)', commands
         )
-        used = set(re.findall(r'(\w+):=', call))
+        used = {argument for call in calls for argument in re.findall(r'(\w+):=', call)}
         assert used and used <= declared, used - declared
     topics = Source(REPOSITORY / 'launch' / 'policy.launch.py').constants['TOPICS']
     for topic in topics.keys:
         assert f'`{topic.value}`' in text, topic.value
-    named = set(re.findall(r'`((?:sync|pruning|max|control|finger)[\w.]*)`', text))
+    named = set(re.findall(r'`((?:sync|pruning|max)[\w.]*|finger_joints)`', text))
     assert named and named <= set(SPECS['vla_policy'])
+    named = set(re.findall(r'`((?:limits|frames|topics|fingers|gripper|permit)\.\w+)`', text))
+    assert len(named) > 10 and named <= set(SPECS['robot_bridge'])
 
 
 @pytest.mark.launch

@@ -75,7 +75,6 @@ def test_the_defaults_are_safe_and_refuse_to_start_without_a_box():
         ({'fingers__joints': ['a', 'b', 'c']}, r'fingers\.joints'),
         ({'fingers__open': [0.04]}, r'fingers\.open'),
         ({'fingers__open': [0.0, 0.0]}, r'fingers\.open'),
-        ({'output': 'joint_trajectory'}, r'joints\.names'),
     ],
 )
 def test_parameters_that_do_not_go_together_are_refused_by_name(changes, reason):

@@ -33,6 +33,7 @@ VERBS = {
     'policy_node': ('vla_prune_ros.nodes.policy.policy_node', 'ROS node: the policy'),
     'sim_bridge': ('vla_prune_ros.nodes.simulation.sim_bridge', 'ROS node: a simulated robot'),
     'robot_bridge': ('vla_prune_ros.nodes.robot.robot_bridge', 'ROS node: chunks on a robot arm'),
+    'robot_check': ('vla_prune_ros.trials.robot_check', 'how far an action moves the hand'),
     'robot_trial': ('vla_prune_ros.trials.robot_trial', 'success of policy, bridge and an arm'),
     'record': ('vla_prune_ros.bags.record', 'what the policy gets and gives into a bag'),
     'replay': ('vla_prune_ros.bags.replay', 'run the policy over a recorded bag'),

@@ -59,9 +59,7 @@ class ChunkGate:
     def _fitting(self, values: Mapping[str, str]) -> Semantics:
         config = self._config
         semantics = Semantics.from_values(values)
-        wanted = {'frame': 'base', 'anchor': 'measured'}
-        joints = config['output'] == 'joint_trajectory'
-        wanted['kind'] = 'joint_absolute' if joints else 'ee_delta'
+        wanted = {'kind': 'ee_delta', 'frame': 'base', 'anchor': 'measured'}
         for name in ('scale_position', 'scale_rotation', 'rotation'):
             if config[PREFIX + name]:
                 wanted[name] = config[PREFIX + name]

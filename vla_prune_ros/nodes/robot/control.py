@@ -38,17 +38,12 @@ class Control:
         """
         config = node.config
         self._node, self._pilot = node, node.pilot
-        if config['output'] not in OUTPUTS:
-            raise RuntimeError(f'output {config["output"]} is not there yet')
         self._servo = None
         if config['servo']:
             self._servo = Servo(node, config['servo'], config['output'], node.log_warning)
-        self._gripper = make_gripper(
-            node, config['gripper.type'], config['gripper.joint'], config['gripper.max_effort'],
-            node.warn,
-        )  # fmt: skip
+        self._gripper = make_gripper(node, config, node.warn)
         self.state = RobotState(node, config, node.warn)
-        self._output = OUTPUTS[config['output']](node, config.tool)
+        self._output = OUTPUTS[config['output']](node, config.tool, config['topics.command'])
         self.around = Surroundings(
             node, config, self._output.publisher,
             lambda: self.stop('permit', 'permit is not given'), self._pilot.release,

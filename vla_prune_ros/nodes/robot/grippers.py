@@ -16,25 +16,24 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_prune_ros.nodes.robot.optional import needed
+from vla_prune_ros.nodes.robot.parameters import RobotConfig
 from vla_prune_ros.ros.messages import RELIABLE
 
-TOPIC = 'gripper/command'
-ACTION = 'gripper/gripper_cmd'
 PATIENCE = 3.0  # s for the answer to a goal
 CLOSING = Duration(sec=0, nanosec=500_000_000)  # in a joint trajectory
 
 
 class TopicGripper:
-    """A message per change on `gripper/command`."""
+    """A message per change."""
 
-    def __init__(self, node: Node, kind: str, joint: str) -> None:
+    def __init__(self, node: Node, kind: str, joint: str, topic: str) -> None:
         types = {
             'float_array': Float64MultiArray,
             'joint_state': JointState,
             'joint_trajectory': JointTrajectory,
         }
         self._node, self._kind, self._joint = node, kind, joint
-        self._publisher = node.create_publisher(types[kind], TOPIC, RELIABLE)
+        self._publisher = node.create_publisher(types[kind], topic, RELIABLE)
 
     def move(self, position: float) -> None:
         """Go to a position of the joint."""
@@ -121,17 +120,18 @@ class ActionGripper:
 
 
 def make_gripper(
-    node: Node, kind: str, joint: str, effort: float, warn: Callable[[str, str], None]
+    node: Node, config: RobotConfig, warn: Callable[[str, str], None]
 ) -> TopicGripper | ActionGripper | None:
     """What `gripper.type` names.
 
     Raises:
         RuntimeError: it needs control_msgs, which is not installed.
     """
+    kind, joint, effort = (config[f'gripper.{n}'] for n in ('type', 'joint', 'max_effort'))
     if kind == 'none':
         return None
     if kind not in ('gripper_command', 'parallel_gripper'):
-        return TopicGripper(node, kind, joint)
+        return TopicGripper(node, kind, joint, config['topics.gripper'])
     actions = needed('control_msgs.action', f'gripper.type: {kind}')
     if kind == 'gripper_command':
         action = actions.GripperCommand
@@ -149,4 +149,4 @@ def make_gripper(
             message.command.effort = [effort]
             return message
 
-    return ActionGripper(ActionClient(node, action, ACTION), goal, warn)
+    return ActionGripper(ActionClient(node, action, config['topics.gripper_action']), goal, warn)

@@ -24,10 +24,10 @@ class PoseOutput:
 
     topic, kind = 'arm/target_pose', PoseStamped
 
-    def __init__(self, node: Node, tool: Tool) -> None:
+    def __init__(self, node: Node, tool: Tool, topic: str = '') -> None:
         self._tool = tool
         self.publisher = node.create_publisher(
-            self.kind, self.topic, RELIABLE, event_callbacks=NO_EVENTS
+            self.kind, topic or self.topic, RELIABLE, event_callbacks=NO_EVENTS
         )
 
     def send(self, command: Command, pose: Pose, stamp: int, frame: str) -> None:
@@ -56,7 +56,7 @@ def twist_message(twist: np.ndarray, stamp: int, frame: str) -> TwistStamped:
     return message
 
 
-SERVO_TYPES = {'joint_trajectory': 0, 'twist': 1, 'pose': 2}
+SERVO_TYPES = {'twist': 1, 'pose': 2}
 SERVO_HALTS = {2: 'singularity', 5: 'collision', 6: 'joint bound'}
 
 

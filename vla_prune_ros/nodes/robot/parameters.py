@@ -20,7 +20,7 @@ from vla_prune_ros.execution.targets import Pose, rotation_matrix
 from vla_prune_ros.ros.parameters import Spec
 from vla_prune_ros.sim.base import quaternion_to_axis_angle
 
-OUTPUTS = ('pose', 'twist', 'joint_trajectory')
+OUTPUTS = ('pose', 'twist')
 GRIPPERS = (
     'none', 'float_array', 'joint_state', 'joint_trajectory', 'gripper_command', 'parallel_gripper'
 )  # fmt: skip
@@ -34,6 +34,15 @@ def _idle(*words: Any, **options: Any) -> Spec:
 
 ROBOT = (
     Spec('output', 'pose', 'what the arm is commanded by', choices=OUTPUTS),
+    Spec('topics.pose', 'arm/pose', 'measured pose, geometry_msgs/PoseStamped'),
+    Spec('topics.joint_states', 'arm/joint_states', 'of the arm, perhaps with the gripper'),
+    Spec('topics.gripper_joint_states', 'gripper/joint_states', 'of the gripper'),
+    Spec('topics.policy_pose', 'ee_pose', 'where the policy reads the pose'),
+    Spec('topics.policy_joint_states', 'joint_states', 'where the policy reads the fingers'),
+    Spec('topics.command', '', "of the arm; '': arm/target_pose or arm/twist"),
+    Spec('topics.gripper', 'gripper/command', 'commands, for a gripper that has no action'),
+    Spec('topics.gripper_action', 'gripper/gripper_cmd', 'of a gripper that has one'),
+    Spec('topics.permit', 'permit', 'std_msgs/Bool'),
     Spec('pose_source', 'topic', 'where the measured pose comes from', choices=STATES),
     Spec('autostart', True, 'configure and activate at start-up; never enables'),
     Spec('control_rate', 20.0, 'rate of the actions, as in training (Hz)', 0.1, 1000.0),
@@ -48,7 +57,7 @@ ROBOT = (
         'frames.pose_offset', (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
         'grip point of the policy seen from the measured pose: x, y, z (m), quaternion xyzw',
     ),
-    Spec('republish', True, 'publish ee_pose and joint_states as the policy reads them'),
+    Spec('republish', True, 'publish pose and fingers as the policy reads them'),
     _idle('dry_run', True, 'do all but publish commands'),
     _idle('speed_scale', 0.1, 'factor of every motion, at any time', 0.01, 1.0),
     _idle(
@@ -63,8 +72,6 @@ ROBOT = (
     _idle('limits.turn', 1.0, 'of the rotation that is to be expected (rad/s)', 0.01, 10.0),
     _idle('limits.lead', 0.05, 'target ahead of the arm, anchor command (m)', 0.001, 1.0),
     _idle('limits.lead_turn', 0.3, 'target ahead of the arm, anchor command (rad)', 0.01, 3.0),
-    _idle('limits.joint_jump', 0.2, 'first target from the joint (rad)', 0.001, 3.0),
-    _idle('limits.joint_speed', 1.0, 'of every joint (rad/s)', 0.01, 20.0),
     _idle('execution.mode', 'open_loop', 'how chunks are played', choices=EXECUTION_MODES),
     _idle('execution.horizon', 0, 'actions of a chunk to play; 0: half of it', 0, 1000),
     _idle('execution.prefetch', 0, 'ask so many actions early; 0: as measured', 0, 1000),
@@ -85,8 +92,6 @@ ROBOT = (
          0.0, 10.0),
     Spec('action.rotation', '', "refuse a policy of another convention; '': take its own",
          choices=('', 'axis_angle', 'rpy')),
-    Spec('joints.names', ('',), 'output joint_trajectory: joints in the order of the action'),
-    Spec('joints.factors', (1.0,), 'rad or m per unit of the action, one number or one per joint'),
     Spec('gripper.type', 'none', 'how the gripper is commanded', choices=GRIPPERS),
     Spec('gripper.joint', 'gripper_joint', 'name in a joint_trajectory or joint_state'),
     Spec('gripper.open', 0.04, 'position of the joint that is open (m or rad)', -10.0, 10.0),
@@ -142,8 +147,6 @@ class RobotConfig:
             raise ValueError('fingers.open: the same as fingers.closed')
         if values['pose_source'] == 'tf' and not (values['frames.base'] and values['frames.ee']):
             raise ValueError('frames.base, frames.ee: pose_source tf needs both')
-        if values['output'] == 'joint_trajectory' and not all(values['joints.names']):
-            raise ValueError('joints.names: output joint_trajectory needs them')
         return cls(
             dict(values),
             Limits(

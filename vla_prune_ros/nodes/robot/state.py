@@ -106,12 +106,12 @@ class RobotState:
         self._passed_on = 0
         self._pose_out = self._joints_out = None
         if not self._by_tf:
-            self._listen(PoseStamped, 'arm/pose', self._on_pose)
-        for topic in ('arm/joint_states', 'gripper/joint_states'):
+            self._listen(PoseStamped, config['topics.pose'], self._on_pose)
+        for topic in {config['topics.joint_states'], config['topics.gripper_joint_states']}:
             self._listen(JointState, topic, self._on_joints)
         if config['republish']:
-            self._pose_out = self._speak(PoseStamped, 'ee_pose', 'arm/pose')
-            self._joints_out = self._speak(JointState, 'joint_states', 'arm/joint_states')
+            self._pose_out = self._speak(PoseStamped, 'pose')
+            self._joints_out = self._speak(JointState, 'joint_states')
 
     @property
     def _by_tf(self) -> bool:
@@ -157,12 +157,16 @@ class RobotState:
     def _listen(self, kind: type, topic: str, take: Callable[[Any], None]) -> None:
         self._node.create_subscription(kind, topic, take, SENSOR)
 
-    def _speak(self, kind: type, topic: str, source: str) -> Any:
-        """A publisher, unless the driver's topic is the one that the policy reads."""
+    def _speak(self, kind: type, name: str) -> Any:
+        """A publisher for the policy; RuntimeError if we would listen to it ourselves."""
+        ours, drivers = self._config[f'topics.policy_{name}'], self._config[f'topics.{name}']
         resolve = self._node.resolve_topic_name
-        if resolve(topic) == resolve(source):
-            return None
-        return self._node.create_publisher(kind, topic, RELIABLE, event_callbacks=NO_EVENTS)
+        if resolve(ours) == resolve(drivers):
+            raise RuntimeError(
+                f'topics.policy_{name} is {resolve(ours)}, where the driver publishes: choose '
+                'another, or set republish to false'
+            )
+        return self._node.create_publisher(kind, ours, RELIABLE, event_callbacks=NO_EVENTS)
 
     def _on_pose(self, message: PoseStamped) -> None:
         frame = message.header.frame_id

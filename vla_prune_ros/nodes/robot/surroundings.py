@@ -50,7 +50,7 @@ class Surroundings:
         self._looked = 0.0
         self._offset: int | None = None
         for qos in (RELIABLE, LATCHED) if config['permit.required'] else ():  # any writer
-            node.create_subscription(Bool, 'permit', self._take_permit, qos)
+            node.create_subscription(Bool, config['topics.permit'], self._take_permit, qos)
         if topic := config['follow_episodes']:
             node.create_subscription(DiagnosticArray, topic, self._take_episode, EPISODES)
 
