@@ -52,8 +52,8 @@ DESCRIPTION = 'ROS 2 node robot_bridge: plays the chunks of a policy on a robot 
 class RobotBridge(LifecycleNode):
     """The robot as the policy knows it, and the policy as the robot knows it."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        super().__init__('robot_bridge', start_parameter_services=False)
+    def __init__(self, stop: threading.Event, **options: Any) -> None:
+        super().__init__('robot_bridge', start_parameter_services=False, **options)
         self._stop = stop
         self.failed = False
         self._specs = {spec.name: spec for spec in ROBOT}

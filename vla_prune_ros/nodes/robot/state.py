@@ -138,10 +138,12 @@ class RobotState:
 
         A driver that repeats its last message is as silent as one that is switched off.
         """
-        if stream not in self._stamps:
+        if stream not in self._arrivals:
             return inf
-        by_stamp = abs(now - self._stamps[stream]) / 1e9  # the future is no better
-        return max(by_stamp, time.monotonic() - self._arrivals[stream])
+        by_arrival = time.monotonic() - self._arrivals[stream]
+        if stream not in self._stamps:
+            return by_arrival
+        return max(by_arrival, abs(now - self._stamps[stream]) / 1e9)  # the future is no better
 
     def forgive(self) -> None:
         """Forget a fault, and where the arm was."""
