@@ -1,0 +1,196 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Policy, robot bridge and an arm of physics that takes only commands, over DDS in real time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+
+from robot_peer import OtherRobot
+
+from vla_prune_ros.trials import robot_client, robot_report, robot_trial
+from vla_prune_ros.trials.robot_trial import RobotEpisode
+
+LIMIT = 170
+
+
+def trial(folder, *arguments, timeout=LIMIT) -> list[dict]:
+    """The cells of a trial that ran to its end."""
+    command = [sys.executable, '-m', 'vla_prune_ros', 'robot_trial', '--out', str(folder)]
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / robot_trial.PAGE).read_text() in done.stdout
+    return json.loads((folder / robot_trial.JSON).read_text())['cells']
+
+
+def node_arguments(namespace, parameters, *remaps):
+    words = [w for p in parameters for w in ('-p', p)]
+    return ['--ros-args', '-r', f'__ns:={namespace}', *words, *remaps]
+
+
+@pytest.fixture
+def arm(request, start, namespace):
+    """Starts a simulated arm and a bridge for an output; the bridge's process is given back."""
+
+    def make(output, *parameters):
+        simulation = [
+            'episodes:=0', f'interface:={output}',
+            f'interface.stiffness:={robot_trial.STIFFNESS[output]}',
+        ]  # fmt: skip
+        start('sim_bridge', *node_arguments(namespace, simulation, *robot_trial.DRIVER))
+        bridge = [*robot_trial.BRIDGE, f'output:={output}', *parameters]
+        return start('robot_bridge', *node_arguments(namespace, bridge))
+
+    return make
+
+
+def test_policy_bridge_and_arm_solve_a_task_by_poses_and_by_velocities(tmp_path):
+    cells = trial(tmp_path, '--output', 'pose,twist', '--episodes', '1')
+    assert [c['output'] for c in cells] == ['pose', 'twist']
+    assert all(c['successes'] == 1 and not c['stops'] for c in cells)
+    assert all(c['jerk_rms'] > 0 and c['tracking_error_p95'] > 0 for c in cells)
+
+
+@pytest.mark.parametrize('output', ['pose', 'twist'])
+def test_the_75_mm_check_passes_on_the_arm_that_an_output_is_for(arm, namespace, output):
+    bridge = arm(output, 'follow_episodes:=""')
+    bridge.wait_for_log('output')
+    command = [sys.executable, '-m', 'vla_prune_ros', 'robot_check', '--namespace', namespace]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1 and '--go' in refused.stderr
+    done = subprocess.run(
+        [*command, '--go', '--patience', '60'],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr + bridge.log
+    assert '75 mm along y were to be expected' in done.stdout
+
+
+# -- without nodes -----------------------------------------------------------------------------
+def test_jerk_is_that_of_the_path_and_leaves_out_what_is_irregular():
+    times = 0.05 * np.arange(40)
+    path = [(t, np.array([t**3, 0.0, 0.0])) for t in times]
+    assert robot_client.jerk_rms(path) == pytest.approx(6.0)
+    jumped = [(t + (5.0 if k > 20 else 0.0), p) for k, (t, p) in enumerate(path)]
+    assert robot_client.jerk_rms(jumped) == pytest.approx(6.0)
+    assert np.isnan(robot_client.jerk_rms(path[:3]))
+
+
+def test_the_page_has_every_cell_and_every_stop():
+    bridge = dict.fromkeys(robot_report.BRIDGE, '0.5')
+    episodes = [
+        RobotEpisode('chunk', 0.0, 'a', 0, True, 60, 0, 0, 5.0),
+        RobotEpisode('pose', 0.15, 'a', 0, True, 70, 7, 1, 6.0, '', bridge),
+        RobotEpisode('pose', 0.15, 'b', 0, False, 120, 12, 0, 8.0, 'the arm moved', bridge),
+    ]
+    cells = robot_report.cells(episodes)
+    assert [(c['output'], c['successes'], c['episodes']) for c in cells] == [
+        ('chunk', 1, 1), ('pose', 1, 2),
+    ]  # fmt: skip
+    assert cells[1]['starved'] == pytest.approx(19 / 190) and cells[1]['jerk_rms'] == 7.0
+    run = {
+        'command': 'x', 'environment': {'date': 'd', 'cpu': 'c', 'cores': 2}, 'note': 'busy',
+        'load_average': [1.0, 2.0],
+    }  # fmt: skip
+    page = robot_report.markdown(run, cells)
+    assert 'busy' in page and '| pose ' in page and '- pose, 0.15 s: the arm moved' in page
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (['--output', 'joints'], 'chunk, pose, twist'),
+        (['--latency', '-1'], 'latencies from 0 on'),
+        (['--episodes', '0'], 'an episode'),
+    ],
+)
+def test_a_trial_that_cannot_be_says_why(arguments, reason, capsys):
+    assert robot_trial.main(arguments) == 1
+    assert reason in capsys.readouterr().err
+
+
+# -- long --------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('output', ['pose', 'twist'])
+def test_the_bridge_is_as_good_as_the_simulators_own_execution(tmp_path, output):
+    cells = trial(tmp_path, '--output', f'chunk,{output}', '--episodes', '16', timeout=800)
+    own, bridge = (c['successes'] for c in cells)
+    assert bridge >= own - 1
+    assert not cells[1]['stops']
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('output', ['pose', 'twist'])
+@pytest.mark.parametrize('victim', ['policy', 'bridge', 'arm'])
+def test_whatever_is_killed_in_motion_the_arm_comes_to_rest(ros, start, namespace, output, victim):
+    simulation = [
+        'episodes:=-1', f'interface:={output}',
+        f'interface.stiffness:={robot_trial.STIFFNESS[output]}',
+    ]  # fmt: skip
+    processes = {
+        'arm': start('sim_bridge', *node_arguments(namespace, simulation, *robot_trial.DRIVER)),
+        'bridge': start(
+            'robot_bridge',
+            *node_arguments(
+                namespace, [*robot_trial.BRIDGE, f'output:={output}', 'hold_timeout:=2.0']
+            ),
+        ),
+        'policy': start('policy_node', *node_arguments(namespace, ['torch_threads:=1'])),
+    }
+    watcher = Watcher(namespace)
+    try:
+        watcher.enable()
+        watcher.moving()
+        os.killpg(processes[victim].popen.pid, signal.SIGKILL)
+        processes[victim].popen.wait()
+        if victim == 'arm':
+            assert watcher.is_in('stopped', 'pose: the newest is'), processes['bridge'].log
+            return
+        if victim == 'policy':
+            assert watcher.is_in('holding', 'no action to play', 3.0), processes['bridge'].log
+            assert watcher.stands_still(0.4, 0.02)
+            assert watcher.is_in('stopped', 'held still for 2 s')
+            return
+        assert watcher.stands_still(0.7, 0.02)
+    finally:
+        watcher.close()
+
+
+class Watcher(OtherRobot):
+    """Only watches: another one's arm, another one's policy."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace, name='watcher')
+        self.moves, self.state_off, self.joints_off, self.speed = None, True, True, 0.0
+        for publisher in (self.chunks, self.info):  # a second policy would only hold the bridge
+            self.node.destroy_publisher(publisher)
+        self.node.destroy_subscription(self.arm_in)
+        self._seen: list[tuple[float, np.ndarray]] = []
+        from geometry_msgs.msg import PoseStamped
+
+        self.node.create_subscription(PoseStamped, 'arm/pose', self._on_seen, 5)
+
+    def _tick(self) -> None:
+        """There is no arm here."""
+
+    def _on_seen(self, message) -> None:
+        stamp, p = message.header.stamp, message.pose.position
+        at = stamp.sec + 1e-9 * stamp.nanosec
+        self._seen = [*self._seen[-10:], (at, np.array([p.x, p.y, p.z]))]
+        (begin, first), (end, last) = self._seen[0], self._seen[-1]
+        if end > begin:
+            self.speed = float(np.linalg.norm(last - first)) / (end - begin)
