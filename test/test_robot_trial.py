@@ -89,7 +89,7 @@ def test_jerk_is_that_of_the_path_and_leaves_out_what_is_irregular():
 
 
 def test_the_page_has_every_cell_and_every_stop():
-    bridge = dict.fromkeys(robot_report.BRIDGE, '0.5')
+    bridge = dict.fromkeys(robot_trial.BRIDGE_VALUES, '0.5')
     episodes = [
         RobotEpisode('chunk', 0.0, 'a', 0, True, 60, 0, 0, 5.0),
         RobotEpisode('pose', 0.15, 'a', 0, True, 70, 7, 1, 6.0, '', bridge),

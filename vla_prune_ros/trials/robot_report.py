@@ -6,15 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vla_prune_ros.evaluation.report import table
 from vla_prune_ros.evaluation.statistics import wilson_interval
-
-if TYPE_CHECKING:
-    from vla_prune_ros.trials.robot_trial import RobotEpisode
-
-BRIDGE = ('tracking_error_p95', 'jerk_within_p95', 'jerk_seam_p95', 'chunk_arrival_p50')
+from vla_prune_ros.trials.robot_trial import BRIDGE_VALUES, RobotEpisode
 
 
 def cells(episodes: Sequence[RobotEpisode]) -> list[dict[str, Any]]:
@@ -39,7 +35,7 @@ def cells(episodes: Sequence[RobotEpisode]) -> list[dict[str, Any]]:
             'jerk_rms': median(e.jerk_rms for e in own),
             'stops': [e.reason for e in own if e.reason],
         }
-        for key in BRIDGE:
+        for key in BRIDGE_VALUES:
             values = [float(e.bridge[key]) for e in own if e.bridge.get(key, 'nan') != 'nan']
             cell[key] = median(values) if values else None
         found.append(cell)

@@ -44,6 +44,9 @@ BRIDGE = (
     'gripper.closed:=0.0',
     'follow_episodes:=sim_bridge/episode',
 )
+BRIDGE_VALUES = (
+    'tracking_error_p95', 'jerk_within_p95', 'jerk_seam_p95', 'chunk_arrival_p50'
+)  # fmt: skip
 STIFFNESS = {'pose': 150.0, 'twist': 3000.0}
 DRIVER = ('-r', 'joint_states:=arm/joint_states', '-r', 'ee_pose:=arm/pose')
 
@@ -167,11 +170,12 @@ def _record(output: str, latency: float, status: dict[str, Any]) -> RobotEpisode
     bridge = status['bridge']
     own = output == 'chunk'
     reason = bridge.get('reason', '') if bridge.get('state') == 'stopped' else ''
+    lately = {k: bridge[k] for k in BRIDGE_VALUES if k in bridge}
     return RobotEpisode(
         output, latency, status['task'], int(status['initial_state']),
         status['success'] == 'true', int(status['step']),
         int(status['starved']) if own else status['bridge_starved'], int(status['late']),
-        round(status['jerk_rms'], 3), reason, {} if own else bridge,
+        round(status['jerk_rms'], 3), reason, {} if own else lately,
     )  # fmt: skip
 
 
