@@ -61,7 +61,7 @@ class OtherRobot:
         self.offset, self.delay, self.drop, self.frame = 0.0, 0.0, 0, 'base_link'
         self.jump = np.zeros(3)
         self._under_way: list[tuple[float, object, object]] = []
-        self._k = 0
+        self._k, self._moved = 0, time.monotonic()
         self._clients: dict[str, object] = {}
         self.pose_out = node.create_publisher(PoseStamped, 'arm/pose', 5)
         self.joints_out = node.create_publisher(JointState, 'gripper/joint_states', 5)
@@ -109,17 +109,11 @@ class OtherRobot:
     def _tick(self) -> None:
         self._k += 1
         now = time.monotonic()
-        before = self.position.copy()
-        if self.stuck:
-            pass
-        elif self.output == 'pose' and self.target is not None:  # as soft as OSC_POSE
-            stiffness, damping = 150.0, 2.0 * math.sqrt(150.0)
-            pull = stiffness * (self.target - self.position) - damping * self.velocity
-            self.velocity = self.velocity + TICK * pull
-            self.position = self.position + TICK * self.velocity
-        elif self.output == 'twist' and self.target is not None:
-            fresh = self.commands and now - self.commands[-1][0] < 0.1
-            self.position = self.position + TICK * (self.target if fresh else np.zeros(3))
+        steps = max(1, min(20, round((now - self._moved) / TICK)))  # however late we are
+        self._moved = now
+        for _ in range(steps):
+            before = self.position
+            self._move(now)
         self.speed = float(np.linalg.norm(self.position - before)) / TICK
         if not self.state_off:
             self._send(self.pose_out, self._pose())
@@ -132,6 +126,16 @@ class OtherRobot:
         while self._under_way and self._under_way[0][0] <= now:
             _, publisher, message = self._under_way.pop(0)
             publisher.publish(message)
+
+    def _move(self, now: float) -> None:
+        if self.target is None or self.stuck:
+            return
+        if self.output == 'pose':  # as soft as OSC_POSE
+            pull = 150.0 * (self.target - self.position) - 2.0 * math.sqrt(150.0) * self.velocity
+            self.velocity = self.velocity + TICK * pull
+            self.position = self.position + TICK * self.velocity
+        elif now - self.commands[-1][0] < 0.1:
+            self.position = self.position + TICK * self.target
 
     def _pose(self) -> PoseStamped:
         message = PoseStamped()

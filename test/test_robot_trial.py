@@ -63,7 +63,7 @@ def test_policy_bridge_and_arm_solve_a_task_by_poses_and_by_velocities(tmp_path)
     assert all(c['jerk_rms'] > 0 and c['tracking_error_p95'] > 0 for c in cells)
 
 
-@pytest.mark.parametrize('output', ['pose', 'twist'])
+@pytest.mark.parametrize('output', ['pose', pytest.param('twist', marks=pytest.mark.slow)])
 def test_the_75_mm_check_passes_on_the_arm_that_an_output_is_for(arm, namespace, output):
     bridge = arm(output, 'follow_episodes:=""')
     bridge.wait_for_log('output')

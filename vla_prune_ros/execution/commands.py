@@ -18,7 +18,6 @@ from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.execution.targets import Pose, rotation_matrix, rotation_vector
 
 ANCHORS = ('measured', 'command', 'velocity')
-HOLD_STEPS = 0.8  # of the training arm: a goal so far ahead stops an arm in motion the soonest
 SMALLEST_GAP = 0.2  # s between two commands to a gripper
 OPEN_ABOVE, CLOSED_BELOW = 0.6, 0.4
 
@@ -173,16 +172,22 @@ class Commander:
     def freeze(self, measured: Pose) -> Pose:
         """The target to repeat from now on, so that the arm comes to rest.
 
-        The last target, but not further ahead than an arm in motion comes anyway. It is made once:
-        a soft arm that is sent to where it is measured, again and again, creeps away.
+        The last target; of a soft arm's offset the part that a step would have covered, as this
+        stops it the soonest. It is made once: a soft arm that is sent to where it is measured,
+        again and again, creeps away.
         """
-        s = self.semantics
         if self._last is None or self.anchor == 'velocity':
             self._last = measured
-        lead, turn = self.limits.lead, self.limits.lead_turn
         if self.anchor == 'measured':
-            lead, turn = HOLD_STEPS * s.step_position, HOLD_STEPS * s.step_rotation
-        self._last, _ = self._leash(self._last, measured, lead, turn)
+            part = self._covers
+            vector = self._turns * rotation_vector(self._last.rotation @ measured.rotation.T)
+            self._last = Pose(
+                measured.position + part * (self._last.position - measured.position),
+                rotation_matrix(vector) @ measured.rotation,
+            )
+        else:
+            limits = self.limits
+            self._last, _ = self._leash(self._last, measured, limits.lead, limits.lead_turn)
         self._before = None
         return self._last
 

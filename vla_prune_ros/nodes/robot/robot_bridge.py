@@ -229,6 +229,8 @@ class RobotBridge(LifecycleNode):
         self.config = RobotConfig.from_values(self._values())
         if self.pilot.supervisor.state == IDLE:
             self.pilot.configure(self.config, self.gate.semantics)
+            if self.control is not None:
+                self.control.state.follow(self.config)
         else:
             self.pilot.follow(self.config)
 

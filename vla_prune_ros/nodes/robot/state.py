@@ -145,6 +145,10 @@ class RobotState:
             return by_arrival
         return max(by_arrival, abs(now - self._stamps[stream]) / 1e9)  # the future is no better
 
+    def follow(self, config: Any) -> None:
+        """Another limit of the speed."""
+        self._watch = PoseWatch(config.limits.speed)
+
     def forgive(self) -> None:
         """Forget a fault, and where the arm was."""
         self.fault = ''
