@@ -18,11 +18,14 @@ from conftest import REPOSITORY
 
 from vla_prune_ros.__main__ import VERBS, installed
 from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.robot.parameters import ROBOT
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.ros.parameters import Spec
 
 SOURCES = ('LICENSE', 'package.xml', 'setup.py', 'setup.cfg', 'resource', 'config', 'launch')
-NODES = {'vla_policy': (*POLICY, *pruning_specs()), 'sim_bridge': BRIDGE}
+NODES = {
+    'vla_policy': (*POLICY, *pruning_specs()), 'sim_bridge': BRIDGE, 'robot_bridge': ROBOT
+}  # fmt: skip
 ALWAYS = {'use_sim_time'}  # parameters that every node has
 
 
@@ -54,7 +57,7 @@ def test_every_parameter_has_one_name_a_description_and_an_allowed_default(specs
         check(spec, list(spec.default) if isinstance(spec.default, tuple) else spec.default)
 
 
-@pytest.mark.parametrize('path', sorted((REPOSITORY / 'config').glob('*.yaml')), ids=str)
+@pytest.mark.parametrize('path', sorted((REPOSITORY / 'config').rglob('*.yaml')), ids=str)
 def test_parameter_files_name_existing_parameters_with_allowed_values(path):
     content = yaml.safe_load(path.read_text())
     assert content
