@@ -125,6 +125,20 @@ def test_an_older_or_unknown_chunk_does_not_replace_the_newer_one():
     assert player.unknown == 1
 
 
+def test_stamps_need_only_be_near_an_observation_if_so_wished():
+    player = ChunkPlayer(slop=50)
+    for k in range(5):
+        player.observe(100 * k)
+        player.next()
+    assert not player.add(-60, chunk(0)) and not player.add(460, chunk(0))
+    assert player.unknown == 2
+    assert player.add(190, chunk(0)) and player.stamp == 190
+    assert play(player, 2) == [0, 1], 'nothing was executed since'
+    player.observe(900)
+    assert player.add(640, chunk(50)) is False, 'between two observations that are far apart'
+    assert len(player.rest) == 6 and player.rest[0, 0] == 2
+
+
 def test_a_new_episode_starts_empty():
     player = started(BLEND, motion(0))
     run(player, 3)

@@ -108,6 +108,19 @@ def test_by_observation_everything_is_inferred_with_what_was_executed_before_it(
     assert trigger.add_observation(seen(9)) == Tick(seen(9), (B,))
 
 
+def test_a_rate_limit_leaves_observations_to_the_history():
+    trigger = Trigger('observation', gap=100)
+    assert trigger.add_observation(seen(50)) == Tick(seen(50))
+    assert trigger.add_observation(seen(100)) is None
+    trigger.add_executed(100, A)
+    assert trigger.add_observation(seen(149)) is None
+    between = (seen(100), seen(149))
+    assert trigger.add_observation(seen(150)) == Tick(seen(150), (A,), between)
+    assert trigger.add_observation(seen(240)) is None
+    trigger.clear()
+    assert trigger.add_observation(seen(241)) == Tick(seen(241))
+
+
 @pytest.mark.parametrize('request_first', [False, True])
 def test_by_request_only_the_named_observation_is_inferred(request_first):
     trigger = Trigger('request')

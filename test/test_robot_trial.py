@@ -78,6 +78,14 @@ def test_the_75_mm_check_passes_on_the_arm_that_an_output_is_for(arm, namespace,
     assert '75 mm along y were to be expected' in done.stdout
 
 
+def test_only_the_tabletop_can_be_driven(start, namespace):
+    process = start(
+        'sim_bridge', *node_arguments(namespace, ['interface:=pose', 'backend:=libero'])
+    )
+    assert process.popen.wait(30) == 1
+    assert 'only backend tabletop' in process.log
+
+
 # -- without nodes -----------------------------------------------------------------------------
 def test_jerk_is_that_of_the_path_and_leaves_out_what_is_irregular():
     times = 0.05 * np.arange(40)
