@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
+from conftest import REPOSITORY
 from robot_peer import OtherRobot
 
 from vla_prune_ros.trials import robot_client, robot_report, robot_trial
@@ -76,6 +78,36 @@ def test_the_75_mm_check_passes_on_the_arm_that_an_output_is_for(arm, namespace,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr + bridge.log
     assert '75 mm along y were to be expected' in done.stdout
+
+
+@pytest.mark.parametrize('output', ['pose', pytest.param('twist', marks=pytest.mark.slow)])
+def test_what_robot_launch_starts_plays_together(ros, start, namespace, output):
+    """The same files, remappings and arguments, without launch itself."""
+    source = (REPOSITORY / 'launch' / 'robot.launch.py').read_text()
+    constants = {
+        node.targets[0].id: node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+    }
+    state, driver = (
+        [w for a, b in ast.literal_eval(constants[name]) for w in ('-r', f'{a}:={b}')]
+        for name in ('STATE', 'DRIVER')
+    )
+    file = ['--params-file', str(REPOSITORY / 'config' / 'robots' / f'tabletop_{output}.yaml')]
+    arguments = ['dry_run:=false', 'speed_scale:=1.0']
+    processes = [
+        start('policy_node', *node_arguments(namespace, ['torch_threads:=1'], *state, *file)),
+        start('robot_bridge', *node_arguments(namespace, arguments, *file)),
+        start('sim_bridge', *node_arguments(namespace, [], *driver, *file)),
+    ]
+    watcher = Watcher(namespace)
+    try:
+        watcher.enable()
+        watcher.moving()
+    finally:
+        watcher.close()
+    for process in processes:
+        assert process.end()[0] == 0, process.log
 
 
 def test_only_the_tabletop_can_be_driven(start, namespace):
