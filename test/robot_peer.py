@@ -134,7 +134,7 @@ class OtherRobot:
             pull = 150.0 * (self.target - self.position) - 2.0 * math.sqrt(150.0) * self.velocity
             self.velocity = self.velocity + TICK * pull
             self.position = self.position + TICK * self.velocity
-        elif now - self.commands[-1][0] < 0.1:
+        elif self.commands and now - self.commands[-1][0] < 0.1:
             self.position = self.position + TICK * self.target
 
     def _pose(self) -> PoseStamped:

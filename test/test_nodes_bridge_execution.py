@@ -18,6 +18,7 @@ from bridge_peer import Robot, bridge, some_actions
 from diagnostic_msgs.msg import DiagnosticArray
 from peer import PERIOD
 
+from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.ros import messages as m
 
@@ -114,7 +115,10 @@ def test_bad_chunks_are_refused_counted_and_explained(start, namespace, robot):
     def backward(message):
         message.points = message.points[::-1]
 
-    changes = (shape, infinite, names, empty, rate, backward)
+    def units(message):
+        message.header.frame_id = Semantics(scale_position=0.02).signature
+
+    changes = (shape, infinite, names, empty, rate, backward, units)
     for change in changes:
         broken(change)
     robot.answers.publish(m.chunk_message(good, stamp + 1, PERIOD))

@@ -40,6 +40,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.execution.playing import Execution
+from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.nodes.simulation.episodes import Episodes
 from vla_prune_ros.nodes.simulation.inbox import Answer, Inbox
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
@@ -67,6 +68,7 @@ ACKNOWLEDGED = Duration(seconds=1)
 CONNECTING = 1.0  # s that a policy gets to connect to all topics once it is there
 THROTTLE = 5.0  # s between two warnings of a kind
 STATISTICS = 'vla_policy/inference_stats'
+MEANING = Semantics().signature  # of actions: every simulated robot is driven as OSC_POSE
 LIMITS = 16  # chunks whose early end may be known before they come
 
 
@@ -283,6 +285,8 @@ class SimBridge(Node):
             actions = actions_from(message)
             if not len(actions):
                 raise MessageError('no actions')
+            if message.header.frame_id not in ('', MEANING):  # expert_node says nothing
+                raise MessageError(f'actions mean {message.header.frame_id}; expected {MEANING}')
             self._check_grid(message)
         except MessageError as error:
             self._refused += 1
