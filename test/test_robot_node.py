@@ -67,6 +67,13 @@ def test_it_runs_when_all_is_well(bridge):
     assert bridge.sent[-1].header.frame_id == 'base_link'
 
 
+def test_enabling_what_is_enabled_changes_nothing(bridge):
+    feed(bridge)
+    left = bridge.pilot.player.remaining
+    assert bridge.control.enable() == []
+    assert bridge.pilot.player.remaining == left > 0
+
+
 def test_an_exception_in_a_step_stops_and_holds(bridge, monkeypatch):
     feed(bridge)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from geometry_msgs.msg import PoseArray
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.execution.supervisor import RUNNING, Facts
+from vla_prune_ros.execution.supervisor import HOLDING, RUNNING, Facts
 from vla_prune_ros.nodes.robot.grippers import make_gripper
 from vla_prune_ros.nodes.robot.outputs import OUTPUTS, Servo
 from vla_prune_ros.nodes.robot.reports import preview
@@ -73,6 +73,8 @@ class Control:
 
     def enable(self) -> list[str]:
         """Leave idle; the reasons why not, if there are any."""
+        if self._pilot.supervisor.state in (HOLDING, RUNNING):
+            return []
         now, now_ns = time.monotonic(), self._node.get_clock().now().nanoseconds
         self.around.look(now, at_once=True)
         self.state.forgive()
