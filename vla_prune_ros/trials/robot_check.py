@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Move the hand by 20 actions of --size along one axis, through a robot bridge that is not in dry run
 and whose speed_scale is 1, and compare with what the arm of the training data would do: 75 mm for
 0.3. No policy may run. THE ARM MOVES. Exit code 0 if the distance is within 20 %."""
-STEPS, CHUNK, PERIOD = 20, 8, 50_000_000
+STEPS, PERIOD = 20, 50_000_000
 AXES = ('x', 'y', 'z')
 
 
@@ -118,20 +118,15 @@ def measure(args: argparse.Namespace) -> tuple[np.ndarray, dict[str, str]]:
                 raise RuntimeError(f'cannot begin: {reason or "no pose on " + args.pose}')
             spin(0.2)
         spin(0.5)
-        start, left = poses[-1], STEPS
+        start = poses[-1]
         try:
-            while left:  # each chunk is for now, and the next one comes when it is through
-                n = min(CHUNK, left)
-                now = node.get_clock().now().nanoseconds
-                chunks.publish(
-                    m.chunk_message(np.tile(action, (n, 1)), now, PERIOD, semantics.signature)
-                )
-                spin(0.1)
-                while state.get('actions_left', '0') != '0' or state.get('state') == 'running':
+            now = node.get_clock().now().nanoseconds
+            actions = np.tile(action, (STEPS, 1))
+            chunks.publish(m.chunk_message(actions, now, PERIOD, semantics.signature))
+            for wanted in (('running',), ('holding', 'stopped')):
+                until = time.monotonic() + 5.0
+                while state.get('state') not in wanted and time.monotonic() < until:
                     spin(0.02)
-                left -= n
-                if state.get('state') == 'stopped':
-                    break
             spin(1.0)
         finally:
             enable(False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +110,8 @@ class DriverEpisodes(Episodes):
         commands: ArmCommands,
         interface: str,
         stiffness: float,
-        **options: Any,
     ) -> None:
-        super().__init__(lambda: make_robot('tabletop', render=False, **options), link)
+        super().__init__(lambda: make_robot('tabletop', render=False), link)
         self._sensors, self._commands = sensors, commands
         self._interface, self._stiffness = interface, stiffness
         self._snapshot: tuple[int, tuple] | None = None  # stamp and state for the pictures
@@ -203,6 +202,19 @@ class DriverEpisodes(Episodes):
                 self._link.give_up(error)
         finally:
             robot.close()
+
+
+def driver_episodes(node: Any, sensors: Sensors, settings: Mapping[str, Any]) -> DriverEpisodes:
+    """The robot of a `SimBridge` as an arm that takes commands.
+
+    Raises:
+        ValueError: the backend has no such arm.
+    """
+    interface = settings['interface']
+    if settings['backend'] != 'tabletop':
+        raise ValueError(f'interface {interface}: only backend tabletop has it')
+    commands = ArmCommands(node, interface, settings['base_frame'], node.warn)
+    return DriverEpisodes(node, sensors, commands, interface, settings['interface.stiffness'])
 
 
 def _matrix(quaternion: np.ndarray) -> np.ndarray:

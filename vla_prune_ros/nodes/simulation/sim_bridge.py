@@ -112,21 +112,11 @@ class SimBridge(Node):
         )
         options = {k: settings[k] for k in ('suite', 'assets') if settings[k]}
         if self._drives:
-            self._episodes = self._driver(settings)
+            from vla_prune_ros.nodes.simulation.driver import driver_episodes
+
+            self._episodes = driver_episodes(self, self._sensors, settings)
         else:
             self._episodes = Episodes(lambda: make_robot(settings['backend'], **options), self)
-
-    def _driver(self, settings: dict[str, Any]) -> Episodes:
-        """The robot as an arm that takes commands."""
-        from vla_prune_ros.nodes.simulation.driver import ArmCommands, DriverEpisodes
-
-        interface, frame = settings['interface'], settings['base_frame']
-        if settings['backend'] != 'tabletop':
-            raise ValueError(f'interface {interface}: only backend tabletop has it')
-        commands = ArmCommands(self, interface, frame, self.warn)
-        return DriverEpisodes(
-            self, self._sensors, commands, interface, settings['interface.stiffness']
-        )
 
     def start(self) -> None:
         """Start the simulation."""
