@@ -304,6 +304,6 @@ def test_however_the_bridge_ends_in_motion_the_last_command_is_to_hold_still(
     process.popen.send_signal(number)
     assert other.wait_for(lambda: process.popen.poll() is not None, 10.0)
     assert process.popen.returncode == 0 and 'idle: the node ends' in process.log
-    last = [message.pose.position.x for _, message in other.commands[-20:]]
+    last = [message.pose.position.x for _, message in other.commands[-8:]]
     assert len(set(last)) == 1, 'the same pose again and again'
     assert other.stands_still(slow=0.016)
