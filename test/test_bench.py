@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import INSTRUCTIONS
 
 from vla_prune_ros.benchmark import bench
 from vla_prune_ros.benchmark import roofline as bench_roofline
@@ -28,6 +29,7 @@ from vla_prune_ros.benchmark.roofline import (
     measure_machine,
     query_products,
 )
+from vla_prune_ros.benchmark.run import Arm
 from vla_prune_ros.benchmark.scene import (
     make_queries,
     synthetic_queries,
@@ -36,6 +38,7 @@ from vla_prune_ros.benchmark.scene import (
 from vla_prune_ros.benchmark.startup import import_time
 from vla_prune_ros.evaluation.entries import make_entries
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
+from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.trials import realtime
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
@@ -72,6 +75,20 @@ def test_frames_and_actions_are_the_same_at_every_call():
         np.testing.assert_array_equal(one.images['wrist'], other.images['wrist'])
     last = second[-1].executed
     assert last.shape == (8, 7) and np.abs(last[:, :6]).max() <= 1.0
+
+
+@pytest.mark.parametrize('make', [synthetic_queries, tabletop_queries])
+def test_every_step_between_two_queries_is_in_the_history(make, checkpoint):
+    policy = VLAPolicy.from_pretrained(checkpoint, 'specprune')
+    arm = Arm('specprune', policy, 'specprune')
+    for query in make(4):
+        arm.lead_to(query)
+        chunk = arm.answer(query, INSTRUCTIONS[0])
+        steps = [frame.step for frame in policy.history.frames]
+        newest = policy.history.step
+        assert steps == [*range(max(0, newest - 15), newest + 1)]
+        # At most base 7 and offset 4 back, at least to the last query.
+        assert chunk.stats['dense'] or 8 <= chunk.stats['reference_distance'] <= 11
 
 
 # -- floors ------------------------------------------------------------------------------------

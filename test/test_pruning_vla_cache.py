@@ -561,6 +561,74 @@ def test_entropy_schedule_of_the_release_by_hand():
     assert released_shares([1.0, 1.0], {1: 0.9}) == {1: 0.0}
 
 
+def released_schedule(maps):
+    """Shares of all layers, restated from the released code; maps [heads, live rows, tokens]."""
+    entropies = []
+    for heads in maps:
+        attention = heads.mean(0)
+        attention = attention / (attention.sum(-1, keepdim=True) + 1e-10)
+        entropies.append(-(attention * torch.log(attention + 1e-10)).sum(-1).mean())
+    entropies = torch.stack(entropies)
+    spread = entropies.max() - entropies.min() + 1e-10
+    shares = (1 - (entropies - entropies.min()) / spread).tolist()
+    for i in range(1, len(shares)):
+        if shares[i] > shares[i - 1]:
+            shares[i] = shares[i - 1] + 0.55 * (shares[i] - shares[i - 1])
+    return shares
+
+
+def test_the_released_preset_selects_as_the_released_code(sized, monkeypatch):
+    model, views = sized
+    run = Run(model, views, preset='released_oft', tau=0.9)
+    patches, depth = model.config.patches_per_view, model.config.llama.n_layers
+    static_k, relevant_k = (run.selector.rule[name] for name in ('static_k', 'relevant_k'))
+    attention = type(model.decoder.layers[0].self_attn)
+    original = attention.attend
+    start = noise(model, 5, views)
+    rng = np.random.default_rng(0)
+    previous, maps = None, []
+    for _ in range(4):
+        change = rng.integers(-40, 41, start.shape) * rng.integers(0, 2, (1, *start.shape[1:3], 1))
+        frames = np.clip(start.astype(int) + change, 0, 255).astype(np.uint8)
+        captured = []
+
+        def attend(self, q, k, v, mask, captured=captured):
+            captured.append(torch.softmax(q[0] @ k[0].transpose(1, 2) / q.shape[-1] ** 0.5, -1))
+            return original(self, q, k, v, mask)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, 'attend', attend)
+            out = run.step(frames)
+        rows = [m.shape[1] for m in captured]
+        n = out.layout.length
+        if previous is None:
+            assert rows == [n] * depth
+        else:
+            shares, candidates = released_schedule(maps), []
+            # Relevance is that of 34 rows from the robot state on; all of them are always live.
+            first = out.layout.proprio - n
+            text = slice(first, first + 34 if first + 34 < 0 else None)
+            for view in range(views):
+                a, b = (to_patches(f, 14)[view].double() for f in (frames, previous))
+                similarity = torch.nn.functional.cosine_similarity(a, b)
+                static = [i for i in similarity.argsort(descending=True).tolist()
+                          if similarity[i] >= 0.9][:static_k]  # fmt: skip
+                ids = out.layout.view(view)
+                attended = maps[run.selector.relevance_layer].mean(0)[text, ids.start : ids.stop]
+                relevant = attended.mean(0).argsort(descending=True)[:relevant_k].tolist()
+                candidates += [ids.start + i for i in sorted({*static} - {*relevant})]
+            reused, expected = 0, []
+            for layer in range(depth):
+                if layer in run.selector.stages and candidates:
+                    reused = max(reused, max(1, int(shares[layer] * len(candidates))))
+                expected.append(n - reused)
+            assert rows == expected
+            assert reused > 0
+            kept = {*range(1, 1 + views * patches)} - {*candidates[:reused]}
+            assert out.kept.tolist() == sorted(kept)
+        previous, maps = frames, captured
+
+
 def test_entropies_of_the_previous_pass_drive_the_schedule():
     model = MODELS['larger']
     run = Run(model, schedule='entropy', entropy_gain=100.0, **REUSE_ALL)

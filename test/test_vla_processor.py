@@ -138,6 +138,17 @@ def test_proprio_is_clipped_and_the_caller_keeps_its_array():
     np.testing.assert_array_equal(state, before)
 
 
+def test_numbers_that_a_mask_leaves_out_are_clipped_and_nothing_else():
+    # As `normalize_proprio` of the authors: np.clip(np.where(mask, scaled, proprio), -1, 1).
+    statistics = norm_stats()['tabletop']
+    statistics['proprio'] |= {'mask': [True] * 6 + [False] * 2}
+    normaliser = Normaliser(statistics, 7, 8)
+    state = np.array([-1.0, 0.25, 1.5, 0.25, 0.25, 0.25, 0.04, -7.0])
+    np.testing.assert_allclose(
+        normaliser.normalise_proprio(state), [-1, 0, 1, 0, 0, 0, 0.04, -1], atol=1e-7
+    )
+
+
 def test_statistics_of_another_width_are_refused():
     with pytest.raises(ValueError, match='proprio statistics'):
         Normaliser(norm_stats(proprio_dim=7)['tabletop'], 7, 8)

@@ -246,7 +246,8 @@ class ReferencePolicy:
             out = functional.scaled_dot_product_attention(q, k, v)
         else:
             maps = torch.matmul(q, k.transpose(2, 3)) / math.sqrt(head_dim)  # [1, heads, n, n]
-            maps = functional.softmax(maps + mask, dim=-1, dtype=torch.float32).to(q.dtype)
+            maps = maps + mask  # one name: never three buffers of this size alive, as upstream
+            maps = functional.softmax(maps, dim=-1, dtype=torch.float32).to(q.dtype)
             out = torch.matmul(maps, v)
         out = out.transpose(1, 2).contiguous().view(1, x.shape[1], -1)
         return w.linear('self_attn.o_proj', out), (k, v)
