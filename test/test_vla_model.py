@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
 from vla_prune_ros.pruning import make_selector
 from vla_prune_ros.vla.checkpoint import unused_shapes
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.selection import TokenLayout
 
 

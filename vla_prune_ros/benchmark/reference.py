@@ -35,7 +35,7 @@ from vla_prune_ros.vla.config import (
     OpenVLAConfig,
     TowerConfig,
 )
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import Processor, centre_crop, jpeg_round_trip, resize
 
 ATTENTION = ('maps', 'fused')

@@ -68,7 +68,7 @@ def check_checkpoint(directory: str | Path) -> Report:
     import torch
 
     from vla_prune_ros.vla.config import OpenVLAConfig
-    from vla_prune_ros.vla.model import OpenVLAOFT
+    from vla_prune_ros.vla import OpenVLAOFT
 
     report = Report(str(directory))
     try:

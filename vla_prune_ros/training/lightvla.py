@@ -21,7 +21,7 @@ from vla_prune_ros.pruning.lightvla import (
     select_for_training,
 )
 from vla_prune_ros.vla.heads import ActionHead, ProprioProjector
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 
 _HEADS = ('action_head', 'proprio_projector')
 
