@@ -17,9 +17,9 @@ from tiny import norm_stats, tiny_checkpoint
 
 from vla_prune_ros import weights
 from vla_prune_ros.evaluation.check import check_checkpoint, main, text
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import published_shapes
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.sizes import SIZES
 
 

@@ -22,8 +22,8 @@ from vla_prune_ros.pruning.lightvla import (
     straight_through,
     unit,
 )
-from vla_prune_ros.vla.config import LlamaConfig
 from vla_prune_ros.vla import OpenVLAOFT
+from vla_prune_ros.vla.config import LlamaConfig
 from vla_prune_ros.vla.processor import pixel_values
 from vla_prune_ros.vla.selection import TokenLayout, TokenState
 

@@ -78,10 +78,7 @@ def test_entropy_weighs_layers_against_each_other():
     def layer(values, entropy):
         probs = torch.tensor(values).view(1, 1, -1)
         here = torch.ones(3, dtype=torch.bool)
-        return LayerScores(
-            probs, torch.tensor([9]), torch.arange(1, 4), torch.tensor([True]), here,
-            torch.tensor(entropy),
-        )  # fmt: skip
+        return LayerScores(probs, torch.tensor([True]), here, torch.tensor(entropy))
 
     for confidence, best in ((True, 1), (False, 3)):
         gathered = Importance(torch.zeros(3), 0.2, 1e-6, 5.3, confidence)

@@ -220,9 +220,9 @@ class Decoder(nn.Module):
         space = self.space(sequence, position_ids, key_mask)
         states = space.states[0]
         length = states.shape[1] if layout is None else layout.length
-        if selector is not None:
-            if len(states) != 1 or layout is None or space.key_mask is not None:
-                raise ValueError('a token selector needs batch size 1, a layout and no mask')
+        simple = len(states) == 1 and layout is not None and space.key_mask is None
+        if selector is not None and not simple:
+            raise ValueError('a token selector needs batch size 1, a layout and no mask')
         if isinstance(sequence, Tensor) and length != states.shape[1]:
             raise ValueError(f'the layout has {length} tokens, the sequence {states.shape[1]}')
         return walk(self, space, length, selector, layout, run, mark)

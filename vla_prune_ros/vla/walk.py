@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one walk through the decoder: segments of layers, and a selector's cuts between them.
 
-What a segment computes follows from the weights, from the tensors of a `Space`, and from one frozen
-value, the `Stage`. It sees nothing else, so it may be run directly, or recorded and found again by
-that value: two equal stages do the same.
+What a segment computes follows from the weights, from the tensors of a `Space`, and from one
+frozen value, the `Stage`. It sees nothing else, so it may be run directly, or recorded and found
+again by that value: two equal stages do the same.
 """
 
 from __future__ import annotations
@@ -275,10 +275,8 @@ def side_product(
     Returns:
         The fields of `LayerScores`, entropy only if it was requested.
     """
-    (row_at, row_there), (column_at, column_there) = (
-        _locate(wanted, among)
-        for wanted, among in ((request.rows, ids), (request.columns, key_ids))
-    )
+    row_at, row_there = _locate(request.rows, ids)
+    column_at, column_there = _locate(request.columns, key_ids)
     logits = q[:, row_at].float() @ k.float().transpose(1, 2) / math.sqrt(q.shape[-1])
     if shown is not None:
         logits = logits.masked_fill(~shown, -torch.inf)
