@@ -197,3 +197,13 @@ def ros():
     rclpy.init()
     yield rclpy
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> None:
+    """Let `runtime: graphs` record on a CPU."""
+    from recorded_operations import RecordedOperations
+
+    from vla_prune_ros.runtime.engine import BACKENDS
+
+    monkeypatch.setitem(BACKENDS, 'cpu', RecordedOperations)

@@ -12,8 +12,8 @@ import torch
 from tiny import inputs, tiny_config
 
 from vla_prune_ros.pruning import History, Tick, make_selector
+from vla_prune_ros.vla import OFTOutput, OpenVLAOFT
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
-from vla_prune_ros.vla.model import OFTOutput, OpenVLAOFT
 from vla_prune_ros.vla.processor import pixel_values
 from vla_prune_ros.vla.selection import PassPlan
 

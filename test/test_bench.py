@@ -95,7 +95,7 @@ def test_every_step_between_two_queries_is_in_the_history(make, checkpoint):
 def test_products_add_up_to_the_flops_of_a_query():
     layout = TokenLayout(2, 4, 9, SMALL_WORK.n_placeholders)
     n = layout.length
-    layers = (LayerWork(n, n), LayerWork(n - 3, n, ahead_rows=n, score_products=40),
+    layers = (LayerWork(n, n), LayerWork(n - 3, n, score_products=40),
               LayerWork(0, 0))  # fmt: skip
     work = PassWork(layout, layers)
     flops = query_flops(SMALL_WORK, work)
@@ -268,7 +268,7 @@ def test_traces_tell_work_from_pauses(tmp_path, known_machine):
     assert '## Profile' in (tmp_path / 'report.md').read_text()
 
 
-def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine):
+def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine, stand_in):
     code = bench.main([
         '--size', 'tiny', '--modes', 'none,lightvla', '--no-reference', '--ticks', '1',
         '--warm-up', '2', '--frames', 'synthetic', '--threads', '1', '--runtime', 'graphs',

@@ -24,7 +24,7 @@ from vla_prune_ros.benchmark.reference import (
 )
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
 from vla_prune_ros.policy import VLAPolicy
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import pixel_values
 from vla_prune_ros.vla.selection import TokenLayout
 

@@ -85,17 +85,8 @@ PLANS = {
     'scores on the way': lambda model: Scripted(
         {2: 6}, scores={0: ScoreRequest(range(20, 25), range(1, 19))}
     ),
-    'scores ahead of the cut': lambda model: Scripted(
-        {2: 6}, scores={2: ScoreRequest(range(20, 25), range(1, 19), ahead=True)}
-    ),
-    'buckets': lambda model: Scripted({1: 13, 3: 5}, bucket=4),
-    'scores on the way in a bucket': lambda model: Scripted(
-        {1: 6}, bucket=8, scores={3: ScoreRequest(range(20, 25), range(1, 19))}
-    ),
-    'scores ahead of a second cut': lambda model: Scripted(
-        {1: 6, 3: 2},
-        bucket=8,
-        scores={3: ScoreRequest(range(20, 25), range(1, 19), ahead=True)},
+    'scores behind a cut': lambda model: Scripted(
+        {1: 6}, scores={3: ScoreRequest(range(20, 25), range(1, 19))}
     ),
     'cached keys': lambda model: Scripted({1: 5}, cache=full_cache(model)),
     'scores over cached keys': lambda model: Scripted(

@@ -212,12 +212,11 @@ def test_the_most_similar_and_least_relevant_are_reused_first():
 @given(
     seed=st.integers(0, 50),
     shares=st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    bucket=st.sampled_from([0, 1, 7, 32, 500]),
 )
-def test_stages_nest_keep_their_budget_and_protect(seed, shares, bucket):
+def test_stages_nest_keep_their_budget_and_protect(seed, shares):
     model = MODELS['small']
     stages = ','.join(f'{1 + i}:{share}' for i, share in enumerate(shares))
-    run = Run(model, stages=stages, bucket=bucket, **{**REUSE_ALL, 'static_k': 11})
+    run = Run(model, stages=stages, **{**REUSE_ALL, 'static_k': 11})
     frames = noise(model, seed)
     run.step(frames)
     rows = []
@@ -232,26 +231,10 @@ def test_stages_nest_keep_their_budget_and_protect(seed, shares, bucket):
     assert rows[0] == n
     for share, live in zip(shares, rows[1:], strict=True):
         reused = max(reused, int(np.floor(share * 22 + 1e-9)))
-        wanted = n - reused
-        if bucket:
-            wanted = min(n, -(-wanted // bucket) * bucket)
-        assert live == wanted
+        assert live == n - reused
     assert out.kept.tolist() == sorted(set(out.kept.tolist()))
     tail = [0, *range(1 + out.layout.n_visual, n)]
     assert set(tail) <= set(out.position_ids.tolist())
-
-
-def test_buckets_only_add_recomputed_rows():
-    model = MODELS['small']
-    frames = noise(model, 0)
-    kept = []
-    for bucket in (0, 16):
-        run = Run(model, bucket=bucket, **REUSE_ALL)
-        run.step(frames)
-        out = run.step(frames)
-        torch.testing.assert_close(out.actions, run.dense(frames).actions, rtol=0, atol=1e-5)
-        kept.append(set(out.kept.tolist()))
-    assert kept[0] < kept[1]
 
 
 # -- age, reference frame, refresh -------------------------------------------------------------

@@ -19,12 +19,15 @@ from tiny import INSTRUCTIONS, observation, tiny_checkpoint
 from vla_prune_ros import weights
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import MODES
-from vla_prune_ros.runtime.engine import RUNTIMES
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.runtime.engine import BACKENDS, RUNTIMES
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import pixel_values
 
 GOLDEN = Path(__file__).parent / 'data' / 'oft_tiny'
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::UserWarning'),
+    pytest.mark.usefixtures('stand_in'),
+]
 
 
 @pytest.fixture(scope='module')
@@ -113,6 +116,12 @@ def test_unknown_settings_are_refused_with_the_valid_ones(directory):
             load(directory, **{setting: 'nonsense'})
     assert RUNTIMES[0] == 'auto'
     assert load(directory).info()['runtime'] == 'plain'
+
+
+def test_graphs_without_a_gpu_are_refused(directory, monkeypatch):
+    monkeypatch.delitem(BACKENDS, 'cpu')
+    with pytest.raises(ValueError, match='graphs needs a CUDA device, not cpu; use auto or plain'):
+        load(directory, runtime='graphs')
 
 
 @pytest.mark.slow

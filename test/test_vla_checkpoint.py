@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import inputs, norm_stats, tiny_checkpoint, tiny_config, tiny_model
 
-from vla_prune_ros.vla import checkpoint
+from vla_prune_ros.vla import OpenVLAOFT, checkpoint
 from vla_prune_ros.vla.checkpoint import published_shapes, save_pretrained, unused_shapes
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.model import OpenVLAOFT
 
 HEAD, PROPRIO = 'action_head--1_checkpoint.pt', 'proprio_projector--1_checkpoint.pt'
 INDEX = 'model.safetensors.index.json'

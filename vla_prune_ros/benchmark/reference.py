@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from vla_prune_ros.policy import ActionChunk, Observation
 from vla_prune_ros.runtime.timers import StageTimer
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import complete_tensors, unused_shapes
 from vla_prune_ros.vla.config import (
     DINO_MEAN,
@@ -35,7 +36,6 @@ from vla_prune_ros.vla.config import (
     OpenVLAConfig,
     TowerConfig,
 )
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.processor import Processor, centre_crop, jpeg_round_trip, resize
 
 ATTENTION = ('maps', 'fused')

@@ -144,8 +144,6 @@ def _tower(tower: TowerConfig, views: int) -> Iterator[Product]:
 
 def _layer(config: OpenVLAConfig, layer: LayerWork) -> Iterator[Product]:
     d, mlp = config.llama.hidden_size, config.llama.mlp_hidden
-    if layer.ahead_rows:
-        yield _linear('decoder', layer.ahead_rows, d, 3 * d)
     if layer.score_products:
         yield Product('decoder', 2 * layer.score_products * d, 0)
     if layer.rows:

@@ -67,8 +67,8 @@ def check_checkpoint(directory: str | Path) -> Report:
     """Look at everything; a part that cannot be read is a problem and ends nothing else."""
     import torch
 
+    from vla_prune_ros.vla import OpenVLAOFT
     from vla_prune_ros.vla.config import OpenVLAConfig
-    from vla_prune_ros.vla.model import OpenVLAOFT
 
     report = Report(str(directory))
     try:

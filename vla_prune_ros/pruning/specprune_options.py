@@ -49,8 +49,6 @@ OPTIONS = (
     Option('leave_rotation', float, 0.3, 'coarse above this rotation', 0.0, 1e3),
     Option('hold_steps', int, 8, 'control steps between two changes of the mode', 0, 100000),
     Option('requery_on_enter', bool, False, 'ask for a new chunk on entering the fine mode'),
-    Option('buckets', bool, False, 'fill the kept set up to a fixed size'),
-    Option('bucket_sizes', str, '512,256,168,128,96', 'fixed sizes, of 512 visual tokens'),
 )  # fmt: skip
 
 

@@ -130,7 +130,6 @@ class VLACache(PruningMethod):
             'reference', str, 'preset', 'frame to compare with: the one that wrote the slot, or '
             'that of the previous inference', choices=('preset', 'writer', 'previous'),
         ),
-        Option('bucket', int, 0, 'live rows are rounded up to a multiple of this; 0: not', 0),
     )  # fmt: skip
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
@@ -262,7 +261,7 @@ class VLACache(PruningMethod):
         reused = 0
         for layer, share in sorted(self._shares(state).items()):
             least = min(n, 1) if self.rule['released'] else 0
-            count = self._rounded(max(least, math.floor(share * n + 1e-9)), layout)
+            count = max(least, math.floor(share * n + 1e-9))
             if count > reused:
                 cuts[layer], reused = order[count:], count
         self._stats['reused'] = reused
@@ -299,10 +298,3 @@ class VLACache(PruningMethod):
         if self.rule['schedule'] == 'entropy':
             return entropy_shares(entropy, self.opt.entropy_gain)
         return released_shares(entropy, self.stages)
-
-    def _rounded(self, reused: int, layout: TokenLayout) -> int:
-        """Reuse less, never more, so that the live rows fill a bucket."""
-        if not self.opt.bucket:
-            return reused
-        live = -(-(layout.length - reused) // self.opt.bucket) * self.opt.bucket
-        return max(0, layout.length - live)

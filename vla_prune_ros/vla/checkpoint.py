@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,9 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig, read_json
-
-if TYPE_CHECKING:
-    from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla.model import OFTNetwork
 
 _INDEX = 'model.safetensors.index.json'
 _SINGLE = 'model.safetensors'
@@ -67,7 +64,7 @@ def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def published_shapes(model: OpenVLAOFT) -> dict[str, tuple[int, ...]]:
+def published_shapes(model: OFTNetwork) -> dict[str, tuple[int, ...]]:
     """Every tensor of the safetensors files for this model: name -> shape."""
     shapes = {
         _published(name): tuple(p.shape)
@@ -116,7 +113,7 @@ def stored_head(directory: str | Path, name: str) -> tuple[Path, dict[str, Tenso
 
 
 def load_weights(
-    model: OpenVLAOFT, directory: str | Path, dtype: torch.dtype, device: torch.device | str
+    model: OFTNetwork, directory: str | Path, dtype: torch.dtype, device: torch.device | str
 ) -> None:
     """Fill a model that was built on the meta device, one tensor at a time.
 
@@ -186,7 +183,7 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def save_pretrained(
-    model: OpenVLAOFT,
+    model: OFTNetwork,
     directory: str | Path,
     dtype: torch.dtype | None = None,
     step: int = 1,
@@ -236,7 +233,7 @@ def save_pretrained(
             shutil.copyfile(source, directory / name)
 
 
-def complete_tensors(model: OpenVLAOFT) -> dict[str, Tensor]:
+def complete_tensors(model: OFTNetwork) -> dict[str, Tensor]:
     """Return every tensor of the safetensors files under its published name."""
     named = model.named_parameters()
     tensors = {_published(name): p for name, p in named if not name.startswith(_HEADS)}
