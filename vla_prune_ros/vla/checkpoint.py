@@ -4,7 +4,8 @@
 
 A directory holds `config.json`, `model.safetensors` (or shards with an index), one
 `action_head--*_checkpoint.pt`, one `proprio_projector--*_checkpoint.pt`, optionally
-`dataset_statistics.json`, and tokenizer files. Nothing here touches the network.
+`dataset_statistics.json`, and tokenizer files; see `published` for the small files. Nothing here
+touches the network.
 """
 
 from __future__ import annotations
@@ -25,43 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig, read_json
+from vla_prune_ros.vla.config import read_json
 from vla_prune_ros.vla.model import OFTNetwork
+from vla_prune_ros.vla.published import TOKENIZER_FILES, companion_files, unused_shapes
 
 _INDEX = 'model.safetensors.index.json'
 _SINGLE = 'model.safetensors'
 _HEADS = ('action_head', 'proprio_projector')  # module name = file name = one .pt each
-_TOKENIZER_FILES = (
-    'tokenizer.json',
-    'tokenizer.model',
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-    'added_tokens.json',
-)
-
-
-def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
-    """Published tensors that no output of the L1 policy depends on: name -> shape."""
-    llama = config.llama
-    shapes = {'language_model.lm_head.weight': (llama.vocab_size, llama.hidden_size)}
-    for name in ('featurizer', 'fused_featurizer'):
-        tower: TowerConfig = getattr(config, name)
-        prefix, dim, hidden = f'vision_backbone.{name}.', tower.dim, tower.mlp_hidden
-        layers = {'norm': (dim,)}
-        block = f'blocks.{tower.depth - 1}.'
-        layers |= {block + 'norm1': (dim,), block + 'norm2': (dim,)}
-        layers |= {block + 'attn.qkv': (3 * dim, dim), block + 'attn.proj': (dim, dim)}
-        layers |= {block + 'mlp.fc1': (hidden, dim), block + 'mlp.fc2': (dim, hidden)}
-        if tower.attn_pool:
-            layers |= {'attn_pool.q': (dim, dim), 'attn_pool.kv': (2 * dim, dim)}
-            layers |= {'attn_pool.proj': (dim, dim), 'attn_pool.norm': (dim,)}
-            layers |= {'attn_pool.mlp.fc1': (hidden, dim), 'attn_pool.mlp.fc2': (dim, hidden)}
-            shapes[prefix + 'attn_pool.latent'] = (1, 1, dim)
-        if tower.layer_scale:
-            shapes |= {f'{prefix}{block}ls{i}.scale_factor': (dim,) for i in (1, 2)}
-        for layer, shape in layers.items():
-            shapes |= {f'{prefix}{layer}.weight': shape, f'{prefix}{layer}.bias': shape[:1]}
-    return shapes
 
 
 def published_shapes(model: OFTNetwork) -> dict[str, tuple[int, ...]]:
@@ -218,16 +189,14 @@ def save_pretrained(
                 raise FileExistsError(f'{path} is there already; choose an empty directory')
     for path in directory.glob('model*.safetensors*'):
         path.unlink()
-    (directory / 'config.json').write_text(_json(model.config.to_dict()), encoding='utf-8')
-    statistics = dict(model.config.norm_stats)
-    if statistics:
-        (directory / 'dataset_statistics.json').write_text(_json(statistics), encoding='utf-8')
+    for name, content in companion_files(model.config).items():
+        (directory / name).write_text(_json(content), encoding='utf-8')
     _write_shards(directory, complete_tensors(model), dtype, max_shard_bytes)
     for name in _HEADS:
         kind = torch.float32 if name == 'proprio_projector' else dtype
         state = {k: _to_disk(p, kind) for k, p in getattr(model, name).named_parameters()}
         torch.save(state, directory / f'{name}--{step}_checkpoint.pt')
-    for name in _TOKENIZER_FILES if tokenizer is not None else ():
+    for name in TOKENIZER_FILES if tokenizer is not None else ():
         source = Path(tokenizer) / name
         if source.is_file() and source.resolve() != (directory / name).resolve():
             shutil.copyfile(source, directory / name)

@@ -205,11 +205,20 @@ class OpenVLAConfig:
         llama = {k: getattr(self.llama, ours) for ours, k in _LLAMA_KEYS.items()}
         return {
             'architectures': ['OpenVLAForActionPrediction'],
+            'auto_map': {  # of the code that the authors' scripts copy into the directory
+                'AutoConfig': 'configuration_prismatic.OpenVLAConfig',
+                'AutoModelForVision2Seq': 'modeling_prismatic.OpenVLAForActionPrediction',
+            },
             'model_type': 'openvla',
+            'torch_dtype': 'bfloat16',
             'vision_backbone_id': 'dinosiglip-vit-so-224px',
+            'llm_backbone_id': 'llama2-7b-pure',
+            'arch_specifier': 'no-align+fused-gelu-mlp',
             'use_fused_vision_backbone': True,
             'image_sizes': [self.image_size, self.image_size],
             'image_resize_strategy': 'resize-naive',
+            'n_action_bins': 256,
+            'pad_to_multiple_of': 64,
             'bos_token_id': self.bos_id,
             'eos_token_id': self.eos_id,
             'pad_token_id': self.pad_id,
