@@ -20,6 +20,7 @@ from concurrent.futures import Future, wait
 from typing import Any, NoReturn, Protocol
 
 import rclpy
+from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -65,7 +66,7 @@ def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> li
     return argv
 
 
-def make_executor() -> Executor:
+def make_executor(context: Context | None = None) -> Executor:
     """An executor for one thread, the one that waits on events where rclpy has it (from Kilted).
 
     Building a new wait set for every message costs the other one a third more per observation.
@@ -73,8 +74,8 @@ def make_executor() -> Executor:
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+        return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
 
 
 def run_node(
