@@ -11,6 +11,7 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -97,20 +98,21 @@ class Player:
         self.exit_code: int | None = None
 
     def __enter__(self) -> Player:
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._stop)
             self._children.start('policy_node', policy_command(self._setup, self._fingers))
-            self._client.__enter__()
+            stack.enter_context(self._client)
             self._policy = Policy(self._client)
             self._robot = Robot(self._client, self._policy, self._setup.cameras)
             self._robot.wait_until_connected()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _stop(self) -> None:
         self.exit_code = self._children.stop().get('policy_node')
-        self._client.__exit__()
 
     # -- playing -------------------------------------------------------------------------------
     def play(

@@ -24,13 +24,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
 from vla_prune_ros.ros.children import Children, slowness
-from vla_prune_ros.ros.messages import NO_EVENTS, to_ns
+from vla_prune_ros.ros.messages import NO_EVENTS, RELIABLE, to_ns
 from vla_prune_ros.ros.process import make_executor
 
-# Deep: on a busy machine this process gets its turn late, and nothing may be gone by then.
-MANY = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+# Deep as well: on a busy machine this process gets its turn late.
 MANY_LATCHED = QoSProfile(
-    depth=100,
+    depth=RELIABLE.depth,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
@@ -115,10 +114,10 @@ class Client:
         self._children, self._check_more = children, check
         self.patience = patience
         self._services: dict[str, ServiceClient] = {}
-
-    def __enter__(self) -> Client:
         # A context of its own has no signal handlers: Ctrl-C is to raise here.
         self._context = Context()
+
+    def __enter__(self) -> Client:
         self._context.init([], domain_id=self._domain_id)
         self.node = Node(self._name, context=self._context, enable_rosout=False)
         self._executor = make_executor(self._context)
@@ -136,7 +135,7 @@ class Client:
         kind: type,
         topic: str,
         decode: Callable[[Any], Any],
-        qos: QoSProfile = MANY,
+        qos: QoSProfile = RELIABLE,
     ) -> Inbox:
         """Collect a topic whose messages have a header; the time of arrival is before decoding."""
         inbox = Inbox(decode)
@@ -150,7 +149,7 @@ class Client:
         self.node.create_subscription(kind, topic, take, qos, raw=True, event_callbacks=silent)
         return inbox
 
-    def publisher(self, kind: type, topic: str, qos: QoSProfile = MANY) -> Publisher:
+    def publisher(self, kind: type, topic: str, qos: QoSProfile = RELIABLE) -> Publisher:
         """A publisher."""
         return self.node.create_publisher(kind, topic, qos, event_callbacks=NO_EVENTS)
 

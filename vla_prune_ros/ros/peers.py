@@ -141,15 +141,17 @@ class Robot:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode that ended: its last status, its first and last stamp (ns), all its reports.
+    """An episode that ended, by its last status and all reports of it that were heard.
 
-    Whatever else carries a stamp in between belongs to it: time jumps between two episodes.
+    Whatever else carries a stamp from `first` to `last` (ns) belongs to it: time jumps between
+    two episodes. `period` is that of a step, ns; 0 if it is not known.
     """
 
     status: dict[str, str]
+    reports: tuple[Received, ...]
     first: int
     last: int
-    reports: tuple[Received, ...]
+    period: int = 0
 
 
 class Bridge:
@@ -158,6 +160,7 @@ class Bridge:
     def __init__(self, client: Client, name: str = 'sim_bridge') -> None:
         self._client, self._name = client, name
         self._reset = f'{name}/reset_episode'
+        self._end = 0  # of the last episode, ns
         self._reports = client.listen(
             DiagnosticArray, f'{name}/episode', values_from, MANY_LATCHED
         )
@@ -188,5 +191,11 @@ class Bridge:
             f'the end of the episode with {values}',
             progress=lambda: len(reports()),
         )
-        heard = tuple(reports())
-        return Episode(done.value, min(r.stamp for r in heard), done.stamp, heard)
+        heard, after = tuple(reports()), self._end + 1
+        self._end, steps = done.stamp, int(done.value['step'])
+        for report in heard:  # the first one may be lost, so it is reckoned from any
+            if left := steps - int(report.value['step']):
+                period = (done.stamp - report.stamp) // left
+                first = done.stamp - steps * period
+                return Episode(done.value, heard, first, done.stamp, period)
+        return Episode(done.value, heard, after, done.stamp)

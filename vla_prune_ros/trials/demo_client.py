@@ -85,7 +85,7 @@ class DemoClient:
             client.spin(LATE * slowness(), lambda: len(queries()) >= int(status['queries']))
         frames: list[Frame] = []
         if wanted.pictures:
-            end = last - (last - first) // max(1, int(status['step']))  # of the last action
+            end = last - episode.period  # that of the last action
             client.spin(LATE * slowness(), lambda: all(view.at(end) for view in self._views))
             frames = frames_within(self._views, first, last)
         seen = [query_from(message) for message in queries()]
