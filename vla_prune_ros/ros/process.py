@@ -17,9 +17,11 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from io import UnsupportedOperation
 from typing import Any, NoReturn, Protocol
 
 import rclpy
+from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -65,16 +67,17 @@ def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> li
     return argv
 
 
-def make_executor() -> Executor:
+def make_executor(context: Context | None = None) -> Executor:
     """An executor for one thread, the one that waits on events where rclpy has it (from Kilted).
 
     Building a new wait set for every message costs the other one a third more per observation.
     """
     try:
         from rclpy.experimental import EventsExecutor
-    except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+
+        return EventsExecutor(context=context)
+    except (ImportError, UnsupportedOperation):  # it wants a stderr that is a file
+        return SingleThreadedExecutor(context=context)
 
 
 def run_node(
