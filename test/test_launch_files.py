@@ -163,7 +163,7 @@ def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
     assert named and named <= set(SPECS['vla_policy'])
 
 
-@pytest.mark.launch
+@pytest.mark.launch_system
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 def test_launch_itself_lists_the_same_arguments(path, monkeypatch):
     pytest.importorskip('launch_ros', reason='the ROS 2 launch system is not installed')
