@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a parameter is and how a node declares it.
 
-A table per node is what everything else follows from: `parameters.py` in the folder of each node.
-The tables need no ROS, so documentation and tests can read them; `declare` turns them into
-descriptors with ranges, choices and units.
+A table per node is what everything else follows from: `parameters.py` in the folder of each node,
+a tuple of `Spec` or a dataclass whose fields are parameters. The tables need no ROS, so launch
+files, documentation and tests can read them; `declare` turns them into descriptors with ranges,
+choices and units.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,26 @@ class Spec:
             raise ValueError(f'{self.name}: {value!r} is not one of {", ".join(self.choices)}')
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{self.name}: not a number')
+
+
+def parameter(
+    default: Any,
+    description: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    read_only: bool = True,
+    name: str = '',
+) -> Any:
+    """A field of a dataclass that is a parameter at the same time, by default of its own name."""
+    spec = Spec(name, default, description, minimum, maximum, choices, read_only)
+    return field(default=default, metadata={'spec': spec})
+
+
+def specs_of(config: type) -> tuple[Spec, ...]:
+    """The parameters among the fields of a dataclass."""
+    declared = ((f.name, f.metadata['spec']) for f in fields(config) if 'spec' in f.metadata)
+    return tuple(replace(spec, name=spec.name or name) for name, spec in declared)
 
 
 def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:

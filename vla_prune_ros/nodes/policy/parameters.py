@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the policy node, and the frozen object that they become.
+"""Parameters of the policy node: fields of the frozen object that they become.
 
 The options of the pruning modes come from their registry, as `pruning.<mode>.<option>`.
 """
@@ -13,99 +13,15 @@ from types import MappingProxyType
 from typing import Any
 
 from vla_prune_ros.nodes.policy.trigger import TRIGGERS
-from vla_prune_ros.ros.parameters import Spec
+from vla_prune_ros.ros.parameters import Spec, parameter, specs_of
 
 LONGEST_INSTRUCTION = 1000  # characters
 FIFO_DEPTH = 64
-
-POLICY = (
-    Spec('checkpoint', '', 'checkpoint directory; empty: the embedded tabletop policy'),
-    Spec('device', 'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'),
-    Spec(
-        'dtype', 'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
-        choices=('auto', 'float32', 'bfloat16', 'float16'),
+PRUNING = Spec(
+    'pruning.mode', 'none', 'visual-token pruning', read_only=False,
+    choices=(  # the names of pruning.MODES, which needs torch
+        'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
     ),
-    Spec(
-        'quantization', 'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
-        choices=('none', 'int8', 'fp8'),
-    ),
-    Spec(
-        'runtime', 'auto',
-        'how the network is run; auto: CUDA graphs on a GPU, else plain; see doc/runtime.md',
-        choices=('auto', 'plain', 'graphs', 'compile'),
-    ),
-    Spec(
-        'image_pipeline', 'exact',
-        'resize and crop of the images; exact: on the host; device: where the model is',
-        choices=('exact', 'device'),
-    ),
-    Spec('unnorm_key', '', 'normalisation statistics to use; empty: the only set there is'),
-    Spec(
-        'readout_start', 0,
-        'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
-        -10_000, 0,
-    ),
-    Spec('torch_threads', 0, 'CPU threads of the model; 0: as torch chooses', 0, 1024),
-    Spec('autostart', True, 'configure and activate at start-up'),
-    Spec('enabled', True, 'whether chunks are published from the start; later: ~/set_enabled'),
-    Spec('default_instruction', '', 'instruction in force until one arrives'),
-    Spec('cameras', ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'),
-    Spec(
-        'image_transport', 'raw', 'raw: image_raw; compressed: image_raw/compressed',
-        choices=('raw', 'compressed'),
-    ),
-    Spec(
-        'finger_joints', ('finger_joint1', 'finger_joint2'),
-        'names in joint_states of the two gripper fingers (m)',
-    ),
-    Spec(
-        'input_reliability', 'best_effort',
-        'QoS of the cameras and the state; reliable where no frame may be lost',
-        choices=('best_effort', 'reliable'),
-    ),
-    Spec(
-        'sync.slop', 0.02, 'stamps of the cameras may differ by this (s); 0: not at all',
-        0.0, 10.0,
-    ),
-    Spec(
-        'sync.state_slop', 0.02, 'state may be this far from the image (s); 0: same stamp',
-        0.0, 10.0,
-    ),
-    Spec(
-        'trigger', 'observation',
-        'what starts an inference; request: an executed_actions message of the same stamp',
-        choices=TRIGGERS,
-    ),
-    Spec(
-        'queue', 'latest', f'while busy keep the latest observation, or {FIFO_DEPTH} in order',
-        choices=('latest', 'fifo'),
-    ),
-    Spec('control_rate', 20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0),
-    Spec(
-        'max_observation_age', 0.5,
-        'older observations are dropped (s in node time); 0: no limit', 0.0, 3600.0,
-        read_only=False,
-    ),
-    Spec(
-        'max_gap', 5.0, 'a longer pause between observations resets the history (s)', 0.0, 3600.0
-    ),
-    Spec(
-        'stream_timeout', 2.0, 'a stream silent for longer is reported (s, wall clock)',
-        0.1, 3600.0, read_only=False,
-    ),
-    Spec(
-        'inference_timeout', 60.0,
-        'an inference that takes longer is reported and its chunk dropped (s, wall clock); '
-        '0: no limit', 0.0, 3600.0, read_only=False,
-    ),
-    Spec(
-        'max_failures', 3, 'failed inferences in a row that deactivate the node; 0: never',
-        0, 1000, read_only=False,
-    ),
-    Spec('overlay.rate', 5.0, 'at most so many pictures on ~/pruning_overlay (Hz)', 0.1, 60.0),
-    Spec('overlay.scale', 1, 'magnification of the pictures on ~/pruning_overlay', 1, 8),
-    Spec('diagnostic_updater.period', 1.0, 'time between two messages on /diagnostics (s)',
-         0.05, 60.0),
 )  # fmt: skip
 
 
@@ -117,37 +33,110 @@ class PolicyConfig:
     `pruning_options`.
     """
 
-    checkpoint: str
-    device: str
-    dtype: str
-    unnorm_key: str
-    quantization: str
-    runtime: str
-    image_pipeline: str
-    readout_start: int
-    torch_threads: int
-    autostart: bool
-    enabled: bool
-    default_instruction: str
-    cameras: tuple[str, ...]
-    image_transport: str
-    finger_joints: tuple[str, ...]
-    input_reliability: str
-    sync_slop: float
-    sync_state_slop: float
-    trigger: str
-    queue: str
-    control_rate: float
-    max_observation_age: float
-    max_gap: float
-    stream_timeout: float
-    inference_timeout: float
-    max_failures: int
-    overlay_rate: float
-    overlay_scale: int
-    diagnostic_updater_period: float
     pruning_mode: str
     pruning_options: Mapping[str, Any]
+    # fmt: off
+    checkpoint: str = parameter('', 'checkpoint directory; empty: the embedded tabletop policy')
+    device: str = parameter(
+        'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'
+    )
+    dtype: str = parameter(
+        'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    )
+    quantization: str = parameter(
+        'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
+        choices=('none', 'int8', 'fp8'),
+    )
+    runtime: str = parameter(
+        'auto',
+        'how the network is run; auto: CUDA graphs on a GPU, else plain; see doc/runtime.md',
+        choices=('auto', 'plain', 'graphs', 'compile'),
+    )
+    image_pipeline: str = parameter(
+        'exact', 'resize and crop of the images; exact: on the host; device: where the model is',
+        choices=('exact', 'device'),
+    )
+    unnorm_key: str = parameter(
+        '', 'normalisation statistics to use; empty: the only set there is'
+    )
+    readout_start: int = parameter(
+        0, 'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
+        -10_000, 0,
+    )
+    torch_threads: int = parameter(0, 'CPU threads of the model; 0: as torch chooses', 0, 1024)
+    autostart: bool = parameter(True, 'configure and activate at start-up')
+    enabled: bool = parameter(
+        True, 'whether chunks are published from the start; later: ~/set_enabled'
+    )
+    default_instruction: str = parameter('', 'instruction in force until one arrives')
+    cameras: tuple[str, ...] = parameter(
+        ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'
+    )
+    image_transport: str = parameter(
+        'raw', 'raw: image_raw; compressed: image_raw/compressed',
+        choices=('raw', 'compressed'),
+    )
+    finger_joints: tuple[str, ...] = parameter(
+        ('finger_joint1', 'finger_joint2'), 'names in joint_states of the two gripper fingers (m)'
+    )
+    input_reliability: str = parameter(
+        'best_effort', 'QoS of the cameras and the state; reliable where no frame may be lost',
+        choices=('best_effort', 'reliable'),
+    )
+    sync_slop: float = parameter(
+        0.02, 'stamps of the cameras may differ by this (s); 0: not at all',
+        0.0, 10.0, name='sync.slop',
+    )
+    sync_state_slop: float = parameter(
+        0.02, 'state may be this far from the image (s); 0: same stamp',
+        0.0, 10.0, name='sync.state_slop',
+    )
+    trigger: str = parameter(
+        'observation',
+        'what starts an inference; request: an executed_actions message of the same stamp',
+        choices=TRIGGERS,
+    )
+    queue: str = parameter(
+        'latest', f'while busy keep the latest observation, or {FIFO_DEPTH} in order',
+        choices=('latest', 'fifo'),
+    )
+    control_rate: float = parameter(
+        20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0
+    )
+    max_observation_age: float = parameter(
+        0.5, 'older observations are dropped (s in node time); 0: no limit',
+        0.0, 3600.0, read_only=False,
+    )
+    max_gap: float = parameter(
+        5.0, 'a longer pause between observations resets the history (s)', 0.0, 3600.0
+    )
+    stream_timeout: float = parameter(
+        2.0, 'a stream silent for longer is reported (s, wall clock)', 0.1, 3600.0,
+        read_only=False,
+    )
+    inference_timeout: float = parameter(
+        60.0, 'an inference that takes longer is reported and its chunk dropped (s, wall clock); '
+        '0: no limit',
+        0.0, 3600.0, read_only=False,
+    )
+    max_failures: int = parameter(
+        3, 'failed inferences in a row that deactivate the node; 0: never',
+        0, 1000, read_only=False,
+    )
+    overlay_rate: float = parameter(
+        5.0, 'at most so many pictures on ~/pruning_overlay (Hz)',
+        0.1, 60.0, name='overlay.rate',
+    )
+    overlay_scale: int = parameter(
+        1, 'magnification of the pictures on ~/pruning_overlay',
+        1, 8, name='overlay.scale',
+    )
+    diagnostic_updater_period: float = parameter(
+        1.0, 'time between two messages on /diagnostics (s)',
+        0.05, 60.0, name='diagnostic_updater.period',
+    )
+    # fmt: on
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PolicyConfig:
@@ -174,6 +163,9 @@ class PolicyConfig:
         return self.pruning_mode, dict(self.pruning_options)
 
 
+POLICY = specs_of(PolicyConfig)
+
+
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -196,9 +188,7 @@ def pruning_specs() -> tuple[Spec, ...]:
     """The mode and the options of every registered pruning mode. Imports torch."""
     from vla_prune_ros.pruning import MODES
 
-    specs = [
-        Spec('pruning.mode', 'none', 'visual-token pruning', choices=tuple(MODES), read_only=False)
-    ]
+    specs = [PRUNING]
     for mode, method in MODES.items():
         specs += [
             Spec(
