@@ -5,11 +5,12 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from vla_prune_ros.ros.launching import end_all, full_name, parameter_file
 
 PRUNING = (
     'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
@@ -81,6 +82,13 @@ def generate_launch_description() -> LaunchDescription:
             choices=['', 'true', 'false'],
             description='take the time from /clock; empty: as in params_file, or false',
         ),
+        DeclareLaunchArgument(
+            'required',
+            default_value='false',
+            choices=['true', 'false'],
+            description='true: if the node ends the launch ends, if it failed with exit code 1; '
+            'false: what else was launched goes on',
+        ),
         *(
             DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
             for name, (topic, text) in TOPICS.items()
@@ -103,6 +111,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     ]
     given = {parameter: value(name) for name, parameter in POLICY.items() if value(name)}
     given |= {name: value(name) == 'true' for name in SWITCHES if value(name)}
+    name = full_name(context, value('namespace'), 'vla_policy')
     return [
         Node(
             package='vla_prune_ros',
@@ -110,8 +119,8 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name='vla_policy',
             namespace=value('namespace'),
             output='screen',
-            parameters=[value('params_file'), given],
+            parameters=[parameter_file(value('params_file'), name), given],
             remappings=remappings,
-            on_exit=Shutdown(reason='the policy ended'),
+            on_exit=end_all if value('required') == 'true' else None,
         )
     ]

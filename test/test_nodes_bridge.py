@@ -97,7 +97,7 @@ def test_episodes_can_be_driven_from_outside(start, namespace, robot):
         results = robot.set_parameters('sim_bridge', task=task, initial_state=3 + n)
         assert all(r.successful for r in results)
         answer = robot.trigger('sim_bridge/reset_episode')
-        assert (answer.success, answer.message) == (True, str(n + 1))
+        assert (answer.success, answer.message) == (True, f'episode {n + 1} begins')
         robot.answer(n, some_actions(n))
         number = str(n + 1)
         assert robot.wait_for(
@@ -115,7 +115,7 @@ def test_a_running_episode_is_aborted_by_a_new_one(start, namespace, robot):
     start('sim_bridge', *bridge(namespace, episodes=1))
     robot.answer(0, some_actions(0))
     assert robot.wait_for(lambda: len(robot.requests) == 2)
-    assert robot.trigger('sim_bridge/reset_episode').message == '2'
+    assert m.episode_from(robot.trigger('sim_bridge/reset_episode').message) == '2'
     assert robot.wait_for(lambda: len(robot.requests) == 3)
     ended = [e for e in robot.episodes if e['state'] == 'done']
     assert [(e['episode'], e['result']) for e in ended] == [('1', 'aborted')]

@@ -23,7 +23,14 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from vla_prune_ros.ros.images import decode_rgb
-from vla_prune_ros.ros.messages import LATCHED, RELIABLE, to_ns, to_seconds, values_from
+from vla_prune_ros.ros.messages import (
+    LATCHED,
+    RELIABLE,
+    episode_from,
+    to_ns,
+    to_seconds,
+    values_from,
+)
 from vla_prune_ros.trials.command import spin_until
 from vla_prune_ros.trials.demo_report import DemoEpisode, Frame, Query
 
@@ -139,7 +146,8 @@ class DemoClient:
         answer = self._call(self._reset, Trigger.Request())
         if not answer.success:
             raise RuntimeError(f'/{BRIDGE} starts no episode: {answer.message}')
-        self._wait(lambda: self._is_done(answer.message), f'the end of {wanted}')
+        number = episode_from(answer.message)
+        self._wait(lambda: self._is_done(number), f'the end of {wanted}')
         status = self._status
         n_queries = int(status['queries'])
         self._wait(lambda: len(self._queries) >= n_queries, f'{n_queries} inference statistics')
