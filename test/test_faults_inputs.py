@@ -230,6 +230,7 @@ def test_executed_actions_that_are_not_finite_are_refused_and_very_many_do_no_ha
 
 # -- parameters --------------------------------------------------------------------------------
 def test_in_a_storm_of_parameters_every_chunk_has_a_mode_with_its_own_options(peer):
+    assert peer.set_parameters(pruning__mode='none')[0].successful  # whatever was before
     client = peer.parameter_client()
     pairs = [{'pruning__mode': 'none', 'pruning__random__keep': 1}]
     pairs += [{'pruning__mode': 'random', 'pruning__random__keep': k} for k in (2, 5, 9)]

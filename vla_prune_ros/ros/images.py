@@ -168,7 +168,7 @@ def decode_compressed_rgb(message: Any) -> np.ndarray:
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f'compressed image {message.format!r}: {error}') from error
+        raise ImageError(f'compressed image {message.format!r}: {str(error).strip()}') from error
     if bgr is None:
         raise ImageError(f'{data.size} bytes are no image of format {message.format!r}')
     return np.ascontiguousarray(bgr[:, :, ::-1])
