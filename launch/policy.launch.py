@@ -5,11 +5,12 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_prune_ros.nodes.launch_arguments import MODEL, ROBOT, declarations, given
+from vla_prune_ros.ros.launching import end_all, full_name, parameter_file
 
 TOPICS = {
     'agentview_image': ('agentview/image_raw', 'third-person camera, sensor_msgs/Image'),
@@ -32,6 +33,13 @@ def generate_launch_description() -> LaunchDescription:
                 'params_file', default_value=str(config), description='parameters of the node'
             ),
             *declarations(MODEL | ROBOT),
+            DeclareLaunchArgument(
+                'required',
+                default_value='false',
+                choices=['true', 'false'],
+                description='true: if the node ends the launch ends, if it failed with exit code '
+                '1; false: what else was launched goes on',
+            ),
             *(
                 DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
                 for name, (topic, text) in TOPICS.items()
@@ -50,6 +58,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for topic, target in remappings
         if topic.endswith('/image_raw')
     ]
+    name = full_name(context, value['namespace'], 'vla_policy')
     return [
         Node(
             package='vla_prune_ros',
@@ -57,8 +66,11 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name='vla_policy',
             namespace=value['namespace'],
             output='screen',
-            parameters=[value['params_file'], given(context, MODEL | ROBOT)],
+            parameters=[
+                parameter_file(value['params_file'], name),
+                given(context, MODEL | ROBOT),
+            ],
             remappings=remappings,
-            on_exit=Shutdown(reason='the policy ended'),
+            on_exit=end_all if value['required'] == 'true' else None,
         )
     ]

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy and a simulated robot: `ros2 launch vla_prune_ros sim.launch.py`."""
 
-import sys
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_prune_ros.nodes.launch_arguments import MODEL, SIMULATION, declarations, given
+from vla_prune_ros.ros.launching import end_all, end_all_if_failed, full_name, parameter_file
 
 CAMERAS = ('agentview', 'wrist')
 
@@ -43,7 +43,8 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = context.launch_configurations
     namespace = value['namespace'].strip('/')
     remappings = [('/clock', 'clock'), ('/tf', 'tf')] if namespace else []
-    params_file = value['params_file']
+    names = (full_name(context, namespace, node) for node in ('vla_policy', 'sim_bridge'))
+    params_file = parameter_file(value['params_file'], *names)
     # The file can only name the topics of the root namespace.
     reliable = {
         f'qos_overrides./{namespace}/{camera}/image_raw.subscription.reliability': 'reliable'
@@ -58,7 +59,7 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output='screen',
         parameters=[params_file, reliable | given(context, MODEL)],
         remappings=remappings,
-        on_exit=Shutdown(reason='the policy ended'),
+        on_exit=end_all,
     )
     bridge = Node(
         package='vla_prune_ros',
@@ -68,12 +69,18 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output='screen',
         parameters=[params_file, given(context, SIMULATION)],
         remappings=remappings,
-        on_exit=Shutdown(reason='the simulation ended'),
+        on_exit=end_all,
     )
     folder = value['record']
     if not folder:
         return [policy, bridge]
-    command = [sys.executable, '-m', 'vla_prune_ros', 'record', '--out', folder]
-    if namespace:
-        command += ['--ros-args', '-r', f'__ns:=/{namespace}', '-r', '/clock:=clock']
-    return [ExecuteProcess(cmd=command, name='record', output='screen'), policy, bridge]
+    recorder = Node(
+        package='vla_prune_ros',
+        executable='record',
+        namespace=namespace,
+        output='screen',
+        arguments=['--out', folder],
+        remappings=remappings,
+        on_exit=end_all_if_failed,
+    )
+    return [recorder, policy, bridge]

@@ -50,11 +50,13 @@ def test_slop_takes_the_nearest_frame_and_state():
 
 
 def test_overtaken_late_and_repeated_frames_are_dropped_and_counted():
+    """What is sent again because an answer was lost is no loss of its own."""
     target = assembler()
     feed(target, ('a', 1), ('a', 2), ('b', 2), ('state', 2))
-    assert target.dropped == {'a': 1, 'b': 0}
-    assert feed(target, ('a', 1), ('a', 2), ('b', 2)) == []
-    assert target.dropped == {'a': 3, 'b': 1}
+    assert (target.dropped, target.repeated) == ({'a': 1, 'b': 0}, {})
+    assert feed(target, ('a', 1), ('a', 2), ('b', 2), ('state', 2), ('a', 3), ('a', 3)) == []
+    assert target.dropped == {'a': 2, 'b': 0}
+    assert target.repeated == {'a': 2, 'b': 1, 'state': 1}
 
 
 def test_a_clock_that_starts_anew_is_followed():

@@ -9,11 +9,17 @@ cv_bridge a test holds the two against each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_SIDE = 16384  # pixels; a larger image is a corrupt message
+# A larger picture is a corrupt message, or one that was made to fill the memory: a PNG of 0.2 MB
+# can unfold into a gigabyte. 8K cameras (7680 x 4320) pass, with 100 MB of RGB.
+MAX_SIDE = 16384
+MAX_PIXELS = 2**25
+PNG, JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
 
 
 class Encoding(NamedTuple):
@@ -62,6 +68,27 @@ class ImageError(ValueError):
     """A camera message that cannot be used; the text says why."""
 
 
+def _short_of_memory(decoder: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """A decoder that calls a picture for which the memory is not enough a broken one."""
+
+    @wraps(decoder)
+    def guarded(message: Any) -> np.ndarray:
+        try:
+            return decoder(message)
+        except MemoryError as error:
+            raise ImageError(f'not enough memory: {error}') from error
+
+    return guarded
+
+
+def _check_size(width: int, height: int) -> None:
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise ImageError(
+            f'size {width} x {height}; a side may have 1 to {MAX_SIDE} pixels, and all together '
+            f'{MAX_PIXELS}'
+        )
+
+
 def decode(message: Any) -> np.ndarray:
     """The pixels of a `sensor_msgs/Image` in their own encoding.
 
@@ -77,8 +104,7 @@ def decode(message: Any) -> np.ndarray:
     if encoding is None:
         raise ImageError(f'encoding {message.encoding!r}; supported: {", ".join(ENCODINGS)}')
     height, width, step = int(message.height), int(message.width), int(message.step)
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise ImageError(f'size {width} x {height}')
+    _check_size(width, height)
     dtype = np.dtype(encoding.dtype).newbyteorder('>' if message.is_bigendian else '<')
     row = width * encoding.channels * dtype.itemsize
     if step < row:
@@ -94,6 +120,7 @@ def decode(message: Any) -> np.ndarray:
     return pixels if encoding.channels == 1 else pixels.reshape(height, width, encoding.channels)
 
 
+@_short_of_memory
 def decode_rgb(message: Any) -> np.ndarray:
     """The colour picture of a `sensor_msgs/Image`: uint8 [H, W, 3], contiguous.
 
@@ -124,22 +151,44 @@ def _opencv_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
     return cv2.cvtColor(np.ascontiguousarray(pixels), getattr(cv2, f'COLOR_{OPENCV[encoding]}'))
 
 
+@_short_of_memory
 def decode_compressed_rgb(message: Any) -> np.ndarray:
     """The colour picture of a `sensor_msgs/CompressedImage`: uint8 [H, W, 3].
 
     Raises:
-        ImageError: data that OpenCV cannot decode (JPEG and PNG always work).
+        ImageError: no JPEG or PNG, absurd size, or data that OpenCV cannot decode.
     """
     import cv2
 
     data = np.frombuffer(message.data, dtype=np.uint8)
+    size = _compressed_size(memoryview(data))
+    if size is None:
+        raise ImageError(f'{data.size} bytes of format {message.format!r} are no JPEG or PNG')
+    _check_size(*size)  # before anything is unpacked
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f'compressed image {message.format!r}: {error}') from error
+        raise ImageError(f'compressed image {message.format!r}: {str(error).strip()}') from error
     if bgr is None:
         raise ImageError(f'{data.size} bytes are no image of format {message.format!r}')
     return np.ascontiguousarray(bgr[:, :, ::-1])
+
+
+def _compressed_size(data: memoryview) -> tuple[int, int] | None:
+    """Width and height that a PNG or JPEG claims in its header; None for anything else."""
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(data[at : at + length], 'big')
+
+    if data[:8] == PNG and data[12:16] == b'IHDR':
+        return number(16, 4), number(20, 4)
+    at = 2 if data[:2] == JPEG else len(data)
+    while at + 9 <= len(data) and data[at] == 0xFF:  # segments: FF, marker, length, content
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of a frame
+            return number(at + 7, 2), number(at + 5, 2)
+        at += 1 if marker == 0xFF else 2 + number(at + 2, 2)
+    return None
 
 
 def fill_rgb(message: Any, pixels: np.ndarray) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,7 @@ LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-# Latched, but deep enough that the end of an episode is not lost to the start of the next.
+# For readers of episodes that may be busy for a while. The writer latches one message.
 EPISODES = QoSProfile(
     depth=16,
     reliability=ReliabilityPolicy.RELIABLE,
@@ -228,7 +229,10 @@ def values_message(
     hardware_id: str = '',
     level: bytes = DiagnosticStatus.OK,
 ) -> DiagnosticArray:
-    """One diagnostic status with `values` as text; sequences become comma-separated."""
+    """One diagnostic status with `values` as text.
+
+    Sequences become comma-separated; with "; " if a comma is in one of their texts.
+    """
     status = DiagnosticStatus(level=level, name=name, message=summary, hardware_id=hardware_id)
     status.values = [KeyValue(key=str(k), value=_text(v)) for k, v in values.items()]
     message = DiagnosticArray(status=[status])
@@ -239,6 +243,11 @@ def values_message(
 def values_from(message: DiagnosticArray) -> dict[str, str]:
     """Keys and values of the first status."""
     return {pair.key: pair.value for pair in message.status[0].values} if message.status else {}
+
+
+def episode_from(answer: str) -> str:
+    """The number of the episode that an answer of `~/reset_episode` speaks of; '' without one."""
+    return next(iter(re.findall(r'\d+', answer)), '')
 
 
 def requery_from(message: DiagnosticArray) -> int | None:
@@ -260,5 +269,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return repr(float(value))
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
-        return ','.join(_text(v) for v in value)
+        texts = [_text(v) for v in value]
+        return ('; ' if any(',' in text for text in texts) else ',').join(texts)
     return str(value)

@@ -21,9 +21,16 @@ from typing import Any
 MAX_INT = 2**31 - 1
 
 
+class ParameterError(ValueError):
+    """A value or a file of parameters that is not allowed; one line says which and what is."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """One parameter. Its type is that of the default; a limit of None is no limit."""
+    """One parameter. Its type is that of the default; a limit of None is no limit.
+
+    A text that is also given by number takes integers: `ros2 param set` makes them of digits.
+    """
 
     name: str
     default: bool | int | float | str | tuple[str, ...]
@@ -32,17 +39,31 @@ class Spec:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     read_only: bool = True
+    or_number: bool = False
 
     def check(self, value: Any) -> None:
-        """What a ROS range cannot say.
+        """What a ROS type and range cannot say.
 
         Raises:
-            ValueError: not one of the choices, or not a number; the text lists the choices.
+            ParameterError: not what the parameter can be.
         """
-        if self.choices and value not in self.choices:
-            raise ValueError(f'{self.name}: {value!r} is not one of {", ".join(self.choices)}')
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f'{self.name}: not a number')
+        if (
+            (self.choices and value not in self.choices)
+            or (isinstance(value, float) and math.isnan(value))
+            or (self.or_number and type(value) not in (int, str))
+        ):
+            raise self.refusal(value)
+
+    def refusal(self, value: Any) -> ParameterError:
+        """That a value is not allowed, and what is."""
+        kinds = {bool: 'true or false', int: 'an integer', float: 'a number such as 1.0',
+                 str: 'a text', tuple: 'a list of texts'}  # fmt: skip
+        valid = f'one of {", ".join(self.choices)}' if self.choices else kinds[type(self.default)]
+        if self.minimum is not None:
+            valid += f' from {self.minimum}'
+        if self.maximum not in (None, MAX_INT):
+            valid += f' to {self.maximum}'
+        return ParameterError(f'parameter {self.name}: {value!r} is not {valid}')
 
 
 def parameter(
@@ -69,7 +90,7 @@ def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:
     """Declare parameters on a node; returns their values.
 
     Raises:
-        ValueError: a value from the command line, a launch or a parameter file is not allowed.
+        ParameterError: a value from the command line, a launch or a file is not allowed.
     """
     from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
@@ -79,10 +100,14 @@ def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:
         try:
             parameter = node.declare_parameter(spec.name, default, _descriptor(spec))
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            raise ValueError(f'parameter {spec.name}: {error}') from error
+            raise spec.refusal(_given(node)[spec.name].value) from error
         spec.check(parameter.value)
         values[spec.name] = parameter.value
     return values
+
+
+def _given(node: Any) -> dict[str, Any]:
+    return getattr(node, '_parameter_overrides', {})  # rclpy has no public access to them
 
 
 def undeclared(node: Any, *, qos: bool = False) -> list[str]:
@@ -92,10 +117,9 @@ def undeclared(node: Any, *, qos: bool = False) -> list[str]:
         node: of rclpy.
         qos: look at QoS overrides, which are only known when the topics are, or at all others.
     """
-    given = getattr(node, '_parameter_overrides', {})  # rclpy has no public access to them
     return sorted(
         name
-        for name in given
+        for name in _given(node)
         if not node.has_parameter(name) and name.startswith('qos_overrides.') is qos
     )
 
@@ -113,18 +137,34 @@ def no_such_parameter(node: Any, name: str) -> str:
     return f'no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '')
 
 
-def report_foreign_files(node: Any, arguments: Sequence[str]) -> None:
-    """Warn of every parameter file on the command line that has nothing for this node."""
+def files_of(arguments: Sequence[str]) -> list[str]:
+    """The parameter files on a command line."""
+    return [value for flag, value in pairwise(arguments) if flag == '--params-file']
+
+
+def check_file(path: str, *nodes: str) -> None:
+    """Refuse a parameter file that would leave a node on its defaults.
+
+    Args:
+        path: the file.
+        nodes: their names with the namespace.
+
+    Raises:
+        ParameterError: it cannot be read, or has nothing for one of the nodes.
+    """
     import yaml
 
-    files = [value for flag, value in pairwise(arguments) if flag == '--params-file']
-    for file in files:
-        with open(file, encoding='utf-8') as stream:
-            names = sorted(_sections(yaml.safe_load(stream) or {}))
-        if not any(_matches(name, node.get_fully_qualified_name()) for name in names):
-            node.get_logger().warning(
-                f'{file} has no parameters for {node.get_fully_qualified_name()}, '
-                f'only for {", ".join(names) or "nobody"}'
+    try:
+        with open(path, encoding='utf-8') as stream:
+            names = sorted(_sections(yaml.safe_load(stream)))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParameterError(f'params file {path}: {" ".join(str(error).split())}') from error
+    for node in nodes:
+        if not any(_matches(name, node) for name in names):
+            raise ParameterError(
+                f'params file {path} has no section for {node}, only for '
+                f'{", ".join(names) or "nobody"}; an empty one means the defaults: '
+                f'{node}: {{ros__parameters: {{}}}}'
             )
 
 
@@ -146,7 +186,9 @@ def _matches(pattern: str, name: str) -> bool:
 def _descriptor(spec: Spec) -> Any:
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    descriptor = ParameterDescriptor(description=spec.description, read_only=spec.read_only)
+    descriptor = ParameterDescriptor(
+        description=spec.description, read_only=spec.read_only, dynamic_typing=spec.or_number
+    )
     if spec.choices:
         descriptor.additional_constraints = f'one of {", ".join(spec.choices)}'
     limited = spec.minimum is not None or spec.maximum is not None

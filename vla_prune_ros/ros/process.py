@@ -26,7 +26,7 @@ from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from vla_prune_ros.ros.parameters import report_foreign_files
+from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
 
 POLL = 0.1  # s, how often a spinning node looks for a signal
 
@@ -103,13 +103,17 @@ def run_node(
     node, code = None, 0
     try:
         node = factory(stop)
-        report_foreign_files(node, arguments)
+        for file in files_of(arguments):
+            check_file(file, node.get_fully_qualified_name())
         executor.add_node(node)
         node.start()
         while rclpy.ok() and not stop.is_set():
             executor.spin_once(timeout_sec=POLL)
     except StopRequestedError:
         pass
+    except ParameterError as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        code = 1
     except Exception:
         traceback.print_exc()
         code = 1

@@ -31,8 +31,9 @@ class Assembler:
 
     Other cameras must lie within `slop` ns of the first, state streams within `state_slop` ns; 0
     means the same stamp. Sets come out in order of their stamps and use a frame at most once;
-    frames that are repeated, late or overtaken by a set are dropped and counted in `dropped`. A
-    frame more than `REWIND` before the last one used means that time started anew.
+    frames that are late or overtaken by a set are dropped and counted in `dropped`, those that
+    were here before in `repeated`: whoever asks again sends them again. A frame more than
+    `REWIND` before the last one used means that time started anew.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Assembler:
         self._slops = dict.fromkeys(self.cameras, slop) | dict.fromkeys(states, state_slop)
         self.received: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.repeated: Counter[str] = Counter()
         self.rewinds = 0
         self.clear()
 
@@ -66,7 +68,11 @@ class Assembler:
         if stream in self._used and stamp < self._used[stream] - REWIND:
             self._rewind(stamp)
         buffer = self._buffers[stream]
-        if stamp <= self._used.get(stream, stamp - 1) or any(s == stamp for s, _ in buffer):
+        used = self._used.get(stream)
+        if stamp == used or any(s == stamp for s, _ in buffer):
+            self.repeated[stream] += 1
+            return []
+        if used is not None and stamp < used:
             self.dropped[stream] += 1
             return []
         if stream in self.cameras and len(buffer) == CAMERA_DEPTH:

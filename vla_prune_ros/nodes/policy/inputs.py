@@ -161,9 +161,12 @@ class Inputs:
 
     def counts(self) -> dict[str, int]:
         """Messages that came to nothing, by stream. May be called from another thread."""
-        dropped, broken = dict(self._assembler.dropped), dict(self.streams.broken_count)
-        counts = {f'dropped.{name}': n for name, n in dropped.items() if n}
-        return counts | {f'broken.{name}': n for name, n in broken.items()}
+        causes = {
+            'dropped': self._assembler.dropped,
+            'repeated': self._assembler.repeated,
+            'broken': self.streams.broken_count,
+        }
+        return {f'{c}.{name}': n for c, by in causes.items() for name, n in dict(by).items() if n}
 
     def health(self, node_now: int) -> dict[str, str]:
         """Age, rate and losses of every stream, for people."""
@@ -175,6 +178,7 @@ class Inputs:
                 f'{name}: rate (Hz)': f'{self.streams.rate(name, now):.1f}',
                 f'{name}: received': str(self.streams.received_count[name]),
                 f'{name}: dropped': str(self._assembler.dropped[name]),
+                f'{name}: repeated': str(self._assembler.repeated[name]),
                 f'{name}: broken': str(self.streams.broken_count[name]),
             }
         others = self.streams.broken_count.keys() - {*self.streams.names}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vla_prune_ros.execution.checks import ACTION_LOW
@@ -23,8 +24,8 @@ def load_policy(config: PolicyConfig) -> Any:
 
     from vla_prune_ros.policy import VLAPolicy
 
-    if config.torch_threads:
-        torch.set_num_threads(config.torch_threads)
+    if threads := config.torch_threads or default_threads():
+        torch.set_num_threads(threads)
     device, dtype = config.device, config.dtype
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -59,6 +60,15 @@ def load_policy(config: PolicyConfig) -> Any:
     policy.warm_up(instruction=config.default_instruction.strip() or None)
     policy.info()  # reads all weight files for their digest, which may take long
     return policy
+
+
+def default_threads() -> int:
+    """Half of the cores that this process may use; 0 if the environment says another number.
+
+    Whoever runs a policy has cameras, a robot or a simulation on the same computer. One thread per
+    core then waits at every layer for the one that another process has pushed aside.
+    """
+    return 0 if 'OMP_NUM_THREADS' in os.environ else max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def hardware(policy: Any) -> str:

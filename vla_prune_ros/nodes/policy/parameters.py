@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vla_prune_ros.nodes.policy.trigger import TRIGGERS
-from vla_prune_ros.ros.parameters import Spec, parameter, specs_of
+from vla_prune_ros.ros.parameters import ParameterError, Spec, parameter, specs_of
 
 LONGEST_INSTRUCTION = 1000  # characters
 FIFO_DEPTH = 64
@@ -64,7 +64,9 @@ class PolicyConfig:
         0, 'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
         -10_000, 0,
     )
-    torch_threads: int = parameter(0, 'CPU threads of the model; 0: as torch chooses', 0, 1024)
+    torch_threads: int = parameter(
+        0, 'CPU threads of the model; 0: as OMP_NUM_THREADS says, or half of the cores', 0, 1024
+    )
     autostart: bool = parameter(True, 'configure and activate at start-up')
     enabled: bool = parameter(
         True, 'whether chunks are published from the start; later: ~/set_enabled'
@@ -143,18 +145,25 @@ class PolicyConfig:
         """From parameter values by name, options of other modes included.
 
         Raises:
-            ValueError: values that do not go together.
+            ParameterError: values that do not go together.
         """
         _, options = pruning_choice(values)
         named = {name.replace('.', '_'): value for name, value in values.items()}
         named['pruning_options'] = MappingProxyType(options)
         config = cls(**{f.name: _frozen(named[f.name]) for f in fields(cls)})
         if not config.cameras or len(set(config.cameras)) != len(config.cameras):
-            raise ValueError(f'cameras: {list(config.cameras)} are not different names')
+            raise ParameterError(
+                f'parameter cameras: {list(config.cameras)} are not different names'
+            )
         if len(config.finger_joints) != 2:
-            raise ValueError(f'finger_joints: {list(config.finger_joints)} are not two names')
+            raise ParameterError(
+                f'parameter finger_joints: {list(config.finger_joints)} are not two names'
+            )
         if config.default_instruction.strip():
-            clean_instruction(config.default_instruction)
+            try:
+                clean_instruction(config.default_instruction)
+            except ValueError as error:
+                raise ParameterError(f'parameter default_instruction: {error}') from error
         return config
 
     @property

@@ -65,7 +65,9 @@ def reported(transition: Callable) -> Callable:
     def guarded(self: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
         name = transition.__name__.removeprefix('on_')
         try:
-            return transition(self, state)
+            result = transition(self, state)
+            self.get_logger().info(f'{name}: {self.state}')
+            return result
         except StopRequestedError:
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
@@ -184,6 +186,7 @@ class PolicyNode(LifecycleNode):
         wait_for(self.inference.free(), self._stop)
         return super().on_cleanup(state)
 
+    @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the process: a node that is finalised can do nothing more."""
         self.state = 'finalized'

@@ -49,7 +49,7 @@ class Episodes(threading.Thread):
         self._limited = -1  # stamp of the last chunk of which the policy said how much to play
         self._stopping = threading.Event()
         self._abort = threading.Event()
-        self._lock = threading.Lock()  # over _abort, _requested and _number
+        self._lock = threading.Lock()  # over _abort, _requested, _number and the choice of a plan
         self._requested = False
         self._now = round(self._settings.gap * NANOSECONDS)
         self._number = 0
@@ -76,10 +76,11 @@ class Episodes(threading.Thread):
             while not self._stopping.is_set():
                 if robot is None:
                     robot = self._make()
-                with self._lock:
+                with self._lock:  # so that what is asked for gets the number that was answered
                     requested, self._requested = self._requested, False
                     self._abort.clear()
-                plan = self._link.next_plan(robot, requested)
+                    plan = self._link.next_plan(robot, requested)
+                    self._number += plan is not None
                 if plan is None:
                     self._link.clock(self._now)
                     self._abort.wait(IDLE)
@@ -107,8 +108,6 @@ class Episodes(threading.Thread):
         self._player.clear()
         self._link.discard_chunks()
         self._left_over = self._asked
-        with self._lock:
-            self._number += 1
         status = EpisodeStatus(
             self._number,
             robot.suite,

@@ -12,8 +12,10 @@ with the observation's stamp and the actions executed since the one before, at n
 those; any other policy may ignore them. A policy that wants to be asked again before a chunk is
 over says so on `vla_policy/inference_stats`: `requery` is how many of its actions to play.
 
-To drive it from outside start it with `episodes:=0`, set `task` and `initial_state`, call
-`~/reset_episode` and wait for that episode to be done on `~/episode`.
+`~/reset_episode` ends the running episode and starts one with `task` and `initial_state` as they
+are now; it does not count among `episodes`, and the schedule goes on after it. To drive the bridge
+from outside start it with `episodes:=0`, set both, call the service and wait for that episode to
+be done on `~/episode`: its first status is the episode at hand, its second the last that ended.
 """
 
 from __future__ import annotations
@@ -46,7 +48,6 @@ from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.nodes.simulation.sensors import Sensors
 from vla_prune_ros.ros.messages import (
-    EPISODES,
     LATCHED,
     NANOSECONDS,
     RELIABLE,
@@ -58,14 +59,14 @@ from vla_prune_ros.ros.messages import (
     to_time,
     values_message,
 )
-from vla_prune_ros.ros.parameters import declare, report_unknown
+from vla_prune_ros.ros.parameters import ParameterError, declare, report_unknown
 from vla_prune_ros.ros.process import run_node
-from vla_prune_ros.sim import SimObservation, SimulatedRobot, Task, make_robot
+from vla_prune_ros.ros.throttle import Throttled
+from vla_prune_ros.sim import SimObservation, SimulatedRobot, make_robot
 
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
 ACKNOWLEDGED = Duration(seconds=1)
 CONNECTING = 1.0  # s that a policy gets to connect to all topics once it is there
-THROTTLE = 5.0  # s between two warnings of a kind
 STATISTICS = 'vla_policy/inference_stats'
 LIMITS = 16  # chunks whose early end may be known before they come
 
@@ -81,8 +82,7 @@ class SimBridge(Node):
         report_unknown(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.failed = False
-        self._tasks: tuple[Task, ...] = ()
-        self._n_states = 0
+        self._robot: SimulatedRobot | None = None
         self._notice = ''  # what every result must say
         self._left = settings['episodes']
         self._plan: Plan | None = None  # the last one
@@ -93,13 +93,16 @@ class SimBridge(Node):
         self._refused = 0
         self._limits: OrderedDict[int, int] = OrderedDict()  # stamp -> actions to play
         self._limits_follow = True  # whether statistics say so of every chunk; not known yet
-        self._warned: dict[str, float] = {}
+        self._ended: DiagnosticStatus | None = None  # the last episode's end
+        self._idle = False
+        self.warn = Throttled(lambda text: self.get_logger().warning(text))
+        self._inform = Throttled(lambda text: self.get_logger().info(text))
 
         self._clock_publisher = self.create_publisher(ClockMessage, '/clock', QoSProfile(depth=1))
         self._sensors = Sensors(self, settings['base_frame'], settings['publish_objects'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
-        self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
+        self._episode = self.create_publisher(DiagnosticArray, '~/episode', LATCHED)
         self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
@@ -126,7 +129,7 @@ class SimBridge(Node):
         )
         if not there:
             self._there_since = 0.0
-            self.get_logger().info('waiting for a policy', throttle_duration_sec=THROTTLE)
+            self._inform('policy', 'waiting for a policy')
             return False
         self._there_since = self._there_since or time.monotonic()
         return self._connected(topic) or time.monotonic() > self._there_since + CONNECTING
@@ -147,23 +150,19 @@ class SimBridge(Node):
         """The episode that was asked for, or the next of the schedule, or None."""
         self._prepare(robot)
         if not requested and self._left == 0:
+            if not self._idle:
+                done = 'all episodes are done' if self._plan else 'no episodes are planned'
+                self.get_logger().info(f'{done}: ~/reset_episode starts one')
+            self._idle = True
             return None
-        if requested:
-            self._left = 0  # whoever asks for episodes drives from now on
-        sweep = self._value('schedule') == 'sweep' and not requested
-        try:
-            if sweep and self._plan is not None:
-                task = (self._plan.task + 1) % len(robot.tasks)
-                state = (self._plan.initial_state + (task == 0)) % robot.n_initial_states
-            else:
-                task = robot.task_index(self._value('task') or 0)
-                state = self._value('initial_state')
-                self._check_state(state)
-        except ValueError as error:
-            self.get_logger().error(str(error))
-            self._left = 0
-            return None
-        self._left -= self._left > 0
+        self._idle = False
+        if self._plan is not None and self._value('schedule') == 'sweep' and not requested:
+            task = (self._plan.task + 1) % len(robot.tasks)
+            state = (self._plan.initial_state + (task == 0)) % robot.n_initial_states
+        else:
+            task = robot.task_index(self._value('task') or 0)
+            state = self._value('initial_state')
+        self._left -= self._left > 0 and not requested
         settings = self._episode_settings()
         self._inbox.latency = settings.latency
         self._plan = Plan(task, state, self._value('max_steps'), settings)
@@ -217,13 +216,6 @@ class SimBridge(Node):
         """Chunks refused since `discard_chunks`."""
         return self._refused
 
-    def warn(self, kind: str, text: str) -> None:
-        """Log a warning, one of a kind every few seconds."""
-        now = time.monotonic()
-        if now - self._warned.get(kind, -THROTTLE) >= THROTTLE:
-            self._warned[kind] = now
-            self.get_logger().warning(text)
-
     def instruct(self, text: str) -> None:
         """Publish the instruction; wait until the readers have it, as topics keep no order."""
         self._instruction.publish(String(data=text))
@@ -241,19 +233,25 @@ class SimBridge(Node):
             ).rstrip() + self._notice
             log = self.get_logger().error if failed else self.get_logger().info
             log(text)
-        self._episode.publish(
-            values_message(
-                f'{self.get_name()}: episode',
-                asdict(status),
-                stamp,
-                summary=status.result or status.state,
-                level=DiagnosticStatus.ERROR if failed else DiagnosticStatus.OK,
-            )
-        )
+        message = values_message(
+            f'{self.get_name()}: episode', asdict(status), stamp,
+            summary=status.result or status.state,
+            level=DiagnosticStatus.ERROR if failed else DiagnosticStatus.OK,
+        )  # fmt: skip
+        if status.state == 'done':
+            self._ended = message.status[0]
+        elif self._ended is not None:  # one message is kept: a busy reader may miss the end
+            message.status.append(self._ended)
+        self._episode.publish(message)
 
     def give_up(self, error: Exception) -> None:
         """The simulation broke down for good: the node cannot go on."""
-        self.get_logger().fatal(f'simulation failed: {type(error).__name__}: {error}')
+        cause = (
+            ''
+            if isinstance(error, ParameterError)
+            else f'simulation failed: {type(error).__name__}: '
+        )
+        self.get_logger().fatal(f'{cause}{error}')
         self.failed = True
         self._stop.set()
 
@@ -300,7 +298,8 @@ class SimBridge(Node):
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
         response.success = self._episodes.is_alive()
-        response.message = str(self._episodes.restart())
+        number = self._episodes.restart()
+        response.message = f'episode {number} begins' if response.success else 'there is no robot'
         return response
 
     def _repeat_instruction(self) -> None:
@@ -314,30 +313,31 @@ class SimBridge(Node):
             for parameter in parameters:
                 if parameter.name in self._specs:
                     self._specs[parameter.name].check(parameter.value)
-                if parameter.name == 'task' and self._tasks and parameter.value:
-                    self._check_task(parameter.value)
-                if parameter.name == 'initial_state' and self._tasks:
-                    self._check_state(parameter.value)
+                if self._robot is not None:
+                    self._check_choice(parameter.name, parameter.value)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def _check_task(self, task: str) -> None:
-        names = [t.name for t in self._tasks]
-        if task not in names and task not in map(str, range(len(names))):
-            raise ValueError(f'unknown task {task!r}; tasks: {", ".join(names)}')
-
-    def _check_state(self, state: int) -> None:
-        if state >= self._n_states:
-            raise ValueError(f'initial_state {state} is outside 0..{self._n_states - 1}')
+    def _check_choice(self, name: str, value: Any) -> None:
+        """ParameterError if the robot has no such task or initial state."""
+        n = self._robot.n_initial_states
+        if name == 'initial_state' and value >= n:
+            raise ParameterError(f'parameter initial_state: {value} is outside 0..{n - 1}')
+        try:
+            self._robot.task_index((name == 'task' and value) or 0)
+        except ValueError as error:
+            raise ParameterError(f'parameter task: {error}') from error
 
     # -- helpers -------------------------------------------------------------------------------
     def _prepare(self, robot: SimulatedRobot) -> None:
         """What can only be made once the robot is there."""
         self._sensors.prepare(robot)
-        if not self._tasks:
+        if self._robot is None:
+            self._robot = robot
+            for name in ('task', 'initial_state'):
+                self._check_choice(name, self._value(name))
             self._period = round(NANOSECONDS / robot.control_hz)
-            self._tasks, self._n_states = robot.tasks, robot.n_initial_states
             self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
             if robot.notice:
                 self._notice = f' ({robot.notice})'

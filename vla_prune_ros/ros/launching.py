@@ -1,0 +1,47 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files share, so that a failure is not hidden behind an exit code of 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.actions import Shutdown
+from launch.events.process import ProcessExited
+
+from launch import LaunchContext, LaunchDescriptionEntity
+from vla_prune_ros.ros.parameters import check_file
+
+
+def full_name(context: LaunchContext, namespace: str, node: str) -> str:
+    """A node's name with its namespace, those of the launch files around it included."""
+    words = (context.launch_configurations.get('ros_namespace', ''), namespace, node)
+    return '/' + '/'.join(word.strip('/') for word in words if word.strip('/'))
+
+
+def parameter_file(path: str, *nodes: str) -> Path:
+    """A parameter file that has something for every node; launch_ros only warns of a missing one.
+
+    Raises:
+        ParameterError: it cannot be read, or has no section for one of `nodes` (full names).
+    """
+    check_file(path, *nodes)
+    return Path(path)
+
+
+def end_all(event: ProcessExited, context: LaunchContext) -> LaunchDescriptionEntity | None:
+    """`on_exit` of a process without which the rest is of no use.
+
+    Raises:
+        RuntimeError: it failed. It ends the launch, as a Shutdown does, but with exit code 1.
+    """
+    if not context.is_shutdown and event.returncode:
+        raise RuntimeError(f'{event.process_name} ended with exit code {event.returncode}')
+    return Shutdown(reason=f'{event.process_name} ended')
+
+
+def end_all_if_failed(
+    event: ProcessExited, context: LaunchContext
+) -> LaunchDescriptionEntity | None:
+    """As `end_all`, but a process that is through with its work may end."""
+    return end_all(event, context) if event.returncode else None
