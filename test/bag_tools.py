@@ -12,13 +12,14 @@ from typing import Any
 from unittest import mock
 
 from rclpy.serialization import deserialize_message, serialize_message
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vla_prune_ros.bags import offline as replay_offline
 from vla_prune_ros.bags import run as replay_run
 from vla_prune_ros.bags.files import Bag
-from vla_prune_ros.bags.record import message_class
 from vla_prune_ros.bags.replay import main
-from vla_prune_ros.bags.writer import BagWriter, qos
+from vla_prune_ros.bags.topics import message_class
+from vla_prune_ros.bags.writer import BagWriter, qos, typestore
 
 BAGS = Path(__file__).parent / 'data' / 'bags'
 PICK, PUT = BAGS / 'pick_up', BAGS / 'put_on_plate'
@@ -47,7 +48,7 @@ def rewrite(
 
 def write(target: Path, messages: Iterable[tuple[str, int, Any]], storage: str = 'mcap') -> Path:
     """A new bag of (topic, time, message or (type, CDR bytes))."""
-    with BagWriter(target, storage) as writer:
+    with Sqlite(target) if storage == 'sqlite3' else BagWriter(target) as writer:
         known = set()
         for topic, time, message in messages:
             raw = isinstance(message, tuple)
@@ -58,6 +59,27 @@ def write(target: Path, messages: Iterable[tuple[str, int, Any]], storage: str =
                 known.add(topic)
             writer.write(topic, time, message[1] if raw else serialize_message(message))
     return target
+
+
+class Sqlite:
+    """A bag as rosbag2 wrote it before MCAP, made by the rosbags library."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3)
+        self._connections: dict[str, Any] = {}
+
+    def add_topic(self, topic: str, kind: str, *profiles: Any) -> None:
+        self._connections[topic] = self._writer.add_connection(topic, kind, typestore=typestore())
+
+    def write(self, topic: str, time: int, data: bytes) -> None:
+        self._writer.write(self._connections[topic], time, data)
+
+    def __enter__(self) -> Sqlite:
+        self._writer.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
 
 
 class Result:

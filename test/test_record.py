@@ -24,6 +24,7 @@ from std_msgs.msg import String
 
 from vla_prune_ros.bags.files import Bag
 from vla_prune_ros.bags.record import Recording
+from vla_prune_ros.bags.topics import Taken
 from vla_prune_ros.bags.writer import BagWriter
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 
@@ -130,15 +131,15 @@ def test_the_recorder_writes_over_nothing(start, tmp_path):
 
 def test_a_full_disk_ends_the_recording_and_leaves_a_whole_bag(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    writer = BagWriter(tmp_path / 'bag', compression='none')
-    writer.add_topic('/image', 'sensor_msgs/msg/Image')
-    recording = Recording(writer, 10**9)
     data = serialize_message(Image(data=bytes(300_000)))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))
+        writer = BagWriter(tmp_path / 'bag', compression='none')
+        writer.add_topic('/image', 'sensor_msgs/msg/Image')
+        recording = Recording(writer, 10**9)
         recording.start()
         for k in range(30):
-            recording.put('/image', k + 1, data)
+            recording.put(Taken('/image', k + 1, k + 1, 0, data))
         recording.stop()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -160,7 +161,7 @@ def test_a_disk_that_is_too_slow_costs_messages_not_memory(tmp_path):
     data = serialize_message(String(data='x' * 990))
     started = time.monotonic()
     for k in range(100):
-        recording.put('/text', k + 1, data)
+        recording.put(Taken('/text', k + 1, k + 1, 0, data))
     assert time.monotonic() - started < 1
     gate.set()
     recording.stop()

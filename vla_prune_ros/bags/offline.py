@@ -121,8 +121,8 @@ def fingerprint(policy: Any) -> dict[str, str]:
 def code_digest() -> str:
     """Of what turns an observation into a chunk: the same numbers need the same source."""
     root = Path(vla_prune_ros.__file__).parent
-    files = [root / 'policy.py', root / 'nodes' / 'images.py', root / 'nodes' / 'messages.py']
-    for room in ('vla', 'pruning', 'runtime'):
+    files = [root / 'ros' / 'images.py', root / 'ros' / 'messages.py']
+    for room in ('vla', 'pruning', 'runtime', 'policy', 'execution'):
         files += sorted((root / room).glob('*.py'))
     return file_digest(files)[:16]
 

@@ -13,6 +13,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.policy.inference import Answer, period_of
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
+from vla_prune_ros.ros.delivery import wait_acknowledged
 from vla_prune_ros.ros.messages import (
     LATCHED,
     NO_EVENTS,
@@ -21,6 +22,7 @@ from vla_prune_ros.ros.messages import (
     values_message,
 )
 
+ACKNOWLEDGED = 1.0  # s in which readers have what is said, if they are there at all
 MEANING_OF_STATE = 'position (m), axis-angle (rad), two fingers (m)'
 
 
@@ -48,6 +50,10 @@ class Outputs:
         self._last = chunk_message(answer.actions, stamp, period_of(config))
         self._chunks.publish(self._last)
         return (time.perf_counter() - started) * 1e3
+
+    def close(self) -> None:
+        """What was said last is heard."""
+        wait_acknowledged((self._chunks, self._stats, self._info), ACKNOWLEDGED)
 
     def repeat(self) -> None:
         """Publish the last chunk again: the answer was lost."""
@@ -96,6 +102,8 @@ class Outputs:
             'control_rate': config.control_rate,
             'hardware': self.hardware,
         }
+        # The queue of a latched topic holds one: it must not push out its predecessor.
+        wait_acknowledged((self._info,), ACKNOWLEDGED)
         self._info.publish(
             values_message(
                 f'{self._node.get_name()}: policy', values,

@@ -136,6 +136,7 @@ class PolicyNode(LifecycleNode):
     def close(self) -> None:
         """Stop for good, even if the model is still busy."""
         self.inference.close()
+        self._outputs.close()
 
     def destroy_node(self) -> None:
         """Let go of DDS at once: rclpy's state machine would hold the node's handle."""

@@ -28,6 +28,7 @@ FIRST_PATIENCE = 0.25  # s, after which a first unanswered request is sent again
 IDLE = 0.1  # s of wall clock between two looks at the world while nothing happens
 MAX_FAILURES = 3  # of the simulation in a row, that end it
 SILENT = 1.0  # s without a chunk that the operator should know of
+POLL = 0.001  # s between two looks at whether all has arrived
 SETTLE = 0.1  # s that what a policy says of a chunk may come after it
 
 
@@ -137,6 +138,8 @@ class Episodes(threading.Thread):
             self._now += round(settings.gap * NANOSECONDS)
 
     def _report(self, status: EpisodeStatus) -> None:
+        if not self._settings.realtime:
+            self._deliver()
         status.refused = self._link.refused()
         status.unknown, status.starved = self._player.unknown, self._player.starved
         self._link.report(status, self._now)
@@ -190,10 +193,11 @@ class Episodes(threading.Thread):
                 if not observation.images:
                     observation = robot.observe()
                 player.observe(self._now)
-                self._ask(robot, observation, executed, status)
+                self._ask(robot, observation, executed, status)  # delivers first
                 self._settle(status)
                 executed = []
             elif observation.images and self._link.every_step():
+                self._deliver()
                 self._link.observation(robot, observation, self._now)
             action = player.next()
             render = player.is_due or self._link.every_step()  # costs more than the physics
@@ -202,6 +206,17 @@ class Episodes(threading.Thread):
             status.step += 1
             status.success = robot.success()
             self._link.clock(self._now)
+
+    def _deliver(self) -> None:
+        """Wait until everyone has what was sent before more is sent: nothing may be lost.
+
+        A reader that has died or was stopped is given up by DDS, after 20 s by default.
+        """
+        started = time.monotonic()
+        while not (self._link.delivered() or self._abort.is_set()):
+            if (waited := time.monotonic() - started) > SILENT:
+                self._link.warn('undelivered', f'a reader confirms nothing since {waited:.0f} s')
+            time.sleep(POLL)
 
     def _settle(self, status: EpisodeStatus) -> None:
         """Wait for what the policy says of its chunk on another topic."""

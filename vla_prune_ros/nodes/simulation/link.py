@@ -93,6 +93,9 @@ class Link(Protocol):
     def request(self, executed: np.ndarray, stamp: int) -> None:
         """A chunk is wanted for the observation at `stamp`; [n, 7] were executed before it."""
 
+    def delivered(self) -> bool:
+        """Whether all who read reliably have what was sent so far."""
+
     def chunk(self, timeout: float) -> Answer | None:
         """The next answer that arrived, within `timeout` seconds."""
 

@@ -31,10 +31,9 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.publisher import Publisher
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_msgs.msg import String
@@ -47,6 +46,7 @@ from vla_prune_ros.nodes.simulation.inbox import Answer, Inbox
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.nodes.simulation.sensors import Sensors
+from vla_prune_ros.ros.delivery import acknowledged, wait_acknowledged
 from vla_prune_ros.ros.messages import (
     LATCHED,
     NANOSECONDS,
@@ -65,7 +65,7 @@ from vla_prune_ros.ros.throttle import Throttled
 from vla_prune_ros.sim import SimObservation, SimulatedRobot, make_robot
 
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
-ACKNOWLEDGED = Duration(seconds=1)
+ACKNOWLEDGED = 1.0  # s in which readers have what is said, if they are there at all
 CONNECTING = 1.0  # s that a policy gets to connect to all topics once it is there
 STATISTICS = 'vla_policy/inference_stats'
 LIMITS = 16  # chunks whose early end may be known before they come
@@ -98,7 +98,7 @@ class SimBridge(Node):
         self.warn = Throttled(lambda text: self.get_logger().warning(text))
         self._inform = Throttled(lambda text: self.get_logger().info(text))
 
-        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', QoSProfile(depth=1))
+        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', RELIABLE)
         self._sensors = Sensors(self, settings['base_frame'], settings['publish_objects'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
@@ -117,8 +117,9 @@ class SimBridge(Node):
         self._episodes.start()
 
     def close(self) -> None:
-        """Stop the simulation."""
+        """Stop the simulation; what was said last is heard."""
         self._episodes.stop(timeout=1.2)
+        wait_acknowledged(self._publishers, ACKNOWLEDGED)
 
     # -- Link, called in the simulation thread -------------------------------------------------
     def ready(self) -> bool:
@@ -198,6 +199,14 @@ class SimBridge(Node):
         """Ask for a chunk and report what led here."""
         self._executed.publish(executed_message(executed, stamp, self._period))
 
+    def delivered(self) -> bool:
+        """Whether all who read reliably have what was published."""
+        return acknowledged(self._publishers)
+
+    @property
+    def _publishers(self) -> tuple[Publisher, ...]:
+        return *self._sensors.publishers, self._instruction, self._executed, self._episode
+
     def chunk(self, timeout: float) -> Answer | None:
         """The next answer that arrived."""
         return self._inbox.get(timeout)
@@ -219,7 +228,7 @@ class SimBridge(Node):
     def instruct(self, text: str) -> None:
         """Publish the instruction; wait until the readers have it, as topics keep no order."""
         self._instruction.publish(String(data=text))
-        self._instruction.wait_for_all_acked(ACKNOWLEDGED)
+        wait_acknowledged((self._instruction,), ACKNOWLEDGED)
         self._text = text
 
     def report(self, status: EpisodeStatus, stamp: int) -> None:
