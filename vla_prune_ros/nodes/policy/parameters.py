@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from vla_prune_ros.nodes.policy.trigger import TRIGGERS
+from vla_prune_ros.nodes.policy.trigger import DEPTH, TRIGGERS
 from vla_prune_ros.ros.parameters import Spec
 
 LONGEST_INSTRUCTION = 1000  # characters
-FIFO_DEPTH = 64
+FIFO_DEPTH = DEPTH
 
 POLICY = (
     Spec('checkpoint', '', 'checkpoint directory; empty: the embedded tabletop policy'),
@@ -164,8 +164,7 @@ class PolicyConfig:
             raise ValueError(f'cameras: {list(config.cameras)} are not different names')
         if len(config.finger_joints) != 2:
             raise ValueError(f'finger_joints: {list(config.finger_joints)} are not two names')
-        if config.default_instruction.strip():
-            clean_instruction(config.default_instruction)
+        clean_instruction(config.default_instruction)
         return config
 
     @property
@@ -179,15 +178,15 @@ def _frozen(value: Any) -> Any:
 
 
 def clean_instruction(text: str) -> str:
-    """An instruction as the model gets it: one line, single spaces.
+    """An instruction as the model gets it: one line, single spaces; '' is none.
 
     Raises:
-        ValueError: nothing is left, or more than `LONGEST_INSTRUCTION` characters.
+        ValueError: more than `LONGEST_INSTRUCTION` characters.
     """
     words = ' '.join(text.split())
-    if not 0 < len(words) <= LONGEST_INSTRUCTION:
+    if len(words) > LONGEST_INSTRUCTION:
         raise ValueError(
-            f'instruction of {len(words)} characters ignored; 1 to {LONGEST_INSTRUCTION} count'
+            f'instruction of {len(words)} characters ignored; at most {LONGEST_INSTRUCTION} count'
         )
     return words
 
