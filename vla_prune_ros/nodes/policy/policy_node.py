@@ -96,6 +96,7 @@ class PolicyNode(LifecycleNode):
         self.last_chunk: Any = None
         self._overdue = self._rivalled = False
         self._loading: Future | None = None
+        self._begun = 0.0  # time.monotonic when loading began
 
         self._outputs = Outputs(self)
         warn = Throttled(lambda text: self.get_logger().warning(text))
@@ -189,6 +190,7 @@ class PolicyNode(LifecycleNode):
     def _load(self) -> rclpy.task.Future:
         """Start to load the model; what it returns is done when it is loaded, or failed."""
         self.get_logger().info(f'loading {self.config.checkpoint or "the embedded policy"}')
+        self._begun = time.monotonic()
         done = rclpy.task.Future(executor=self.executor)
         self._loading = self.inference.load()
         self._loading.add_done_callback(lambda _: done.set_result(None))
@@ -196,10 +198,11 @@ class PolicyNode(LifecycleNode):
 
     @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model and run it once, where that was not done ahead."""
-        loading, self._loading = self._loading or self.inference.load(), None
+        """Take the model that `_load` has loaded and run once."""
+        loading, self._loading = self._loading, None
         wait_for(loading, self._stop)
-        self.get_logger().info(f'ready on {self._outputs.hardware}')
+        took = time.monotonic() - self._begun
+        self.get_logger().info(f'ready after {took:.1f} s on {self._outputs.hardware}')
         self.state = 'inactive'
         return super().on_configure(state)
 
