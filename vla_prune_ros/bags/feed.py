@@ -262,7 +262,7 @@ class Feed:
         )
         trigger = Trigger(self.trigger)
         instruction = settings.instruction
-        left, pending, last, count = self._answered.copy(), None, None, 0
+        left, last, count = self._answered.copy(), None, 0
         for entry in self.bag.messages(set(self.streams)):
             stream = self.streams[entry.topic]
             self.received[stream.name] += 1
@@ -275,21 +275,20 @@ class Feed:
                 continue
             if stream.name == 'instruction':
                 instruction = value
-                continue
-            for tick in _ticks(assembler, trigger, stream.name, message, value):
-                if not instruction:
-                    self.without_instruction += 1
-                    continue
-                if pending is not None:
-                    tick = Tick.merge(pending, tick)
-                stamp = tick.observation.stamp
-                if not self._is_wanted(stamp, left, last):
-                    pending = tick
-                    self.unanswered += 1
+            else:
+                _hand_on(assembler, trigger, stream.name, message, value)
+            for stamp in trigger.asked():
+                wanted = self._is_wanted(stamp, left, last)
+                if wanted and not instruction and self._answered:
+                    break  # it was answered when there was one
+                if not wanted or not instruction:
+                    trigger.refuse(stamp)
+                    self.unanswered += bool(instruction)
+                    self.without_instruction += not instruction
                     continue
                 left[stamp] -= 1
-                pending, last, count = None, stamp, count + 1
-                yield replace(tick, instruction=instruction)
+                last, count = stamp, count + 1
+                yield replace(trigger.take(stamp), instruction=instruction)
                 if count == settings.limit:
                     return
         self.dropped, self.incomplete = assembler.dropped, sorted(left.elements())
@@ -332,16 +331,13 @@ class Feed:
         )
 
 
-def _ticks(
-    assembler: Assembler, trigger: Trigger, name: str, message: Any, value: Any
-) -> list[Tick]:
+def _hand_on(assembler: Assembler, trigger: Trigger, name: str, message: Any, value: Any) -> None:
     stamp = to_ns(message.header.stamp)
     if name == 'executed_actions':
-        found = [trigger.add_executed(stamp, value)]
-    else:
-        sets = assembler.add(name, stamp, Sample(value, message))
-        found = [trigger.add_observation(complete) for complete in sets]
-    return [tick for tick in found if tick is not None]
+        trigger.add_executed(stamp, value)
+        return
+    for complete in assembler.add(name, stamp, Sample(value, message)):
+        trigger.add_observation(complete)
 
 
 def values_of(tick: Tick) -> Tick:

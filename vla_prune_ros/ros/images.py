@@ -120,6 +120,27 @@ def decode(message: Any) -> np.ndarray:
     return pixels if encoding.channels == 1 else pixels.reshape(height, width, encoding.channels)
 
 
+def check_rgb(message: Any) -> np.ndarray:
+    """As `decode`, of a message that `decode_rgb` can make a picture of; copies nothing of it.
+
+    Raises:
+        ImageError: as `decode_rgb`.
+    """
+    encoding = ENCODINGS.get(message.encoding)
+    if encoding is not None and encoding.rgb is None and message.encoding not in OPENCV:
+        valid = [n for n, e in ENCODINGS.items() if n in OPENCV or e.rgb is not None]
+        raise ImageError(
+            f'encoding {message.encoding!r} is no colour picture; supported: {", ".join(valid)}'
+        )
+    pixels = decode(message)
+    odd = pixels.shape[1] % 2 or (pixels.ndim == 2 and pixels.shape[0] % 2)
+    if message.encoding in OPENCV and odd:
+        raise ImageError(
+            f'encoding {message.encoding!r} needs an even size, not {pixels.shape[1::-1]}'
+        )
+    return pixels
+
+
 @_short_of_memory
 def decode_rgb(message: Any) -> np.ndarray:
     """The colour picture of a `sensor_msgs/Image`: uint8 [H, W, 3], contiguous.
@@ -127,28 +148,30 @@ def decode_rgb(message: Any) -> np.ndarray:
     Raises:
         ImageError: as `decode`, and for an encoding that is not a colour or grey picture.
     """
-    encoding = ENCODINGS.get(message.encoding)
+    pixels = check_rgb(message)
     if message.encoding in OPENCV:
-        return _opencv_rgb(decode(message), message.encoding)
-    if encoding is not None and encoding.rgb is None:
-        valid = [n for n, e in ENCODINGS.items() if n in OPENCV or e.rgb is not None]
-        raise ImageError(
-            f'encoding {message.encoding!r} is no colour picture; supported: {", ".join(valid)}'
-        )
-    pixels = decode(message)
+        import cv2
+
+        way = getattr(cv2, f'COLOR_{OPENCV[message.encoding]}')
+        return cv2.cvtColor(np.ascontiguousarray(pixels), way)
     if message.encoding == 'rgb8':
         return np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    return np.ascontiguousarray(pixels[:, :, list(encoding.rgb)])
+    return np.ascontiguousarray(pixels[:, :, list(ENCODINGS[message.encoding].rgb)])
 
 
-def _opencv_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
-    import cv2
+def check_compressed(message: Any) -> None:
+    """What can be said of a compressed picture without unpacking it.
 
-    if pixels.shape[1] % 2 or (pixels.ndim == 2 and pixels.shape[0] % 2):
-        raise ImageError(f'encoding {encoding!r} needs an even size, not {pixels.shape[1::-1]}')
-    return cv2.cvtColor(np.ascontiguousarray(pixels), getattr(cv2, f'COLOR_{OPENCV[encoding]}'))
+    Raises:
+        ImageError: no JPEG or PNG, or an absurd size.
+    """
+    data = memoryview(message.data)
+    size = _compressed_size(data)
+    if size is None:
+        raise ImageError(f'{len(data)} bytes of format {message.format!r} are no JPEG or PNG')
+    _check_size(*size)
 
 
 @_short_of_memory
@@ -160,11 +183,8 @@ def decode_compressed_rgb(message: Any) -> np.ndarray:
     """
     import cv2
 
+    check_compressed(message)  # before anything is unpacked
     data = np.frombuffer(message.data, dtype=np.uint8)
-    size = _compressed_size(memoryview(data))
-    if size is None:
-        raise ImageError(f'{data.size} bytes of format {message.format!r} are no JPEG or PNG')
-    _check_size(*size)  # before anything is unpacked
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:

@@ -36,6 +36,7 @@ class Outputs:
         self._chunks = node.create_lifecycle_publisher(
             JointTrajectory, 'action_chunk', RELIABLE, event_callbacks=NO_EVENTS
         )
+        self.topic = self._chunks.topic_name
         self._stats = node.create_publisher(
             DiagnosticArray, '~/inference_stats', RELIABLE, event_callbacks=NO_EVENTS
         )

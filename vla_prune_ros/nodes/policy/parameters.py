@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-from vla_prune_ros.nodes.policy.trigger import TRIGGERS
+from vla_prune_ros.nodes.policy.trigger import DEPTH, TRIGGERS
 from vla_prune_ros.ros.parameters import ParameterError, Spec, parameter, specs_of
 
 LONGEST_INSTRUCTION = 1000  # characters
-FIFO_DEPTH = 64
+FIFO_DEPTH = DEPTH
 PRUNING = Spec(
     'pruning.mode', 'none', 'visual-token pruning', read_only=False,
     choices=(  # the names of pruning.MODES, which needs torch
@@ -159,11 +159,10 @@ class PolicyConfig:
             raise ParameterError(
                 f'parameter finger_joints: {list(config.finger_joints)} are not two names'
             )
-        if config.default_instruction.strip():
-            try:
-                clean_instruction(config.default_instruction)
-            except ValueError as error:
-                raise ParameterError(f'parameter default_instruction: {error}') from error
+        try:
+            clean_instruction(config.default_instruction)
+        except ValueError as error:
+            raise ParameterError(f'parameter default_instruction: {error}') from error
         return config
 
     @property
@@ -180,15 +179,15 @@ def _frozen(value: Any) -> Any:
 
 
 def clean_instruction(text: str) -> str:
-    """An instruction as the model gets it: one line, single spaces.
+    """An instruction as the model gets it: one line, single spaces; '' is none.
 
     Raises:
-        ValueError: nothing is left, or more than `LONGEST_INSTRUCTION` characters.
+        ValueError: more than `LONGEST_INSTRUCTION` characters.
     """
     words = ' '.join(text.split())
-    if not 0 < len(words) <= LONGEST_INSTRUCTION:
+    if len(words) > LONGEST_INSTRUCTION:
         raise ValueError(
-            f'instruction of {len(words)} characters ignored; 1 to {LONGEST_INSTRUCTION} count'
+            f'instruction of {len(words)} characters ignored; at most {LONGEST_INSTRUCTION} count'
         )
     return words
 

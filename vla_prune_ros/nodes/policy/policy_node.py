@@ -4,14 +4,12 @@
 
 Life: configure loads the model and warms it up, activate subscribes to the data, deactivate stops
 and forgets, cleanup frees the model. With `autostart` the first two happen at start-up. A
-transition that fails is logged with its cause and leaves the node where it was.
+transition that fails is logged with its cause and leaves the node where it was. The executor never
+waits for the model: services are answered while it loads, runs or hangs.
 
 Threads: the executor's callbacks store data; one worker does everything that touches the policy.
-A parameter or a reset that was acknowledged is in force from the next inference.
-
-Executed actions: an executor that reports on `executed_actions` what it really did, stamped with
-the observation that followed, feeds the history; with `trigger: request` such a message is also
-what asks for a chunk. A chunk that was asked for again is sent again, not computed again.
+A parameter or a reset that was acknowledged is in force from the next inference. What is asked for
+and what may be answered is decided in `conversation`.
 """
 
 from __future__ import annotations
@@ -20,11 +18,15 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import wraps
+from concurrent.futures import Future
+from functools import partial, wraps
 from typing import Any, NoReturn
 
+import rclpy.task
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -32,11 +34,10 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from vla_prune_ros.execution.executed import Executed
-from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.conversation import Conversation
 from vla_prune_ros.nodes.policy.health import Health
 from vla_prune_ros.nodes.policy.inference import Answer, Inference
-from vla_prune_ros.nodes.policy.inputs import Arrival, Inputs
+from vla_prune_ros.nodes.policy.inputs import Inputs
 from vla_prune_ros.nodes.policy.loading import hardware
 from vla_prune_ros.nodes.policy.outputs import Outputs
 from vla_prune_ros.nodes.policy.overlay import Overlay
@@ -47,32 +48,33 @@ from vla_prune_ros.nodes.policy.parameters import (
     pruning_choice,
     pruning_specs,
 )
-from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.ros.diagnostics import Diagnostics
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 from vla_prune_ros.ros.parameter_service import BatchParameterService
 from vla_prune_ros.ros.parameters import declare, report_unknown
 from vla_prune_ros.ros.process import StopRequestedError, run_node, wait_for
+from vla_prune_ros.ros.throttle import Throttled
 
 DESCRIPTION = 'ROS 2 node vla_policy: camera images, state and an instruction to action chunks.'
 WATCH_PERIOD = 0.2  # s of wall clock
+SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
 def reported(transition: Callable) -> Callable:
-    """A transition that says why it fails; rclpy would go to an error state without a word."""
+    """A transition that says how it ends; rclpy would go to an error state without a word."""
 
     @wraps(transition)
     def guarded(self: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
         name = transition.__name__.removeprefix('on_')
         try:
             result = transition(self, state)
-            self.get_logger().info(f'{name}: {self.state}')
-            return result
         except StopRequestedError:
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
             self.get_logger().error(f'{name} failed: {type(error).__name__}: {error}')
             return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f'{name}: {self.state}')
+        return result
 
     return guarded
 
@@ -89,26 +91,30 @@ class PolicyNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self._parameter_service = BatchParameterService(self, self._apply_parameters)
 
-        self.failed = False
         self.state = 'unconfigured'
-        self.enabled = self.config.enabled
-        self.instruction = ''
-        if self.config.default_instruction.strip():
-            self.instruction = clean_instruction(self.config.default_instruction)
         self.chunk_len = 0
         self.last_chunk: Any = None
-        self._overdue = False
+        self._overdue = self._rivalled = False
+        self._loading: Future | None = None
+        self._begun = 0.0  # time.monotonic when loading began
 
-        self.inputs = Inputs(self, self.config, self._on_tick, self._on_executed, self._on_frame)
         self._outputs = Outputs(self)
+        warn = Throttled(lambda text: self.get_logger().warning(text))
+        self._conversation = Conversation(self.config, self._outputs.repeat, warn)
+        self._conversation.instruct(
+            clean_instruction(self.config.default_instruction), lambda: None
+        )
+        self.inputs = Inputs(self, self.config, self._conversation)
         self.inference = Inference(
             lambda: self.config,
-            lambda: self.get_clock().now().nanoseconds,
+            self._conversation,
+            self.get_clock(),
             self.get_logger(),
             self._on_answer,
             self._on_change,
             stop,
         )
+        self.inference.start()
         self._overlay = Overlay(self, self.config, lambda: self._patches_per_view)
         self._patches_per_view = 0
         period = self.config.diagnostic_updater_period
@@ -122,15 +128,38 @@ class PolicyNode(LifecycleNode):
             )
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
+        # rclpy's own callback waits until the transition is over, and nobody is served meanwhile.
+        service = self._service_change_state
+        service.callback = partial(self._on_change_state, service.callback)
+        service.callback_group = ReentrantCallbackGroup()
         # Sim time may stand still, a watchdog may not.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(WATCH_PERIOD, self._watch, clock=steady)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the process is to end with an error."""
+        return self.inference.fatal
+
+    @property
+    def enabled(self) -> bool:
+        """Whether chunks may leave."""
+        return self._conversation.enabled
+
+    @property
+    def instruction(self) -> str:
+        """The instruction in force; '' is none."""
+        return self._conversation.instruction
+
     # -- life ----------------------------------------------------------------------------------
     def start(self) -> None:
-        """Configure and activate, if `autostart` says so."""
-        success = TransitionCallbackReturn.SUCCESS
-        if self.config.autostart and self.trigger_configure() == success:
+        """Configure and activate as soon as the executor spins, if `autostart` says so."""
+        if self.config.autostart:
+            self.executor.create_task(self._start_up)
+
+    async def _start_up(self) -> None:
+        await self._load()
+        if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
     def close(self) -> None:
@@ -143,15 +172,38 @@ class PolicyNode(LifecycleNode):
         super().destroy_node()
         self._state_machine = None
 
+    async def _on_change_state(
+        self, plain: Callable, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Do what takes long in the worker, the transition itself in one step."""
+        asked = request.transition
+        configure = asked.label == 'configure' or (
+            not asked.label and asked.id == Transition.TRANSITION_CONFIGURE
+        )
+        if configure and self.state == 'unconfigured':
+            if self._loading is not None:
+                self.get_logger().warning('configure refused: the model is being loaded')
+                return response
+            await self._load()
+        response = plain(request, response)
+        return response
+
+    def _load(self) -> rclpy.task.Future:
+        """Start to load the model; what it returns is done when it is loaded, or failed."""
+        self.get_logger().info(f'loading {self.config.checkpoint or "the embedded policy"}')
+        self._begun = time.monotonic()
+        done = rclpy.task.Future(executor=self.executor)
+        self._loading = self.inference.load()
+        self._loading.add_done_callback(lambda _: done.set_result(None))
+        return done
+
     @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model and run it once."""
-        self.get_logger().info(f'loading {self.config.checkpoint or "the embedded policy"}')
-        started = time.monotonic()
-        wait_for(self.inference.load(), self._stop)
-        self.get_logger().info(
-            f'ready after {time.monotonic() - started:.1f} s on {self._outputs.hardware}'
-        )
+        """Take the model that `_load` has loaded and run once."""
+        loading, self._loading = self._loading, None
+        wait_for(loading, self._stop)
+        took = time.monotonic() - self._begun
+        self.get_logger().info(f'ready after {took:.1f} s on {self._outputs.hardware}')
         self.state = 'inactive'
         return super().on_configure(state)
 
@@ -159,7 +211,6 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to take data."""
         self.inference.pardon()
-        self.inference.clock_may_lag = self.get_parameter('use_sim_time').value
         try:
             self.inputs.subscribe()
         except Exception:
@@ -168,60 +219,33 @@ class PolicyNode(LifecycleNode):
         report_unknown(self, qos=True)
         result = super().on_activate(state)  # the publisher may publish from here on
         self.state = 'active'
-        self.inference.open(self.enabled)
+        self._conversation.activate()
         return result
 
     @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking data and forget."""
         self.state = 'inactive'
-        self.inference.open(False)
+        self._conversation.deactivate()
         self.inputs.unsubscribe()
-        self._forget('deactivate')
         return super().on_deactivate(state)
 
     @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model."""
+        """Free the model, as soon as it has nothing to do."""
         self.state, self.last_chunk = 'unconfigured', None
-        wait_for(self.inference.free(), self._stop)
+        self.inference.free()
         return super().on_cleanup(state)
 
     @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the process: a node that is finalised can do nothing more."""
         self.state = 'finalized'
-        self.inference.open(False)
+        self._conversation.deactivate()
         self._stop.set()
         return super().on_shutdown(state)
 
-    # -- data in -------------------------------------------------------------------------------
-    @property
-    def _takes_data(self) -> bool:
-        return self.state == 'active' and self.enabled
-
-    def _on_tick(self, tick: Tick, arrival: Arrival) -> None:
-        """An observation wants a chunk."""
-        if not self._takes_data:
-            return
-        if not self.instruction:
-            self.get_logger().warning('waiting for an instruction', throttle_duration_sec=5.0)
-            return
-        self.inference.offer(replace(tick, instruction=self.instruction), arrival.convert_ms)
-
-    def _on_frame(self, frame: MatchedSet) -> None:
-        if self._takes_data:
-            self.inference.glimpse(frame)
-
-    def _on_executed(self, stamp: int, executed: Executed) -> None:
-        known = self.inference.knows(stamp)
-        if known == 'new':
-            self.inputs.add_executed(stamp, executed)
-        elif known == 'answered' and self._takes_data:
-            self._outputs.repeat()
-        elif known == 'unanswered' and self._takes_data:
-            self.inference.retry(self.instruction)
-
+    # -- commands ------------------------------------------------------------------------------
     def _on_instruction(self, message: String) -> None:
         try:
             text = clean_instruction(message.data)
@@ -229,14 +253,11 @@ class PolicyNode(LifecycleNode):
             self.inputs.streams.broken('instruction')
             self.get_logger().warning(str(error))
             return
-        if text != self.instruction:
-            self.get_logger().info(f'instruction: {text}')
-            self.instruction = text
-            self._publish_info()
+        if self._conversation.instruct(text, self._publish_info):
+            self.get_logger().info(f'instruction: {text or "none, no chunks"}')
 
-    # -- services and parameters ---------------------------------------------------------------
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._forget('reset')
+        self._conversation.reset('reset')
         response.success = self.inference.policy is not None
         response.message = 'history cleared' if response.success else 'no policy is loaded'
         return response
@@ -244,18 +265,11 @@ class PolicyNode(LifecycleNode):
     def _on_set_enabled(
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
-        self.enabled = request.data
-        self.inference.open(self._takes_data)
-        self._forget('enabled')
+        self._conversation.enable(request.data)
         response.success = True
         response.message = 'enabled' if request.data else 'disabled: no chunks are published'
         self.get_logger().info(response.message)
         return response
-
-    def _forget(self, reason: str) -> None:
-        """Empty everything that reaches from one inference into the next."""
-        self.inputs.clear()
-        self.inference.forget(reason)
 
     def _values(self) -> dict[str, Any]:
         return {name: self.get_parameter(name).value for name in self._specs}
@@ -303,6 +317,9 @@ class PolicyNode(LifecycleNode):
         self.inference.latency.add({'total': total, 'policy': policy_ms}, cold=answer.cold)
         counts = {'superseded': self.inference.superseded} | self.inputs.counts()
         counts |= {f'dropped.{cause}': n for cause, n in self.inference.counts.items()}
+        tick = answer.tick
+        counts['between'] = ' '.join(str(frame.stamp) for frame in tick.between)
+        counts['executed'] = ' '.join(map(str, tick.reports))
         self._outputs.statistics(answer, stages, counts)
 
     def _on_change(self) -> None:
@@ -335,6 +352,12 @@ class PolicyNode(LifecycleNode):
                 'its chunk will be dropped'
             )
         self._overdue = overdue
+        rivalled = self.count_publishers(self._outputs.topic) > 1
+        if rivalled and not self._rivalled:
+            self.get_logger().warning(
+                f'somebody else publishes on {self._outputs.topic}, too: the robot gets both'
+            )
+        self._rivalled = rivalled
         if inference.exhausted:
             self.get_logger().error(
                 f'deactivating after {inference.failures} failures in a row: '
