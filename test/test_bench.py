@@ -281,6 +281,18 @@ def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine, stand_i
     assert dense['runtime']['runtime'] == 'graphs' and dense['runtime']['replays'] > 0
 
 
+def test_plain_paths_keep_weights_that_compile_has_packed(monkeypatch):
+    # What `compile` does to the weights on a GPU, without the compiler.
+    monkeypatch.setattr(
+        'vla_prune_ros.runtime.engine.compile_layers', lambda model: model.decoder.pack()
+    )
+    args = bench.parser().parse_args(['--size', 'tiny', '--modes', 'none', '--runtime', 'compile'])
+    arms = bench.make_arms(args, bench.make_subject(args, torch.float32), torch.float32)
+    query = make_queries('synthetic', 1)[1][0]
+    eager, _, dense = (arm.answer(query, 'pick up the bowl') for arm in arms)
+    np.testing.assert_allclose(eager.actions, dense.actions, rtol=0, atol=1e-4)
+
+
 # -- targets -----------------------------------------------------------------------------------
 def row(name, ms, **more):
     return {'name': name, 'latency_ms': {'total': {'p50': ms}}, **more}

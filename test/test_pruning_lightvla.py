@@ -243,6 +243,28 @@ def test_scores_are_cosines_times_the_root_of_the_width(dtype, atol):
     torch.testing.assert_close(scores.float(), 8 * cosine, rtol=0.02, atol=atol)
 
 
+@pytest.mark.parametrize('seed', range(6))
+def test_bfloat16_sets_are_those_of_attention_that_rounds_once(seed):
+    """Logits and weights stay in float32; rounding them as well gave other sets mostly."""
+    g = torch.Generator().manual_seed(seed)
+    layout = TokenLayout(2, 128, 20, 56)
+    x = torch.randn(layout.length, 64, generator=g).bfloat16()
+    x[layout.placeholders.start : layout.placeholders.stop] = 0
+    kept = make_selector('lightvla', tiny_config()).select(
+        0, TokenState(layout, torch.arange(layout.length), x, {})
+    )
+
+    def norm(rows):
+        rows = rows.float()
+        return (rows / (rows.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()).bfloat16()
+
+    patches, task = norm(x[1 : layout.proprio]), norm(x[layout.proprio :])
+    weights = torch.exp(patches.float() @ task.float().T / 8)
+    asked = norm(((weights / weights.sum(-1, keepdim=True)) @ task.float()).bfloat16())
+    chosen = ((asked @ patches.T) / 8).argmax(-1).unique()
+    assert kept.tolist() == layout.keep(1 + chosen).tolist()
+
+
 def test_padded_task_tokens_are_not_seen():
     g = torch.Generator().manual_seed(2)
     patches, task = torch.randn(2, 12, 32, generator=g), torch.randn(2, 9, 32, generator=g)

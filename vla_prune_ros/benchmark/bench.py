@@ -175,8 +175,8 @@ def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Ar
     if args.no_reference:
         return ours
     # Last, because a runtime may have moved the weights; on its own where they were changed.
-    quantised = args.quantization not in (None, 'none')
-    plain = make_subject(args, dtype) if quantised else subject
+    changed = args.quantization not in (None, 'none') or args.runtime == 'compile'
+    plain = make_subject(args, dtype) if changed else subject
     return [*references(plain), *ours]
 
 

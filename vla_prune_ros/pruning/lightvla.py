@@ -39,6 +39,9 @@ def unit_interval(x: Tensor) -> Tensor:
 def patch_scores(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Tensor:
     """How much each patch wants each patch: S = n(softmax(P T^t / sqrt(D)) T) P^t / sqrt(D).
 
+    The inner part is torch's attention call, as released: in bfloat16 it rounds its result only,
+    while logits and weights that are rounded, too, change the choice of some patches.
+
     Args:
         patches: visual embeddings of all cameras [..., N, D].
         task: robot state, prompt, placeholders and EOS, [..., M, D].
@@ -47,13 +50,10 @@ def patch_scores(patches: Tensor, task: Tensor, task_mask: Tensor | None = None)
     Returns:
         [..., N, N], row i are the scores of patch i, in the dtype of `patches`.
     """
-    scale = 1.0 / math.sqrt(patches.shape[-1])
     p, t = unit(patches), unit(task)
-    logits = (p @ t.transpose(-1, -2)) * scale  # [..., N, M]
-    if task_mask is not None:
-        logits = logits.masked_fill(~task_mask[..., None, :], -torch.inf)
-    queries = unit(logits.softmax(-1) @ t)  # [..., N, D]
-    return (queries @ p.transpose(-1, -2)) * scale
+    mask = None if task_mask is None else task_mask[..., None, :]
+    wanted = torch.nn.functional.scaled_dot_product_attention(p, t, t, attn_mask=mask)
+    return (unit(wanted) @ p.transpose(-1, -2)) * (1.0 / math.sqrt(patches.shape[-1]))
 
 
 def noise_scale(step: int, steps: int) -> float:

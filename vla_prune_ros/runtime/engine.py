@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,9 +23,15 @@ RUNTIMES = ('auto', 'plain', 'graphs', 'compile')
 BACKENDS: dict[str, Callable[[torch.device], GraphBackend]] = {'cuda': CudaGraphs}
 
 
-class Engine(Protocol):
-    """Runs passes over policy images."""
+class PlainEngine:
+    """Runs the network as it stands over policy images."""
 
+    def __init__(self, model: OFTNetwork) -> None:
+        self.model = model
+        self._scale = PixelScale(model.device)
+        self._ids: tuple[Tensor, Tensor] | None = None  # latest prompt, on the host and the device
+
+    @torch.inference_mode()
     def __call__(
         self,
         frames: np.ndarray | Tensor,
@@ -46,33 +51,6 @@ class Engine(Protocol):
             readout_start: see `OFTNetwork.read_out`.
             mark: see `OFTNetwork.forward`.
         """
-
-    def last(self) -> str:
-        """How the latest pass ran, '' for plain."""
-
-    def stats(self) -> dict[str, int | str]:
-        """Counts since the start."""
-
-
-class PlainEngine:
-    """The network as it stands."""
-
-    def __init__(self, model: OFTNetwork) -> None:
-        self.model = model
-        self._scale = PixelScale(model.device)
-        self._ids: tuple[Tensor, Tensor] | None = None  # latest prompt, on the host and the device
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        frames: np.ndarray | Tensor,
-        input_ids: Tensor,
-        proprio: np.ndarray,
-        selector: TokenSelector | None = None,
-        readout_start: int | None = None,
-        mark: Mark = unmarked,
-    ) -> OFTOutput:
-        """See `Engine`."""
         device = self.model.device
         if self._ids is None or self._ids[0] is not input_ids:
             self._ids = (input_ids, input_ids.to(device))
@@ -81,15 +59,15 @@ class PlainEngine:
         return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
 
     def last(self) -> str:
-        """See `Engine.last`."""
+        """How the latest pass ran, '' for plain."""
         return ''
 
     def stats(self) -> dict[str, int | str]:
-        """See `Engine.stats`."""
+        """Counts since the start."""
         return {'runtime': 'plain'}
 
 
-class GraphEngine:
+class GraphEngine(PlainEngine):
     """The network in stages of fixed shape, each recorded once and then replayed; batch 1."""
 
     def __init__(
@@ -108,7 +86,8 @@ class GraphEngine:
             max_bytes: memory of recordings at which all of them go.
         """
         backend = BACKENDS[model.device.type]
-        self.model, self.name = model, name
+        super().__init__(model)
+        self.name = name
         self.stages = Stages(lambda: backend(model.device), max_graphs, max_bytes)
         self._space: Workspace | None = None
         self._slots = StaticSlots()
@@ -123,7 +102,7 @@ class GraphEngine:
         readout_start: int | None = None,
         mark: Mark = unmarked,
     ) -> OFTOutput:
-        """See `Engine`; waits for the device only where a selector must know a count."""
+        """As `PlainEngine`; waits for the device only where a selector must know a count."""
         space, run = self._workspace(len(frames), input_ids.shape[1]), self.stages.run
         self.stages.said = ''
         space.load(frames, proprio)
@@ -136,11 +115,11 @@ class GraphEngine:
         return self.model.act(space, layout, selector, readout_start, mark, run)
 
     def last(self) -> str:
-        """See `Engine.last`."""
+        """See `PlainEngine.last`."""
         return self.stages.said or 'replay'
 
     def stats(self) -> dict[str, int | str]:
-        """See `Engine.stats`."""
+        """See `PlainEngine.stats`."""
         stages = self.stages
         return {
             'runtime': self.name,
@@ -166,7 +145,7 @@ class GraphEngine:
         return space
 
 
-def make_engine(model: OFTNetwork, runtime: str = 'auto') -> Engine:
+def make_engine(model: OFTNetwork, runtime: str = 'auto') -> PlainEngine:
     """Choose how to run a model that is in its final place and type.
 
     Args:

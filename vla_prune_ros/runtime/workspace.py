@@ -9,7 +9,6 @@ which nobody attends, so that few shapes occur and the result does not change.
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +25,6 @@ from vla_prune_ros.vla.selection import SlotCache, TokenLayout
 from vla_prune_ros.vla.walk import Rows, Space, Stage
 
 _BUCKETS = 16
-_TEXTS = 64  # instructions whose embeddings are kept
 
 
 def bucket_counts(layout: TokenLayout) -> list[int]:
@@ -67,7 +65,6 @@ class Workspace(Space):
         self.scale = PixelScale(device)
         self._send_frames = Sender(self.frames.shape, torch.uint8, device)
         self._send_proprio = Sender(self.proprio.shape, torch.float32, device)
-        self._texts: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._text: tuple[int, ...] | None = None
 
     def layout(self, prompt_length: int) -> TokenLayout:
@@ -86,33 +83,25 @@ class Workspace(Space):
         self._send_proprio.send(proprio[None], self.proprio)
 
     def set_text(self, ids: Tensor) -> None:
-        """Put the prompt, the empty slots and EOS into the sequence; ids int64 [1, L], on the CPU.
+        """Put the prompt, the empty slots and EOS into the sequence, if they are others.
 
-        Embeddings are looked up once per instruction.
+        Args:
+            ids: int64 [1, L], on the CPU.
         """
         key = tuple(ids[0].tolist())
         if key == self._text:
             return
-        if key not in self._texts:
-            self._texts[key] = self._embed(ids)
-            if len(self._texts) > _TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        text, first = self._texts[key], self.n_visual + 2
-        self.states[0][:, :1] = text[:, :1]
-        self.states[0][:, first : first + text.shape[1] - 1] = text[:, 1:]
+        sequence, config = self.states[0], self.model.config
+        closing = torch.tensor([[config.eos_id]])
+        words = self.model.decoder.embed_tokens(torch.cat([ids, closing], 1).to(sequence.device))
+        first = self.n_visual + 2
+        slots = first + len(key) - 1
+        end = slots + config.n_placeholders
+        sequence[:, :1] = words[:, :1]
+        sequence[:, first:slots] = words[:, 1:-1]
+        sequence[:, slots:end] = 0
+        sequence[:, end] = words[:, -1]
         self._text = key
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of prompt, placeholders and EOS, [1, L + slots + 1, D]."""
-        model, length, slots = self.model, ids.shape[1], self.model.config.n_placeholders
-        text = torch.zeros(
-            1, length + slots + 1, self.visual.shape[-1], dtype=model.dtype, device=model.device
-        )
-        embed = model.decoder.embed_tokens
-        text[:, :length] = embed(ids.to(model.device))
-        text[:, -1] = embed(torch.tensor([model.config.eos_id], device=model.device))
-        return text
 
     def put(self, place: int, x: Tensor) -> None:
         """See `Space.put`."""
