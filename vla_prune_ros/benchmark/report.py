@@ -192,6 +192,17 @@ def main_table(rows: Sequence[dict], relative: bool) -> str:
     return '\n'.join([table(headers, lines), *(['', below] if below else [])])
 
 
+def short_table(rows: Sequence[dict]) -> str:
+    """Ratios alone, for pages that quote a run."""
+    others = [*rows[0]['faster_than']]
+    lines = [
+        [row['name'], *[_ratio(row['faster_than'][other]) for other in others],
+         _ratio(row['promised']), _percent(row['share_of_promise'])]
+        for row in rows
+    ]  # fmt: skip
+    return table(['arm', *[f'x {o}' for o in others], 'promised', 'share'], lines)
+
+
 def stage_table(rows: Sequence[dict], relative: bool) -> str:
     """Median and p95 of every stage, and the floor of those that are matrix products."""
     factor, unit = unit_of(rows, relative)

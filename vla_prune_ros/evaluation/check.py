@@ -8,7 +8,6 @@ Headers and small files are read, the weights are not: a 7B checkpoint takes sec
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vla_prune_ros.command_line import verb_parser, write_json
 
 DESCRIPTION = """\
 Check a checkpoint directory in the published OpenVLA-OFT layout: names and shapes of all tensors,
@@ -38,9 +39,7 @@ class Report:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='check', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser('check', DESCRIPTION)
     p.add_argument('directory', metavar='DIR', help='directory, or name of an embedded policy')
     p.add_argument('--json', type=Path, metavar='FILE', help='write the report there, too')
     return p
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = check_checkpoint(directory)
     print(text(report))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(asdict(report), indent=1) + '\n', encoding='utf-8')
+        write_json(args.json, asdict(report))
     return 1 if report.problems else 0
 
 

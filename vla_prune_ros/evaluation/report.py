@@ -4,66 +4,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from vla_prune_ros.command_line import command_line, environment, environment_line  # noqa: F401
 from vla_prune_ros.evaluation import plots
 from vla_prune_ros.evaluation.published import published_table
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord
 from vla_prune_ros.evaluation.summary import summary_table, table
-
-
-def environment() -> dict:
-    """Versions and hardware, for the head of every result."""
-    import torch
-
-    packages = {}
-    for name in (
-        'vla_prune_ros',
-        'torch',
-        'transformers',
-        'numpy',
-        'mujoco',
-        'robosuite',
-        'hf-libero',
-    ):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            if name == 'vla_prune_ros':
-                packages[name] = 'source tree'
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'python': platform.python_version(),
-        'system': platform.platform(),
-        'cpu': _cpu_name(),
-        'cores': len(os.sched_getaffinity(0)),
-        'gpu': gpu,
-        'packages': packages,
-    }
-
-
-def command_line(arguments: Sequence[str], verb: str) -> str:
-    """The command that made the results, as it can be typed again."""
-    return shlex.join(['python', '-m', 'vla_prune_ros', verb, *arguments])
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def write_pictures(
@@ -109,7 +59,6 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         pictures: from `write_pictures`.
     """
     env = run['environment']
-    packages = ', '.join(f'{name} {version}' for name, version in env['packages'].items())
     text = [
         f'# Closed-loop evaluation, suite `{run["suite"]}`',
         '',
@@ -117,7 +66,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         f'    {run["command"]}',
         '',
         *_checkpoints(run, rows),
-        f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}',
+        environment_line(env),
         f'- {env["cpu"]}, {env["cores"]} cores, GPU {env["gpu"] or "none"}; device'
         f' {run["device"]}, {run["dtype"]}, {run["workers"]} worker processes,'
         f' {run["threads"]} torch thread(s) each',

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from vla_prune_ros.command_line import at_least, exit_code_of, require_device
 from vla_prune_ros.pruning.lightvla import NOISES
 from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
 from vla_prune_ros.training.embedded import Recipe, train_embedded
@@ -37,7 +37,7 @@ def _add_common(parser: argparse.ArgumentParser, default: Recipe) -> None:
         '--validation', type=int, default=default.validation,
         help='closed-loop episodes whose success is logged with every checkpoint; 0: none',
     )  # fmt: skip
-    parser.add_argument('--workers', type=int, default=os.cpu_count())
+    parser.add_argument('--workers', type=at_least(1), default=os.cpu_count())
     parser.add_argument('--device', default=default.device, help='cpu or cuda')
     parser.add_argument('--seed', type=int, default=default.seed)
 
@@ -103,13 +103,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a training stage; returns the exit code."""
     args = build_parser().parse_args(argv)
-    try:
-        checkpoint = _STAGES[args.what](args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f'train: {error}', file=sys.stderr)
-        return 1
-    print(f'trained checkpoint: {checkpoint}')
-    return 0
+
+    def run() -> int:
+        require_device(getattr(args, 'device', 'cpu'))
+        print(f'trained checkpoint: {_STAGES[args.what](args)}')
+        return 0
+
+    return exit_code_of('train', run, interrupted='the same command goes on from the last save')
 
 
 def _tabletop(args: argparse.Namespace) -> Path:
