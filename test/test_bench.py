@@ -19,17 +19,10 @@ from tiny import INSTRUCTIONS
 
 from vla_prune_ros.benchmark import bench
 from vla_prune_ros.benchmark import roofline as bench_roofline
-from vla_prune_ros.benchmark.chart import draw
 from vla_prune_ros.benchmark.page import markdown
 from vla_prune_ros.benchmark.profile import pauses
 from vla_prune_ros.benchmark.report import SCHEMA, main_table, short_table, targets
-from vla_prune_ros.benchmark.roofline import (
-    Machine,
-    Product,
-    floors,
-    measure_machine,
-    query_products,
-)
+from vla_prune_ros.benchmark.roofline import Machine, floors, measure_machine
 from vla_prune_ros.benchmark.run import Arm
 from vla_prune_ros.benchmark.scene import (
     make_queries,
@@ -38,7 +31,14 @@ from vla_prune_ros.benchmark.scene import (
 )
 from vla_prune_ros.benchmark.startup import import_time
 from vla_prune_ros.evaluation.entries import make_entries
-from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
+from vla_prune_ros.evaluation.flops import (
+    LayerWork,
+    PassWork,
+    Product,
+    query_flops,
+    query_products,
+)
+from vla_prune_ros.evaluation.plots import latency_by_stage
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.trials import realtime
@@ -228,7 +228,7 @@ def test_on_a_gpu_times_are_in_milliseconds(written, tmp_path):
     assert 'p50 (ms)' in text
     assert re.search(rf'{total["p50"]:.2f} \| +{total["p95"]:.2f}', text)
     assert 'not really' in text and 'Processor time' not in text
-    draw(content['arms'], False, 'a GPU', tmp_path / 'chart.png')
+    latency_by_stage(content['arms'], tmp_path / 'chart.png', title='a GPU')
     assert (tmp_path / 'chart.png').stat().st_size > 1000
 
 

@@ -61,7 +61,7 @@ def at_least(least: int) -> Callable[[str], int]:
     """Type of an argument: a whole number from `least` on."""
 
     def whole(text: str) -> int:
-        if not text.lstrip('-').isdecimal() or int(text) < least:
+        if not text.removeprefix('-').isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {least} on')
         return int(text)
 

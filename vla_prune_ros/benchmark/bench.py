@@ -278,8 +278,8 @@ def show(out: Path, pages: Sequence[Path] = ()) -> None:
         ValueError: the file is of another kind, or a page has no place for the table.
     """
     from vla_prune_ros.benchmark import report
-    from vla_prune_ros.benchmark.chart import draw
     from vla_prune_ros.benchmark.page import insert, markdown
+    from vla_prune_ros.evaluation.plots import latency_by_stage
 
     content = json.loads((out / RESULTS).read_text(encoding='utf-8'))
     if content.get('schema') != report.SCHEMA:
@@ -289,7 +289,8 @@ def show(out: Path, pages: Sequence[Path] = ()) -> None:
     page = markdown(run, rows, results, content['profiles'], relative)
     (out / REPORT).write_text(page, encoding='utf-8')
     place = run['environment']['cpu'] if relative else run['environment']['gpu']
-    draw(rows, relative, f'{run["subject"]}, {run["dtype"]}, {place}', out / CHART)
+    title = f'{run["subject"]}, {run["dtype"]}, {place}'
+    latency_by_stage(rows, out / CHART, *report.unit_of(rows, relative), title)
     for path in pages:
         insert(path, out.resolve().name, report.short_table(rows))
     print(f'\n{report.main_table(rows, relative)}\n')

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.benchmark.report import (
-    layer_table,
     main_table,
     processor_table,
     stage_table,
     target_table,
 )
 from vla_prune_ros.command_line import environment_line
+from vla_prune_ros.evaluation.summary import layer_table
 
 
 def markdown(
@@ -72,7 +72,7 @@ def markdown(
         *_processor(rows, relative),
         '## Visual tokens computed in each decoder layer',
         '',
-        layer_table(rows),
+        layer_table(rows, 'visual rows in layer', 0),
         '',
         '## Targets',
         '',

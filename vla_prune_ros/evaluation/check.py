@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ def _weights(report: Report, model: Any, directory: Path) -> None:
         stored_tensors,
         unused_shapes,
     )
+    from vla_prune_ros.vla.published import differences
 
     expected = published_shapes(model)
     try:
@@ -112,7 +113,8 @@ def _weights(report: Report, model: Any, directory: Path) -> None:
         report.problems.append(str(error))
     else:
         found = {key: tensor.shape for key, tensor in stored.items()}
-        report.problems += _differences(found, expected, 'safetensors files')
+        wrong = differences(found, expected, SHOWN)
+        report.problems += [f'safetensors files: {one}' for one in wrong]
         types = sorted({tensor.dtype for tensor in stored.values()})
         if strange := [t for t in types if t not in ('BF16', 'F16', 'F32', 'F64')]:
             report.problems.append(f'tensors of type {", ".join(strange)}, not floating point')
@@ -131,27 +133,10 @@ def _weights(report: Report, model: Any, directory: Path) -> None:
             continue
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         wanted = {k: tuple(p.shape) for k, p in getattr(model, name).named_parameters()}
-        report.problems += _differences(shapes, wanted, path.name)
+        wrong = differences(shapes, wanted, SHOWN)
+        report.problems += [f'{path.name}: {one}' for one in wrong]
         report.facts[name] = path.name
     _memory(report, model)
-
-
-def _differences(
-    found: Mapping[str, tuple], expected: Mapping[str, tuple], where: str
-) -> Iterator[str]:
-    lists = {
-        'missing': [k for k in expected if k not in found],
-        'unexpected': [k for k in found if k not in expected],
-        'of another shape': [
-            f'{k} {[*found[k]]} instead of {[*shape]}'
-            for k, shape in expected.items()
-            if k in found and found[k] != shape
-        ],
-    }
-    for what, names in lists.items():
-        if names:
-            more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-            yield f'{where}: {len(names)} tensor(s) {what}: {", ".join(names[:SHOWN])}{more}'
 
 
 def _memory(report: Report, model: Any) -> None:

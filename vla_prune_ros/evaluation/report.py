@@ -13,7 +13,7 @@ from vla_prune_ros.command_line import command_line, environment, environment_li
 from vla_prune_ros.evaluation import plots
 from vla_prune_ros.evaluation.published import published_table
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord
-from vla_prune_ros.evaluation.summary import summary_table, table
+from vla_prune_ros.evaluation.summary import layer_table, stages_of, summary_table, table
 
 
 def write_pictures(
@@ -88,7 +88,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         text += [f'![{caption}]({name})', '', caption, '']
     text += ['## Success by task', '', _task_table(rows), '', '## Time by stage', '']
     text += [_stage_table(rows), '', '## Visual tokens computed in each layer', '']
-    text += [_layer_table(rows), '']
+    text += [layer_table([r for r in rows if r['episodes']], 'entry, layer', 1), '']
     text += ['## FLOPs per query (MFLOP)', '', _flops_table(rows), '']
     if any(row['landmarks'] for row in rows):
         text += ['## How often the patch that shows a thing was kept', '']
@@ -129,7 +129,7 @@ def _task_table(rows: Sequence[dict]) -> str:
 
 
 def _stage_table(rows: Sequence[dict]) -> str:
-    stages = list(dict.fromkeys(s for row in rows for s in row['latency_ms']))
+    stages = [*stages_of(rows), 'total']
     lines = []
     for row in rows:
         cells = []
@@ -139,16 +139,6 @@ def _stage_table(rows: Sequence[dict]) -> str:
             cells.append(f'{values["p50"]:.2f} / {values["p95"]:.2f}' if has else '-')
         lines.append([row['name'], *cells])
     return table(['ms, p50 / p95', *stages], lines)
-
-
-def _layer_table(rows: Sequence[dict]) -> str:
-    depth = max((len(row['visual_rows_per_layer']) for row in rows), default=0)
-    lines = [
-        [row['name'], *[f'{v:.1f}' for v in row['visual_rows_per_layer']]]
-        for row in rows
-        if row['episodes']
-    ]
-    return table(['entry, layer', *range(depth)], lines)
 
 
 def _landmark_table(rows: Sequence[dict]) -> str:

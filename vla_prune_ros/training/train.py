@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -113,36 +114,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tabletop(args: argparse.Namespace) -> Path:
-    recipe = Recipe(
-        out=args.out,
-        episodes=args.episodes,
-        detours=args.detours,
-        steps=args.steps,
-        rounds=args.rounds,
-        validation=args.validation,
-        workers=args.workers,
-        device=args.device,
-        seed=args.seed,
-    )
-    return train_embedded(recipe)
+    return train_embedded(Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)}))
 
 
 def _lightvla(args: argparse.Namespace) -> Path:
+    shared = ('steps', 'batch_size', 'learning_rate', 'validation', 'workers', 'device', 'seed')
     return clone(
         CloningConfig(
             start=args.start,
             output=args.out,
             files=tuple(sorted(args.data.rglob('episode_*.npz'))),
             cache=args.cache or args.out / 'frames.npy',
-            steps=args.steps,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
             grounding=False,
-            validation=args.validation,
             lightvla=Finetuning(args.noise, args.lora_rank, args.fresh_heads),
-            workers=args.workers,
-            device=args.device,
-            seed=args.seed,
+            **{name: getattr(args, name) for name in shared},
         )
     )
 
