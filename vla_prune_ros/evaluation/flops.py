@@ -9,7 +9,7 @@ softmax and the selection rule itself are not (below 1 % for the published sizes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
@@ -47,37 +47,82 @@ class PassWork:
         return tuple(max(0, layer.rows - others) for layer in self.layers)
 
 
+@dataclass(frozen=True)
+class Product:
+    """One matrix product.
+
+    Attributes:
+        stage: of the timers, which it is booked to.
+        flops: 2 per multiply-add.
+        weights: numbers read of a weight, 0 for attention.
+        projector: it maps pictures or robot state to the width of the decoder.
+    """
+
+    stage: str
+    flops: int
+    weights: int
+    projector: bool = False
+
+
+def query_products(config: OpenVLAConfig, work: PassWork) -> Iterator[Product]:
+    """Every matrix product of one query; cameras share one call of each tower."""
+    views, visual = work.layout.n_views, work.layout.n_visual
+    for tower in (config.featurizer, config.fused_featurizer):
+        yield from _tower(tower, views)
+    d, dim = config.llama.hidden_size, config.vision_dim
+    for width, height in ((dim, 4 * dim), (4 * dim, d), (d, d)):
+        yield _linear('vision', visual, width, height, True)
+    for width in (config.proprio_dim, d):
+        yield _linear('decoder', 1, width, d, True)
+    for layer in work.layers:
+        yield from _layer(config, layer)
+    for width, height in (
+        (config.action_dim * d, d), (d, d), (d, d), (d, config.action_dim)
+    ):  # fmt: skip
+        yield _linear('head', config.chunk_len, width, height)
+
+
 def tower_flops(tower: TowerConfig) -> int:
     """One picture through one tower; the last block is not built."""
-    n = tower.n_patches + tower.n_prefix
-    embed = 2 * tower.n_patches * 3 * tower.patch_size**2 * tower.dim
-    linear = 2 * n * (4 * tower.dim**2 + 2 * tower.dim * tower.mlp_hidden)
-    attention = 2 * 2 * n * n * tower.dim
-    return embed + (tower.depth - 1) * (linear + attention)
+    return sum(product.flops for product in _tower(tower, 1))
 
 
 def layer_flops(config: OpenVLAConfig, work: LayerWork) -> int:
     """One decoder layer, with the scores asked of it."""
-    d, mlp = config.llama.hidden_size, config.llama.mlp_hidden
-    linear = 2 * work.rows * (4 * d * d + 3 * d * mlp)
-    attention = 2 * 2 * work.rows * work.keys * d
-    return linear + attention + 2 * work.score_products * d
+    return sum(product.flops for product in _layer(config, work))
 
 
 def query_flops(config: OpenVLAConfig, work: PassWork) -> dict[str, int]:
     """FLOPs of each part of one query: vision, projectors, decoder, head."""
-    d, dim = config.llama.hidden_size, config.vision_dim
-    views, visual = work.layout.n_views, work.layout.n_visual
-    towers = tower_flops(config.featurizer) + tower_flops(config.fused_featurizer)
-    projector = 2 * visual * (4 * dim * dim + 4 * dim * d + d * d)
-    proprio = 2 * (config.proprio_dim * d + d * d)
-    head = 2 * config.chunk_len * (config.action_dim * d * d + 2 * d * d + d * config.action_dim)
-    return {
-        'vision': views * towers,
-        'projectors': projector + proprio,
-        'decoder': sum(layer_flops(config, layer) for layer in work.layers),
-        'head': head,
-    }
+    flops = dict.fromkeys(('vision', 'projectors', 'decoder', 'head'), 0)
+    for product in query_products(config, work):
+        flops['projectors' if product.projector else product.stage] += product.flops
+    return flops
+
+
+def _linear(stage: str, rows: int, width: int, height: int, projector: bool = False) -> Product:
+    return Product(stage, 2 * rows * width * height, width * height, projector)
+
+
+def _tower(tower: TowerConfig, views: int) -> Iterator[Product]:
+    dim, n = tower.dim, tower.n_patches + tower.n_prefix
+    yield _linear('vision', views * tower.n_patches, 3 * tower.patch_size**2, dim)
+    for _ in range(tower.depth - 1):
+        for width, height in (
+            (dim, 3 * dim), (dim, dim), (dim, tower.mlp_hidden), (tower.mlp_hidden, dim)
+        ):  # fmt: skip
+            yield _linear('vision', views * n, width, height)
+        yield Product('vision', views * 2 * 2 * n * n * dim, 0)
+
+
+def _layer(config: OpenVLAConfig, layer: LayerWork) -> Iterator[Product]:
+    d, mlp = config.llama.hidden_size, config.llama.mlp_hidden
+    if layer.score_products:
+        yield Product('decoder', 2 * layer.score_products * d, 0)
+    if layer.rows:
+        for width, height in ((d, 3 * d), (d, d), (d, 2 * mlp), (mlp, d)):
+            yield _linear('decoder', layer.rows, width, height)
+        yield Product('decoder', 2 * 2 * layer.rows * layer.keys * d, 0)
 
 
 def layer_work(segments: Iterable[Segment], depth: int) -> tuple[LayerWork, ...]:

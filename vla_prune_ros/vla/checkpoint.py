@@ -28,7 +28,13 @@ from torch import Tensor, nn
 
 from vla_prune_ros.vla.config import read_json
 from vla_prune_ros.vla.model import OFTNetwork
-from vla_prune_ros.vla.published import TOKENIZER_FILES, companion_files, unused_shapes
+from vla_prune_ros.vla.published import (
+    TOKENIZER_FILES,
+    Shapes,
+    companion_files,
+    differences,
+    unused_shapes,
+)
 
 _INDEX = 'model.safetensors.index.json'
 _SINGLE = 'model.safetensors'
@@ -293,23 +299,9 @@ def _read_head(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix('module.'): tensor for key, tensor in state.items()}
 
 
-def _compare(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
-) -> None:
-    if missing := [key for key in expected if key not in found]:
-        raise ValueError(f'{where}: missing tensor(s): {_listed(missing)}')
-    if unexpected := [key for key in found if key not in expected]:
-        raise ValueError(f'{where}: unexpected tensor(s): {_listed(unexpected)}')
-    for key, shape in expected.items():
-        if found[key] != shape:
-            raise ValueError(
-                f'{where}: tensor {key} has shape {[*found[key]]}, expected {[*shape]}'
-            )
-
-
-def _listed(names: list[str]) -> str:
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more
+def _compare(found: Shapes, expected: Shapes, where: str) -> None:
+    for problem in differences(found, expected):
+        raise ValueError(f'{where}: {problem}')
 
 
 def _assign(

@@ -9,6 +9,7 @@ read `config.json` and `dataset_statistics.json`, build their processor from
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vla_prune_ros.vla.config import (
@@ -20,6 +21,7 @@ from vla_prune_ros.vla.config import (
     TowerConfig,
 )
 
+Shapes = Mapping[str, tuple[int, ...]]
 TOKENIZER_FILES = (
     'tokenizer.json',
     'tokenizer.model',
@@ -94,3 +96,20 @@ def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
         for layer, shape in layers.items():
             shapes |= {f'{prefix}{layer}.weight': shape, f'{prefix}{layer}.bias': shape[:1]}
     return shapes
+
+
+def differences(found: Shapes, expected: Shapes, shown: int = 5) -> Iterator[str]:
+    """What is wrong with tensors by their names and shapes; at most `shown` names each."""
+    lists = {
+        'missing': [k for k in expected if k not in found],
+        'unexpected': [k for k in found if k not in expected],
+        'of another shape': [
+            f'{k} {[*found[k]]} instead of {[*shape]}'
+            for k, shape in expected.items()
+            if k in found and found[k] != shape
+        ],
+    }
+    for what, names in lists.items():
+        if names:
+            more = f' and {len(names) - shown} more' if len(names) > shown else ''
+            yield f'{len(names)} tensor(s) {what}: {", ".join(names[:shown])}{more}'
