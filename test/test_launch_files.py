@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
+import subprocess
+import sys
 
 import pytest
 from conftest import REPOSITORY
@@ -109,6 +112,9 @@ def test_nodes_have_the_names_that_the_documentation_uses(source):
     for node in nodes:
         words = {k.arg: k.value for k in node.keywords}
         assert words['package'].value == 'vla_prune_ros'
+        if words['executable'].value == 'record':  # it chooses its name itself
+            assert 'name' not in words
+            continue
         assert EXECUTABLES[words['executable'].value] == words['name'].value
 
 
@@ -183,3 +189,88 @@ def test_an_argument_of_another_type_or_choice_ends_the_launch(launched):
         launched('sim', episodes='many')
     with pytest.raises(RuntimeError, match=r'pruning.*specprune'):
         launched('policy', pruning='magic')
+
+
+# -- failures are not hidden ---------------------------------------------------------------------
+RUN = """
+import sys
+from launch.actions import ExecuteProcess, IncludeLaunchDescription, TimerAction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch import LaunchDescription, LaunchService
+seconds, file, *words = sys.argv[1:]
+source = PythonLaunchDescriptionSource(file)
+arguments = [tuple(word.split(':=', 1)) for word in words]
+service = LaunchService(noninteractive=True)
+other = ExecuteProcess(cmd=['sleep', seconds], name='other', output='screen')
+include = IncludeLaunchDescription(source, launch_arguments=arguments)
+service.include_launch_description(LaunchDescription([include, other]))
+sys.exit(service.run())
+"""
+
+
+@pytest.fixture
+def launch_beside(tmp_path, monkeypatch):
+    """Includes a launch file beside another process; returns exit code and output."""
+    pytest.importorskip('launch_ros', reason='the ROS 2 launch system is not installed')
+    pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+    prefix = tmp_path / 'prefix'
+    share, programs = prefix / 'share', prefix / 'lib' / 'vla_prune_ros'
+    programs.mkdir(parents=True)
+    index = share / 'ament_index' / 'resource_index' / 'packages' / 'vla_prune_ros'
+    index.parent.mkdir(parents=True)
+    index.touch()
+    (share / 'vla_prune_ros').symlink_to(REPOSITORY)
+    for verb in (*EXECUTABLES, 'record'):
+        (programs / verb).write_text(
+            f'#!/bin/sh\nexec {sys.executable} -m vla_prune_ros {verb} "$@"'
+        )
+        (programs / verb).chmod(0o755)
+    before = os.environ.get('AMENT_PREFIX_PATH', '')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'{prefix}:{before}')
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+
+    def run(name: str, *arguments: str, beside: int = 100) -> tuple[int, str]:
+        file = str(REPOSITORY / 'launch' / f'{name}.launch.py')
+        done = subprocess.run(
+            [sys.executable, '-c', RUN, str(beside), file, *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.mark.launch_system
+@pytest.mark.parametrize(
+    ('name', 'argument', 'reason'),
+    [
+        ('policy', 'params_file:=/nowhere.yaml', 'params file /nowhere.yaml'),
+        ('sim', 'params_file:=/nowhere.yaml', 'params file /nowhere.yaml'),
+        ('sim', f'params_file:={REPOSITORY}/config/policy.yaml', 'no section for /sim_bridge'),
+        ('sim', 'task:=juggle', "unknown task 'juggle'"),
+        ('sim', 'initial_state:=900', '900 is outside 0..49'),
+        ('sim', f'record:={REPOSITORY}/config', 'record-1 ended with exit code'),
+    ],
+)
+def test_a_launch_that_cannot_do_what_it_was_told_ends_with_an_error(
+    launch_beside, name, argument, reason
+):
+    code, output = launch_beside(name, argument)
+    assert code == 1 and reason in output, output
+
+
+@pytest.mark.launch_system
+@pytest.mark.parametrize('required', ['false', 'true'])
+def test_a_policy_that_ends_takes_what_was_launched_beside_it_with_it_only_if_required(
+    launch_beside, required, tmp_path
+):
+    file = tmp_path / 'robot.yaml'
+    file.write_text('vla_policy: {ros__parameters: {control_rate: fast}}')
+    code, output = launch_beside(
+        'policy', f'params_file:={file}', f'required:={required}',
+        beside=100 if required == 'true' else 25,
+    )  # fmt: skip
+    assert "parameter control_rate: 'fast' is not a number" in output
+    assert code == (required == 'true'), output
+    finished = '[other-2]: process has finished cleanly' in output
+    assert finished == (required == 'false'), output

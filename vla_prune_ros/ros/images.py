@@ -19,7 +19,7 @@ import numpy as np
 # can unfold into a gigabyte. 8K cameras (7680 x 4320) pass, with 100 MB of RGB.
 MAX_SIDE = 16384
 MAX_PIXELS = 2**25
-PNG, JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
+PNG, JPEG, JPEG_END = b'\x89PNG\r\n\x1a\n', b'\xff\xd8', b'\xff\xd9'
 
 
 class Encoding(NamedTuple):
@@ -185,6 +185,8 @@ def decode_compressed_rgb(message: Any) -> np.ndarray:
 
     check_compressed(message)  # before anything is unpacked
     data = np.frombuffer(message.data, dtype=np.uint8)
+    if data[:2].tobytes() == JPEG and not data.tobytes().rstrip(b'\0').endswith(JPEG_END):
+        raise ImageError(f'{data.size} bytes of a JPEG that is cut off')  # its rest would be grey
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
