@@ -53,8 +53,8 @@ class Reference:
 def same_kind(cache: SlotCache) -> SlotCache:
     """Return an empty cache of the same shape."""
     keys = cache.keys[0]
-    sizes = (len(cache.keys), cache.length, *keys.shape[1:])
-    return SlotCache(*sizes, keys.dtype, keys.device)
+    heads, head_dim = keys.shape[1], keys.shape[-1]
+    return SlotCache(len(cache.keys), cache.length, heads, head_dim, keys.dtype, keys.device)
 
 
 def parse_options(method: type[PruningMethod], text: str) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def decode_rgb(message: Any) -> np.ndarray:
         return np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
+    assert encoding is not None and encoding.rgb is not None  # or decode had refused it
     return np.ascontiguousarray(pixels[:, :, list(encoding.rgb)])
 
 

@@ -21,7 +21,6 @@ from typing import Any, NoReturn, Protocol
 
 import rclpy
 from rclpy.executors import Executor, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vla_prune_ros.ros.parameters import report_foreign_files
@@ -78,7 +77,7 @@ def make_executor() -> Executor:
 
 
 def run_node(
-    factory: Callable[[threading.Event], Node],
+    factory: Callable[[threading.Event], Any],
     argv: Sequence[str] | None,
     name: str,
     description: str,

@@ -46,11 +46,13 @@ _TOKENIZER_FILES = (
 def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
     """Published tensors that no output of the L1 policy depends on: name -> shape."""
     llama = config.llama
-    shapes = {'language_model.lm_head.weight': (llama.vocab_size, llama.hidden_size)}
+    shapes: dict[str, tuple[int, ...]] = {
+        'language_model.lm_head.weight': (llama.vocab_size, llama.hidden_size)
+    }
     for name in ('featurizer', 'fused_featurizer'):
         tower: TowerConfig = getattr(config, name)
         prefix, dim, hidden = f'vision_backbone.{name}.', tower.dim, tower.mlp_hidden
-        layers = {'norm': (dim,)}
+        layers: dict[str, tuple[int, ...]] = {'norm': (dim,)}
         block = f'blocks.{tower.depth - 1}.'
         layers |= {block + 'norm1': (dim,), block + 'norm2': (dim,)}
         layers |= {block + 'attn.qkv': (3 * dim, dim), block + 'attn.proj': (dim, dim)}
@@ -239,7 +241,9 @@ def save_pretrained(
 def complete_tensors(model: OpenVLAOFT) -> dict[str, Tensor]:
     """Return every tensor of the safetensors files under its published name."""
     named = model.named_parameters()
-    tensors = {_published(name): p for name, p in named if not name.startswith(_HEADS)}
+    tensors: dict[str, Tensor] = {
+        _published(name): p for name, p in named if not name.startswith(_HEADS)
+    }
     for key, shape in unused_shapes(model.config).items():
         tensors[key] = model.unused[key] if key in model.unused else torch.zeros(shape)
     return tensors

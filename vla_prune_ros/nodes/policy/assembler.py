@@ -79,7 +79,7 @@ class Assembler:
         for stamp, _ in sorted(self._buffers[self.cameras[0]], key=_stamp_of):
             chosen = {}
             for name, slop in self._slops.items():
-                near = min(self._buffers[name], key=lambda e, t=stamp: abs(e[0] - t), default=None)
+                near = min(self._buffers[name], key=lambda e, t=stamp: abs(e[0] - t), default=None)  # type: ignore[misc]
                 if near is None or abs(near[0] - stamp) > slop:
                     break
                 chosen[name] = near

@@ -138,7 +138,7 @@ class PolicyNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Let go of DDS at once: rclpy's state machine would hold the node's handle."""
         super().destroy_node()
-        self._state_machine = None
+        self._state_machine = None  # type: ignore[assignment]
 
     @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

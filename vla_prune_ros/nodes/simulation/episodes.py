@@ -197,6 +197,7 @@ class Episodes(threading.Thread):
             elif observation.images and self._link.every_step():
                 self._link.observation(robot, observation, self._now)
             action = player.next()
+            assert action is not None  # an answer came, or an exception
             render = player.is_due or self._link.every_step()  # costs more than the physics
             observation = self._step(robot, action, render)
             executed.append(action)
