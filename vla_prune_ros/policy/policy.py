@@ -88,7 +88,7 @@ class VLAPolicy:
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures = HostImages(processor, model.device)
+        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device)
         if image_pipeline == 'device':
             self._pictures = DeviceImages(model.config.image_size, model.device)
         self._sequence = 0

@@ -97,7 +97,7 @@ class SpecPrune(PruningMethod):
             opt.hold_steps,
         )
         self._slots: dict[str, Any] = {}
-        self._frames: tuple[np.ndarray, np.ndarray] | None = None  # current, reference
+        self._frames: tuple[Any, Any] | None = None  # images of now and of the reference
         self._template_tokens = 0
         self._distance = 0
         self._pass: _Pass | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from vla_prune_ros.pruning.base import Option
 from vla_prune_ros.pruning.scaling import PUBLISHED_LAYERS, scaled_count, scaled_layer
@@ -61,7 +62,7 @@ class Budgets:
     changed: int
 
 
-def budgets(options: object, patches: int, fine: bool) -> Budgets:
+def budgets(options: Any, patches: int, fine: bool) -> Budgets:
     """Budgets in the coarse or the fine mode for views of `patches` patches.
 
     A set whose base is not 0 gets at least one token. Fine is never below coarse, because the

@@ -158,7 +158,9 @@ def decode_rgb(message: Any) -> np.ndarray:
         return np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    return np.ascontiguousarray(pixels[:, :, list(ENCODINGS[message.encoding].rgb)])
+    rgb = ENCODINGS[message.encoding].rgb
+    assert rgb is not None  # or check_rgb had refused it
+    return np.ascontiguousarray(pixels[:, :, list(rgb)])
 
 
 def check_compressed(message: Any) -> None:

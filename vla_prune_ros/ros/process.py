@@ -23,7 +23,6 @@ from typing import Any, NoReturn, Protocol
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
@@ -81,7 +80,7 @@ def make_executor(context: Context | None = None) -> Executor:
 
 
 def run_node(
-    factory: Callable[[threading.Event], Node],
+    factory: Callable[[threading.Event], Any],
     argv: Sequence[str] | None,
     name: str,
     description: str,

@@ -210,7 +210,9 @@ def save_pretrained(
 def complete_tensors(model: OFTNetwork) -> dict[str, Tensor]:
     """Return every tensor of the safetensors files under its published name."""
     named = model.named_parameters()
-    tensors = {_published(name): p for name, p in named if not name.startswith(_HEADS)}
+    tensors: dict[str, Tensor] = {
+        _published(name): p for name, p in named if not name.startswith(_HEADS)
+    }
     for key, shape in unused_shapes(model.config).items():
         tensors[key] = model.unused[key] if key in model.unused else torch.zeros(shape)
     return tensors

@@ -165,7 +165,7 @@ class Decoder(nn.Module):
         # Its own draw of weights would be overwritten, and on the meta device, where a checkpoint
         # is loaded, it imports for seconds.
         table = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 

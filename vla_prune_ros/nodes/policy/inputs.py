@@ -125,8 +125,9 @@ class Inputs:
         now = time.monotonic()
         if self.streams.silent or now - self._matched <= 2 * self.streams.timeout:
             return ''
-        newest = {name: self.streams.stamp(name) for name in self.streams.names}
-        if None in newest.values():
+        stamps = {name: self.streams.stamp(name) for name in self.streams.names}
+        newest = {name: stamp for name, stamp in stamps.items() if stamp is not None}
+        if len(newest) < len(stamps):
             return ''
         first = newest[self._config.cameras[0]]
         apart = ', '.join(f'{name} {(s - first) / 1e9:+.3f} s' for name, s in newest.items())
@@ -141,7 +142,8 @@ class Inputs:
 
     def health(self, node_now: int) -> dict[str, str]:
         """Age, rate and losses of every stream, for people."""
-        now, losses, text = time.monotonic(), self._conversation.losses, {}
+        now, losses = time.monotonic(), self._conversation.losses
+        text: dict[str, str] = {}
         for name in self.streams.names:
             age = self.streams.age(name, node_now)
             text |= {

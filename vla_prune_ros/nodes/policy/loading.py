@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.execution.checks import ACTION_LOW
@@ -31,7 +32,7 @@ def load_policy(config: PolicyConfig) -> Any:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if dtype == 'auto':
         dtype = 'float32' if device == 'cpu' else 'bfloat16'
-    directory = config.checkpoint
+    directory: str | Path = config.checkpoint
     if not directory:
         from vla_prune_ros import weights
 

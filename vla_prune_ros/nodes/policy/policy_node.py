@@ -170,7 +170,7 @@ class PolicyNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Let go of DDS at once: rclpy's state machine would hold the node's handle."""
         super().destroy_node()
-        self._state_machine = None
+        self._state_machine = None  # type: ignore[assignment]
 
     async def _on_change_state(
         self, plain: Callable, request: ChangeState.Request, response: ChangeState.Response

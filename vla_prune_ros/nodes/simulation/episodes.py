@@ -200,6 +200,7 @@ class Episodes(threading.Thread):
                 self._deliver()
                 self._link.observation(robot, observation, self._now)
             action = player.next()
+            assert action is not None  # an answer came, or an exception
             render = player.is_due or self._link.every_step()  # costs more than the physics
             observation = self._step(robot, action, render)
             executed.append(action)

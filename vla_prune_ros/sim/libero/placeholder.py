@@ -120,8 +120,8 @@ def movable() -> dict[str, str]:
     for name, (half, rgb) in BOXES.items():
         shape = geom('box', _upright(half, name in Y_UP), (0, 0, 0), rgb)
         things[name] = model(name, shape, -0.06, 0.06, 0.03)
-    for name, (radius, half, wall, rgb) in DISHES.items():
-        things[name] = model(name, dish(radius, half, wall, rgb), -0.06, 0.06, 0.03)
+    for name, (radius, height, wall, rgb) in DISHES.items():
+        things[name] = model(name, dish(radius, height, wall, rgb), -0.06, 0.06, 0.03)
     inner = body('contain', site('contain_region', (0.06, 0.06, 0.03), (0, 0, 0)))
     things['basket'] = model(
         'basket', tray((0.075, 0.075, 0.035), 0.006, WOOD) + inner, -0.06, 0.06, 0.03
