@@ -92,12 +92,21 @@ class Process:
 
     def wait_for_log(self, text: str, timeout: float = 60.0) -> str:
         """Wait until `text` is in the log."""
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while text not in self.log:
             assert self.popen.poll() is None, f'ended early:\n{self.log}'
-            assert time.monotonic() < deadline, f'no {text!r} in:\n{self.log}'
+            waited = time.monotonic() - started
+            assert waited < patience(timeout), f'no {text!r} in:\n{self.log}'
             time.sleep(0.05)
         return self.log
+
+    def wait(self, timeout: float) -> int:
+        """Exit code; a busy machine gets more time."""
+        started = time.monotonic()
+        while self.popen.poll() is None:
+            assert time.monotonic() - started < patience(timeout), f'still running:\n{self.log}'
+            time.sleep(0.05)
+        return self.popen.returncode
 
     def end(self, number: int = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
         """Send a signal; returns exit code and seconds until the end."""

@@ -26,7 +26,7 @@ from vla_prune_ros.bags.tracks import Track, output_of
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.ros import children
-from vla_prune_ros.ros.children import Children, node_command, node_environment
+from vla_prune_ros.ros.children import Children
 from vla_prune_ros.ros.client import Client, GraphError
 from vla_prune_ros.ros.messages import executed_message, image_message, to_time
 from vla_prune_ros.ros.peers import Policy, Robot
@@ -42,9 +42,9 @@ def isolate(domain_id: int | None) -> None:
     children.isolate(domain_id, inherit=True)
 
 
-def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
-    """The policy node, made to answer whatever and whenever it is asked."""
-    parameters = {
+def parameters(setup: Setup, fingers: Sequence[str]) -> list[str]:
+    """Of a policy node that answers whatever and whenever it is asked."""
+    values = {
         'checkpoint': setup.checkpoint,
         'device': setup.device,
         'dtype': setup.dtype,
@@ -69,9 +69,8 @@ def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
         'use_sim_time': 'false',
     }
     for topic in (*(f'{camera}/image_raw' for camera in setup.cameras), *STATES):
-        parameters[f'qos_overrides./{topic}.subscription.depth'] = DEPTH
-    given = [f'{name}:={value}' for name, value in parameters.items() if value != '']
-    return node_command('policy_node', given)
+        values[f'qos_overrides./{topic}.subscription.depth'] = DEPTH
+    return [f'{name}:={value}' for name, value in values.items() if value != '']
 
 
 def _list(names: Sequence[str]) -> str:
@@ -93,14 +92,14 @@ class Player:
             patience: seconds of wall clock to wait for anything.
         """
         self._setup, self._fingers = setup, fingers
-        self._children = Children(logs, node_environment())
+        self._children = Children(logs)
         self._client = Client('replay', self._children, patience)
         self.exit_code: int | None = None
 
     def __enter__(self) -> Player:
         with ExitStack() as stack:
             stack.callback(self._stop)
-            self._children.start('policy_node', policy_command(self._setup, self._fingers))
+            self._children.start_node('policy_node', parameters(self._setup, self._fingers))
             stack.enter_context(self._client)
             self._policy = Policy(self._client)
             self._robot = Robot(self._client, self._policy, self._setup.cameras)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -73,19 +73,6 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
-def node_environment() -> dict[str, str]:
-    """What the nodes inherit; a log file must not wait for a buffer to fill."""
-    return {**os.environ, 'PYTHONUNBUFFERED': '1'}
-
-
-def node_command(name: str, parameters: Sequence[str]) -> list[str]:
-    """The command line of a node."""
-    command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
-    for parameter in parameters:
-        command += ['-p', parameter]
-    return command
-
-
 def die_with_parent() -> None:
     """For the `preexec_fn` of a process: the kernel ends it when the one that started it ends."""
     if _LIBC is not None:
@@ -99,17 +86,19 @@ class Children:
     context manager is left for whatever reason. If this process is killed, the kernel ends them.
     """
 
-    def __init__(self, log_directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, log_directory: Path, **environment: str) -> None:
         self._logs = Path(log_directory)
-        self._environment = dict(environment)
+        # A log must not wait for a buffer to fill.
+        self._environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **environment}
         self._running: dict[str, subprocess.Popen] = {}
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Start one process; its output goes to NAME.log."""
+    def start(self, verb: str, *arguments: str, name: str = '') -> None:
+        """Start one verb of the package; its output goes to NAME.log, by default VERB.log."""
         self._logs.mkdir(parents=True, exist_ok=True)
+        name = name or verb
         with self.log(name).open('wb') as log:
             self._running[name] = subprocess.Popen(
-                command,
+                [sys.executable, '-m', 'vla_prune_ros', verb, *arguments],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -117,6 +106,11 @@ class Children:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+
+    def start_node(self, verb: str, parameters: Sequence[str], name: str = '') -> None:
+        """Start a node with parameters NAME:=VALUE."""
+        words = (word for parameter in parameters for word in ('-p', parameter))
+        self.start(verb, '--ros-args', *words, name=name)
 
     def pid(self, name: str) -> int:
         """Process id of a child."""

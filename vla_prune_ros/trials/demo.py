@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.ros.children import Children, isolate, node_command, node_environment
+from vla_prune_ros.ros.children import Children, isolate
 from vla_prune_ros.trials import command
 
 if TYPE_CHECKING:
@@ -85,21 +84,16 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     policies: list[dict] = []
     total = len(plan) * len(modes)
     with (
-        Children(args.out, node_environment()) as recorder,  # the robot goes on without it
-        Children(args.out, node_environment()) as children,
+        Children(args.out) as recorder,  # the robot goes on without it
+        Children(args.out) as children,
     ):
         if args.record is not None:
-            words = [sys.executable, '-m', 'vla_prune_ros', 'record']
-            recorder.start('record', [*words, '--out', str(args.record.resolve())])
-
-        def start(name: str, node: str, *more: str) -> None:
-            parameters = [*NODES[node], *own_parameters(node, args), *more]
-            children.start(name, node_command(node, parameters))
-
-        start('sim_bridge', 'sim_bridge')
+            recorder.start('record', '--out', str(args.record.resolve()))
+        children.start_node('sim_bridge', parameters_of('sim_bridge', args))
         for checkpoint, own_modes in rounds(modes, args.checkpoint, args.backend):
             policy = f'policy_node_{checkpoint.name}' if policies else 'policy_node'
-            start(policy, 'policy_node', f'checkpoint:={checkpoint}')
+            given = [*parameters_of('policy_node', args), f'checkpoint:={checkpoint}']
+            children.start_node('policy_node', given, policy)
             with Client('vla_demo', children, args.patience) as client:
                 demo, since = DemoClient(client), time.monotonic()
                 demo.wait_for_nodes()
@@ -215,14 +209,14 @@ def chosen_episodes(args: argparse.Namespace) -> list[tuple[str, int]]:
     ]
 
 
-def own_parameters(name: str, args: argparse.Namespace) -> list[str]:
-    """Parameters of a node that follow from the command line, but for the weights."""
+def parameters_of(name: str, args: argparse.Namespace) -> list[str]:
+    """Parameters of a node, but for the weights."""
     if name == 'sim_bridge':
         values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
-        return [f'{key}:={value}' for key, value in values.items() if value]
+        return [*NODES[name], *(f'{key}:={value}' for key, value in values.items() if value)]
     cores = len(os.sched_getaffinity(0))
     # The simulation renders on the other cores; threads that wait for a core cost most.
-    return [f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
+    return [*NODES[name], f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
 
 
 def needs_pictures(episodes: Sequence[DemoEpisode], mode: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from vla_prune_ros.ros.children import slowness
-from vla_prune_ros.ros.client import Client, GraphError, Inbox, Received
+from vla_prune_ros.ros.client import Client, Inbox, Received
 from vla_prune_ros.ros.images import decode_rgb
 from vla_prune_ros.ros.messages import to_seconds
 from vla_prune_ros.ros.peers import Bridge, Episode, Policy
@@ -75,7 +75,7 @@ class DemoClient:
         )
         status, (first, last) = episode.status, (episode.first, episode.last)
         if status['result'] not in ('success', 'step_limit'):
-            raise GraphError(f'{wanted} ended as {status["result"]!r}')
+            raise client.error(f'{wanted} ended as {status["result"]!r}')
         # All that is told of the episode has its stamps, but may come after its end.
         queries = lambda: policy.stats.within(first, last)  # noqa: E731
         if status['mode'] == 'lockstep':
@@ -91,9 +91,11 @@ class DemoClient:
         seen = [query_from(message) for message in queries()]
         others = sorted({query.mode for query in seen} - {wanted.mode})
         if others or not seen:
-            raise GraphError(f'{wanted} was answered in mode {", ".join(others) or "none at all"}')
+            raise client.error(
+                f'{wanted} was answered in mode {", ".join(others) or "none at all"}'
+            )
         if wanted.pictures and not frames:
-            raise GraphError(f'no camera pictures arrived in {wanted}')
+            raise client.error(f'no camera pictures arrived in {wanted}')
         shown = DemoEpisode(
             mode=wanted.mode,
             task=status['task'],

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 
 import numpy as np
 
-from vla_prune_ros.ros.children import node_command
 from vla_prune_ros.ros.client import Client
 from vla_prune_ros.ros.messages import image_message, joint_message, pose_message
 from vla_prune_ros.ros.peers import Policy, Robot
@@ -60,10 +60,10 @@ class Reply:
     stats: dict[str, str]
 
 
-def policy_command(checkpoint: str, threads: int, *parameters: str) -> list[str]:
-    """A policy node on the processor that takes observations of any age."""
-    given = [f'torch_threads:={threads}', 'device:=cpu', 'max_observation_age:=0.0', *parameters]
-    return node_command('policy_node', given + checkpoint_parameters(checkpoint))
+def policy_parameters(args: Namespace, *more: str) -> list[str]:
+    """Of a policy node on the processor that takes observations of any age."""
+    own = [f'torch_threads:={args.threads}', 'device:=cpu', 'max_observation_age:=0.0']
+    return [*own, *more, *checkpoint_parameters(args.checkpoint)]
 
 
 class Driver:

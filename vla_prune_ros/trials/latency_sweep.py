@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_prune_ros.execution.playing import EXECUTION_MODES
-from vla_prune_ros.ros.children import Children, claim_domain, keep_local, node_command
+from vla_prune_ros.ros.children import Children, claim_domain, keep_local
 from vla_prune_ros.trials import command, demo
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
@@ -74,10 +74,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         threads = []
         for number in range(pairs):
             domain = claim_domain()
-            environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'OMP_NUM_THREADS': '1'}
-            children = stack.enter_context(Children(logs / str(number), environment))
+            own = Children(logs / str(number), ROS_DOMAIN_ID=str(domain), OMP_NUM_THREADS='1')
+            children = stack.enter_context(own)
             for name, parameters in node_parameters(args).items():
-                children.start(name, node_command(name, parameters))
+                children.start_node(name, parameters)
             client = Client('vla_latency', children, args.patience, domain, work.check)
             threads.append(threading.Thread(target=work.do, args=(client,), daemon=True))
         try:

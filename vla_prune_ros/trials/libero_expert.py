@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_prune_ros.ros.children import Children, isolate, node_command, node_environment
+from vla_prune_ros.ros.children import Children, isolate
 from vla_prune_ros.trials import command
 
 DESCRIPTION = """\
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     print(f'libero_expert: ROS domain {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}')
     print(notice or f'assets: {assets}', flush=True)
     started, episodes = time.monotonic(), []
-    with Children(args.out, node_environment()) as children:
-        children.start('sim_bridge', node_command('sim_bridge', bridge))
-        children.start('expert_node', node_command('expert_node', []))
+    with Children(args.out) as children:
+        children.start_node('sim_bridge', bridge)
+        children.start_node('expert_node', [])
         with Client('libero_expert', children, args.patience) as client:
             expert = Bridge(client)
             for task in args.tasks.split(','):

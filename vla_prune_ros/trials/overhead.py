@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_prune_ros.ros.children import Children, isolate, node_environment
+from vla_prune_ros.ros.children import Children, isolate
 from vla_prune_ros.trials import command
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the node, measure by turns, write the tables."""
     isolate(args.domain_id)
     from vla_prune_ros.ros.client import Client
-    from vla_prune_ros.trials.driver import Driver, policy_command
+    from vla_prune_ros.trials.driver import Driver, policy_parameters
 
     more = (f'pruning.mode:={args.mode}', f'default_instruction:={INSTRUCTION}')
-    with Children(args.out, node_environment()) as children:
-        children.start('policy_node', policy_command(args.checkpoint, args.threads, *more))
+    with Children(args.out) as children:
+        children.start_node('policy_node', policy_parameters(args, *more))
         with Client('vla_driver', children, args.patience) as client:
             driver = Driver(client)
             driver.wait_until_connected()

@@ -13,16 +13,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from vla_prune_ros.ros.children import (
-    Children,
-    isolate,
-    node_command,
-    node_environment,
-    processor_seconds,
-)
+import numpy as np
+
+from vla_prune_ros.ros.children import Children, isolate, processor_seconds
 from vla_prune_ros.trials import command, demo
 
 if TYPE_CHECKING:
@@ -68,10 +63,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     simulation = simulation_budget(args.backend)
     load = os.getloadavg()[0]
     rows = []
-    with Children(args.out / 'log', node_environment()) as children:
+    with Children(args.out / 'log') as children:
         for name, parameters in demo.NODES.items():
             given = [p for p in parameters if not p.startswith('mode:=')]
-            children.start(name, node_command(name, [*given, *node_settings(name, args)]))
+            children.start_node(name, [*given, *node_settings(name, args)])
         pids = {name: children.pid(name) for name in demo.NODES}
         with Client('vla_demo', children, args.patience) as client:
             nodes = DemoClient(client)
@@ -186,12 +181,8 @@ def simulation_budget(backend: str, steps: int = 60) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and p95 (nearest rank)."""
-    ordered = sorted(values)
-    return {
-        'p50': median(ordered),
-        'p95': ordered[min(len(ordered) - 1, 95 * len(ordered) // 100)],
-    }
+    """Median and p95."""
+    return dict(zip(('p50', 'p95'), np.percentile(values, (50, 95)).tolist(), strict=True))
 
 
 def mode_row(mode: str, episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
