@@ -329,7 +329,7 @@ class PolicyNode(LifecycleNode):
         self._patches_per_view = policy.config.patches_per_view
         if note := policy.info()['note']:
             self.get_logger().warning(f'mode {policy.settings.mode}: {note}')
-        self._publish_info()
+        self._conversation.announce(self._publish_info)
 
     def _publish_info(self) -> None:
         policy = self.inference.policy
