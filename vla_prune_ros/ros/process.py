@@ -16,8 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import rclpy
 from rclpy.executors import Executor, SingleThreadedExecutor
@@ -29,17 +28,13 @@ from vla_prune_ros.ros.parameters import report_foreign_files
 POLL = 0.1  # s, how often a spinning node looks for a signal
 
 
-class StopRequestedError(Exception):
-    """The process was asked to end while it waited for something."""
-
-
 class ClosableNode(Protocol):
     """What `run_node` needs beyond `rclpy.node.Node`."""
 
     failed: bool  # whether the node gave up by itself
 
     def start(self) -> None:
-        """Do the work of start-up that wants a complete node; may raise StopRequestedError."""
+        """Do the work of start-up that wants a complete node."""
 
     def close(self) -> None:
         """Stop own threads, as far as that goes within about a second."""
@@ -105,8 +100,6 @@ def run_node(
         node.start()
         while rclpy.ok() and not stop.is_set():
             executor.spin_once(timeout_sec=POLL)
-    except StopRequestedError:
-        pass
     except Exception:
         traceback.print_exc()
         code = 1
@@ -123,12 +116,3 @@ def run_node(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def wait_for(future: Future, stop: threading.Event) -> Any:
-    """Result of a worker's future; StopRequestedError if the process is to end first."""
-    while not stop.is_set():
-        done, _ = wait([future], timeout=POLL)
-        if done:
-            return future.result()
-    raise StopRequestedError
