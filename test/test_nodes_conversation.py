@@ -105,6 +105,7 @@ class Protocol(RuleBasedStateMachine):
         self.policy: StandIn | None = None
         self.wrong: list[str] = []
         self.published: list[int] = []
+        self.broken: set[int] = set()
         self.due: int | None = None  # the newest observation that nothing stands in the way of
         self.stamp = 0  # of the newest observation
         self.latest = 0  # stamp of the newest observation since the clock started anew
@@ -191,6 +192,8 @@ class Protocol(RuleBasedStateMachine):
             if not self.by_request or self.stamp == self.asked:
                 self.known[self.stamp][0] = 1
                 self.due = None if broken else self.stamp
+            if broken:
+                self.broken.add(self.stamp)
 
     def _is_late(self) -> bool:
         """Whether the newest stamp is before one that was seen, but not from a new start."""
@@ -235,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
                 self.asked = self.stamp
                 if self.stamp in self.known:
                     self.known[self.stamp][0] += 1
-                    if self.stamp not in self.published:
+                    if self.stamp not in self.published and self.stamp not in self.broken:
                         self.due = self.stamp
             self.conversation.add_executed(self.stamp, Executed(actions, ends))
 
