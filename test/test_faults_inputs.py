@@ -202,10 +202,9 @@ def test_joints_are_found_by_name_among_others_in_any_order(peer):
 
 
 # -- instruction and executed actions ----------------------------------------------------------
-@pytest.mark.parametrize('text', ['x' * 10_000, '', ' \n\t '], ids=['long', 'empty', 'blank'])
-def test_an_unusable_instruction_leaves_the_old_one_in_force(peer, text):
+def test_an_unusable_instruction_leaves_the_old_one_in_force(peer):
     before = peer.count('broken.instruction')
-    peer.instruction.publish(String(data=text))
+    peer.instruction.publish(String(data='x' * 10_000))
     peer.spin(0.2)
     assert peer.count('broken.instruction') == before + 1
     assert peer.info[-1]['instruction'] == 'wave'

@@ -41,7 +41,9 @@ STREAMS = ('agentview', 'wrist', 'ee_pose', 'joint_states')
 MS = NANOSECONDS // 1000
 AGE = 500 * MS
 CONFIGS = {
-    (trigger, queue): PolicyConfig.from_values(values(trigger=trigger, queue=queue))
+    (trigger, queue): PolicyConfig.from_values(
+        values(trigger=trigger, queue=queue, sync__slop=0.0, sync__state_slop=0.0)
+    )
     for trigger in ('observation', 'request')
     for queue in ('latest', 'fifo')
 }
@@ -101,7 +103,9 @@ class Protocol(RuleBasedStateMachine):
         super().__init__()
         self.now, self.unique = 1000 * NANOSECONDS, itertools.count(1)
         self.policy: StandIn | None = None
+        self.wrong: list[str] = []
         self.published: list[int] = []
+        self.broken: set[int] = set()
         self.due: int | None = None  # the newest observation that nothing stands in the way of
         self.stamp = 0  # of the newest observation
         self.latest = 0  # stamp of the newest observation since the clock started anew
@@ -132,34 +136,40 @@ class Protocol(RuleBasedStateMachine):
         self.activate()
 
     # -- what is allowed ---------------------------------------------------------------------
+    def _expect(self, holds: bool, text: str) -> None:
+        """Where an exception would count as a failure of the model."""
+        if not holds:
+            self.wrong.append(text)
+
     def _publish(self, answer) -> None:
-        stamp = answer.tick.observation.stamp
-        assert self.state == 'active' and self.conversation.enabled
-        assert answer.tick.instruction == self.conversation.instruction != ''
-        assert stamp in self.known, 'from before a reset, or never seen'
-        self._count(stamp)
+        tick, talk = answer.tick, self.conversation
+        self._expect(self.state == 'active' and talk.enabled, 'a chunk of a node that is off')
+        self._expect(tick.instruction == talk.instruction != '', 'a chunk for another instruction')
+        self._count(tick.observation.stamp)
 
     def _repeat(self) -> None:
-        assert self.by_request and self.published
+        self._expect(self.by_request, 'a report is no request')
         self._count(self.published[-1])
 
     def _count(self, stamp: int) -> None:
         self.published.append(stamp)
-        allowed = self.known[stamp]
+        self._expect(stamp in self.known, 'a chunk from before a reset, or of nothing')
+        allowed = self.known.setdefault(stamp, [1, 0])
         allowed[1] += 1
-        assert allowed[1] <= allowed[0], 'more chunks than it was asked for'
+        self._expect(allowed[1] <= allowed[0], 'more chunks than were asked for')
         if stamp == self.due:
             self.due = None
 
     def _told(self, history: list[float]) -> None:
         """Called when the model begins."""
-        assert len(set(history)) == len(history), 'an action was told twice'
+        self._expect(len(set(history)) == len(history), 'an action was told twice')
         epoch = self.conversation.forgotten[0]
-        assert all(self.epoch_of_action[action] == epoch for action in history)
+        fresh = all(self.epoch_of_action[action] == epoch for action in history)
+        self._expect(fresh, 'an action from before a reset was told')
 
     def _forgotten(self) -> None:
         self.known.clear()
-        self.due = None
+        self.due, self.latest, self.asked = None, 0, 0
         self.sent = dict.fromkeys(STREAMS, 0)
 
     # -- the robot ---------------------------------------------------------------------------
@@ -182,6 +192,8 @@ class Protocol(RuleBasedStateMachine):
             if not self.by_request or self.stamp == self.asked:
                 self.known[self.stamp][0] = 1
                 self.due = None if broken else self.stamp
+            if broken:
+                self.broken.add(self.stamp)
 
     def _is_late(self) -> bool:
         """Whether the newest stamp is before one that was seen, but not from a new start."""
@@ -226,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
                 self.asked = self.stamp
                 if self.stamp in self.known:
                     self.known[self.stamp][0] += 1
-                    if self.stamp not in self.published:
+                    if self.stamp not in self.published and self.stamp not in self.broken:
                         self.due = self.stamp
             self.conversation.add_executed(self.stamp, Executed(actions, ends))
 
@@ -370,6 +382,11 @@ class Protocol(RuleBasedStateMachine):
         self.ask(2, 1)
         self.settle()
         assert self.published[before:] == [self.stamp]
+
+    @invariant()
+    def nothing_went_wrong(self) -> None:
+        """In a callback."""
+        assert not self.wrong
 
     @invariant()
     def memory_is_bounded(self) -> None:

@@ -16,9 +16,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from io import UnsupportedOperation
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import rclpy
 from rclpy.context import Context
@@ -30,17 +29,13 @@ from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
 POLL = 0.1  # s, how often a spinning node looks for a signal
 
 
-class StopRequestedError(Exception):
-    """The process was asked to end while it waited for something."""
-
-
 class ClosableNode(Protocol):
     """What `run_node` needs beyond `rclpy.node.Node`."""
 
     failed: bool  # whether the node gave up by itself
 
     def start(self) -> None:
-        """Do the work of start-up that wants a complete node; may raise StopRequestedError."""
+        """Do the work of start-up that wants a complete node."""
 
     def close(self) -> None:
         """Stop own threads, as far as that goes within about a second."""
@@ -108,8 +103,6 @@ def run_node(
         node.start()
         while rclpy.ok() and not stop.is_set():
             executor.spin_once(timeout_sec=POLL)
-    except StopRequestedError:
-        pass
     except ParameterError as error:
         print(f'{name}: {error}', file=sys.stderr)
         code = 1
@@ -129,12 +122,3 @@ def run_node(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def wait_for(future: Future, stop: threading.Event) -> Any:
-    """Result of a worker's future; StopRequestedError if the process is to end first."""
-    while not stop.is_set():
-        done, _ = wait([future], timeout=POLL)
-        if done:
-            return future.result()
-    raise StopRequestedError

@@ -127,6 +127,11 @@ class Conversation:
             self._look()
         return True
 
+    def announce(self, publish: Callable[[], None]) -> None:
+        """Publish what holds now; nothing changes meanwhile."""
+        with self._lock:
+            publish()
+
     def enable(self, value: bool) -> None:
         """Let chunks leave, or none."""
         with self._lock:

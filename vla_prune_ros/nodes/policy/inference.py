@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -34,15 +34,6 @@ from vla_prune_ros.ros.images import ImageError
 from vla_prune_ros.ros.throttle import Throttled
 
 CLOCK_PATIENCE = 0.5  # s, how long simulated time may lag behind a stamp
-
-
-class NodeClock(Protocol):
-    """What `Inference` needs of `rclpy.clock.ROSClock`."""
-
-    ros_time_is_active: bool  # simulated time, which may lag behind a stamp
-
-    def now(self) -> Any:
-        """A moment with `nanoseconds`."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class Inference:
         self,
         config: Callable[[], PolicyConfig],
         conversation: Conversation,
-        clock: NodeClock,
+        clock: Any,
         log: Any,
         on_answer: Callable[[Answer], None],
         on_change: Callable[[], None],
@@ -95,7 +86,7 @@ class Inference:
         Args:
             config: returns the configuration in force.
             conversation: what is to be answered, and whether the answer may leave.
-            clock: the node's.
+            clock: the node's, as `rclpy.clock.ROSClock`; simulated time may lag behind a stamp.
             log: a logger as rclpy's.
             on_answer: called in the worker's thread; no reset can come between.
             on_change: called in the worker's thread when the policy is another one or changed.
@@ -285,19 +276,18 @@ class Inference:
         while (age := self._clock.now().nanoseconds - stamp) < -period_of(config):
             if time.monotonic() >= deadline or self._stop.is_set():
                 hint = '; is /clock published?' if lags else ''
-                self._refuse('future', f'its stamp is {-age / 1e9:.3f} s ahead of the clock{hint}')
-                return False
+                cause, text = 'future', f'its stamp is {-age / 1e9:.3f} s ahead of the clock{hint}'
+                break
             time.sleep(0.002)
-        limit = config.max_observation_age
-        if limit and age > limit * NANOSECONDS:
+        else:
+            limit = config.max_observation_age
+            if not limit or age <= limit * NANOSECONDS:
+                return True
             hint = '; is use_sim_time set?' if age > 1e8 * NANOSECONDS else ''
-            self._refuse('stale', f'it is {age / 1e9:.3f} s old{hint}')
-            return False
-        return True
-
-    def _refuse(self, cause: str, text: str) -> None:
+            cause, text = 'stale', f'it is {age / 1e9:.3f} s old{hint}'
         self.counts[cause] += 1
         self._warn(cause, f'observation dropped: {text}')
+        return False
 
     def _on_failure(self, error: BaseException) -> None:
         """An inference failed: what it left in the history is not to be trusted."""

@@ -7,6 +7,7 @@ The options of the pruning modes come from their registry, as `pruning.<mode>.<o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -214,3 +215,16 @@ def pruning_choice(values: Mapping[str, Any], mode: str | None = None) -> tuple[
     prefix = f'pruning.{mode}.'
     options = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     return mode, options
+
+
+def check_pruning(values: Mapping[str, Any], changed: Mapping[str, Any], config: Any) -> None:
+    """ValueError if a mode that a change would affect cannot be made for a model's `config`."""
+    from vla_prune_ros.pruning import make_selector
+
+    touched = {name.split('.')[1] for name in changed if name.startswith('pruning.')}
+    values = {**values, **changed}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # nothing runs on these selectors
+        for mode in touched and touched - {'mode'} | {values['pruning.mode']}:
+            name, options = pruning_choice(values, mode)
+            make_selector(name, config, **options)

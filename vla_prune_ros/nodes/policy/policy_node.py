@@ -14,9 +14,9 @@ and what may be answered is decided in `conversation`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial, wraps
@@ -28,7 +28,6 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
@@ -37,22 +36,22 @@ from std_srvs.srv import SetBool, Trigger
 from vla_prune_ros.nodes.policy.conversation import Conversation
 from vla_prune_ros.nodes.policy.health import Health
 from vla_prune_ros.nodes.policy.inference import Answer, Inference
-from vla_prune_ros.nodes.policy.inputs import Inputs
+from vla_prune_ros.nodes.policy.inputs import NO_EVENTS, Inputs
 from vla_prune_ros.nodes.policy.loading import hardware
 from vla_prune_ros.nodes.policy.outputs import Outputs
 from vla_prune_ros.nodes.policy.overlay import Overlay
 from vla_prune_ros.nodes.policy.parameters import (
     POLICY,
     PolicyConfig,
+    check_pruning,
     clean_instruction,
-    pruning_choice,
     pruning_specs,
 )
 from vla_prune_ros.ros.diagnostics import Diagnostics
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 from vla_prune_ros.ros.parameter_service import BatchParameterService
 from vla_prune_ros.ros.parameters import declare, report_unknown
-from vla_prune_ros.ros.process import StopRequestedError, run_node, wait_for
+from vla_prune_ros.ros.process import run_node
 from vla_prune_ros.ros.throttle import Throttled
 
 DESCRIPTION = 'ROS 2 node vla_policy: camera images, state and an instruction to action chunks.'
@@ -68,8 +67,6 @@ def reported(transition: Callable) -> Callable:
         name = transition.__name__.removeprefix('on_')
         try:
             result = transition(self, state)
-        except StopRequestedError:
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:
             self.get_logger().error(f'{name} failed: {type(error).__name__}: {error}')
             return TransitionCallbackReturn.FAILURE
@@ -94,37 +91,34 @@ class PolicyNode(LifecycleNode):
         self.state = 'unconfigured'
         self.chunk_len = 0
         self.last_chunk: Any = None
-        self._overdue = self._rivalled = False
+        self._overdue = False
+        self._once = Throttled(lambda text: self.get_logger().warning(text), period=math.inf)
         self._loading: Future | None = None
         self._begun = 0.0  # time.monotonic when loading began
 
         self._outputs = Outputs(self)
         warn = Throttled(lambda text: self.get_logger().warning(text))
         self._conversation = Conversation(self.config, self._outputs.repeat, warn)
-        self._conversation.instruct(
-            clean_instruction(self.config.default_instruction), lambda: None
-        )
+        self._conversation.instruct(clean_instruction(self.config.default_instruction), int)
         self.inputs = Inputs(self, self.config, self._conversation)
         self.inference = Inference(
-            lambda: self.config,
-            self._conversation,
-            self.get_clock(),
-            self.get_logger(),
-            self._on_answer,
-            self._on_change,
-            stop,
-        )
+            lambda: self.config, self._conversation, self.get_clock(), self.get_logger(),
+            self._on_answer, self._on_change, stop,
+        )  # fmt: skip
         self.inference.start()
         self._overlay = Overlay(self, self.config, lambda: self._patches_per_view)
         self._patches_per_view = 0
-        period = self.config.diagnostic_updater_period
-        Diagnostics(self, period, lambda: self._outputs.hardware, Health(self).tasks)
+        Diagnostics(
+            self,
+            self.config.diagnostic_updater_period,
+            lambda: self._outputs.hardware,
+            Health(self).tasks,
+        )
         # Before the model loads. A latched reader does not match a volatile writer (ros2 topic
         # pub), and a volatile reader misses what was latched before it came: so both.
-        expected = SubscriptionEventCallbacks(use_default_callbacks=False)
         for qos in (RELIABLE, LATCHED):
             self.create_subscription(
-                String, 'instruction', self._on_instruction, qos, event_callbacks=expected
+                String, 'instruction', self._on_instruction, qos, event_callbacks=NO_EVENTS
             )
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
@@ -176,10 +170,8 @@ class PolicyNode(LifecycleNode):
         self, plain: Callable, request: ChangeState.Request, response: ChangeState.Response
     ) -> ChangeState.Response:
         """Do what takes long in the worker, the transition itself in one step."""
-        asked = request.transition
-        configure = asked.label == 'configure' or (
-            not asked.label and asked.id == Transition.TRANSITION_CONFIGURE
-        )
+        wanted = request.transition.label or request.transition.id
+        configure = wanted in ('configure', Transition.TRANSITION_CONFIGURE)
         if configure and self.state == 'unconfigured':
             if self._loading is not None:
                 self.get_logger().warning('configure refused: the model is being loaded')
@@ -201,7 +193,7 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Take the model that `_load` has loaded and run once."""
         loading, self._loading = self._loading, None
-        wait_for(loading, self._stop)
+        loading.result()
         took = time.monotonic() - self._begun
         self.get_logger().info(f'ready after {took:.1f} s on {self._outputs.hardware}')
         self.state = 'inactive'
@@ -280,25 +272,11 @@ class PolicyNode(LifecycleNode):
         try:
             for name, value in changed.items():
                 self._specs[name].check(value)
-            self._check_pruning(changed)
+            if self.inference.policy is not None:
+                check_pruning(self._values(), changed, self.inference.policy.config)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
-
-    def _check_pruning(self, changed: dict[str, Any]) -> None:
-        """ValueError if a pruning mode that would be affected cannot be made."""
-        touched = {name.split('.')[1] for name in changed if name.startswith('pruning.')}
-        policy = self.inference.policy
-        if not touched or policy is None:
-            return
-        from vla_prune_ros.pruning import make_selector
-
-        values = self._values() | changed
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # nothing runs on these selectors
-            for mode in touched - {'mode'} | {values['pruning.mode']}:
-                name, options = pruning_choice(values, mode)
-                make_selector(name, policy.config, **options)
 
     def _apply_parameters(self) -> None:
         """Put what was set into force as a whole, from the next inference on."""
@@ -330,7 +308,7 @@ class PolicyNode(LifecycleNode):
         self._patches_per_view = policy.config.patches_per_view
         if note := policy.info()['note']:
             self.get_logger().warning(f'mode {policy.settings.mode}: {note}')
-        self._publish_info()
+        self._conversation.announce(self._publish_info)
 
     def _publish_info(self) -> None:
         policy = self.inference.policy
@@ -352,12 +330,9 @@ class PolicyNode(LifecycleNode):
                 'its chunk will be dropped'
             )
         self._overdue = overdue
-        rivalled = self.count_publishers(self._outputs.topic) > 1
-        if rivalled and not self._rivalled:
-            self.get_logger().warning(
-                f'somebody else publishes on {self._outputs.topic}, too: the robot gets both'
-            )
-        self._rivalled = rivalled
+        topic = self._outputs.topic
+        if self.count_publishers(topic) > 1:
+            self._once('rival', f'somebody else publishes on {topic}, too: the robot gets both')
         if inference.exhausted:
             self.get_logger().error(
                 f'deactivating after {inference.failures} failures in a row: '
