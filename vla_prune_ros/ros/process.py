@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from io import UnsupportedOperation
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import rclpy
 from rclpy.context import Context
