@@ -10,11 +10,9 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 
 from __future__ import annotations
 
-import os
-import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,21 +24,23 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
-from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.bags.feed import STATES, values_of
+from vla_prune_ros.bags.feed import values_of
 from vla_prune_ros.bags.offline import Schedule, Setup, inputs_digest
+from vla_prune_ros.bags.streams import STATES
 from vla_prune_ros.bags.tracks import Track, output_of
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.trigger import Tick
-from vla_prune_ros.ros.children import Children, keep_local, node_command, node_environment
+from vla_prune_ros.ros.children import Children, node_command, node_environment
+from vla_prune_ros.ros.delivery import acknowledged
 from vla_prune_ros.ros.messages import (
     LATCHED,
+    PROMPT,
     RELIABLE,
     actions_from,
     executed_message,
@@ -51,37 +51,13 @@ from vla_prune_ros.ros.messages import (
 )
 
 POLICY = 'vla_policy'
-DEPTH = 100
-TICK = 0.05  # s, the longest wait for something to happen
-# Between two frames, so that the reader empties the shared memory: what does not fit is only sent
-# again with the next heartbeat, seconds later.
-PACE = 0.01
+TICK = 0.01  # s, the longest wait for something to happen
+PATIENCE = 60.0  # s of wall clock to wait for anything
 
 
-def isolate(domain_id: int | None) -> None:
-    """Keep to this machine and to a ROS domain of our own, here and in the children."""
-    if domain_id is not None or 'ROS_DOMAIN_ID' not in os.environ:
-        domain_id = random.randint(1, 101) if domain_id is None else domain_id
-        os.environ['ROS_DOMAIN_ID'] = str(domain_id)
-    keep_local()
-
-
-def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
+def policy_command(setup: Setup) -> list[str]:
     """The policy node, made to answer whatever and whenever it is asked."""
-    parameters = {
-        'checkpoint': setup.checkpoint,
-        'device': setup.device,
-        'dtype': setup.dtype,
-        'unnorm_key': setup.unnorm_key,
-        'readout_start': setup.readout_start,
-        'torch_threads': setup.threads,
-        'cameras': _list(setup.cameras),
-        'finger_joints': _list(fingers),
-        'control_rate': setup.control_rate,
-        'max_gap': setup.max_gap,
-        'runtime': setup.runtime,
-        'quantization': setup.quantization,
-        'image_pipeline': setup.image_pipeline,
+    parameters = asdict(setup) | {
         'trigger': 'request',
         'queue': 'fifo',
         'sync.slop': 0.0,
@@ -92,14 +68,9 @@ def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
         'input_reliability': 'reliable',
         'use_sim_time': 'false',
     }
-    for topic in (*(f'{camera}/image_raw' for camera in setup.cameras), *STATES):
-        parameters[f'qos_overrides./{topic}.subscription.depth'] = DEPTH
-    given = [f'{name}:={value}' for name, value in parameters.items() if value != '']
+    lists = {name: f'[{", ".join(v)}]' for name, v in parameters.items() if isinstance(v, tuple)}
+    given = [f'{name}:={value}' for name, value in (parameters | lists).items() if value != '']
     return node_command('policy_node', given)
-
-
-def _list(names: Sequence[str]) -> str:
-    return f'[{", ".join(names)}]'
 
 
 class GraphError(RuntimeError):
@@ -109,19 +80,9 @@ class GraphError(RuntimeError):
 class Player:
     """The lockstep player, with a policy node of its own. Use it as a context manager."""
 
-    def __init__(
-        self, setup: Setup, fingers: Sequence[str], logs: Path, patience: float = 60.0
-    ) -> None:
-        """Describe the node.
-
-        Args:
-            setup: of the policy.
-            fingers: names of the two finger joints in the bag.
-            logs: folder for the node's output.
-            patience: seconds of wall clock to wait for anything.
-        """
-        self._setup, self._patience = setup, patience
-        self._fingers = fingers
+    def __init__(self, setup: Setup, logs: Path) -> None:
+        """Describe the node: `setup` of its policy, and the folder for its output."""
+        self._setup = setup
         self._children = Children(logs, node_environment())
         self._chunks: dict[int, list[np.ndarray]] = {}
         self._stats: dict[int, list[dict[str, str]]] = {}
@@ -129,26 +90,25 @@ class Player:
         self.exit_code: int | None = None
 
     def __enter__(self) -> Player:
-        self._children.start('policy_node', policy_command(self._setup, self._fingers))
+        self._children.start('policy_node', policy_command(self._setup))
         self._own_context = not rclpy.ok()
         if self._own_context:
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         self._node = node = rclpy.create_node('replay')
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
-        many = QoSProfile(depth=DEPTH, reliability=RELIABLE.reliability)
-        node.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, many)
+        node.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         node.create_subscription(
-            DiagnosticArray, f'{POLICY}/inference_stats', self._on_stats, many
+            DiagnosticArray, f'{POLICY}/inference_stats', self._on_stats, RELIABLE
         )
         node.create_subscription(DiagnosticArray, f'{POLICY}/policy_info', self._on_info, LATCHED)
         publish = node.create_publisher
         self._publishers = {
-            camera: publish(Image, f'{camera}/image_raw', many) for camera in self._setup.cameras
+            camera: publish(Image, f'{camera}/image_raw', PROMPT) for camera in self._setup.cameras
         } | {
-            'joint_states': publish(JointState, 'joint_states', many),
-            'ee_pose': publish(PoseStamped, 'ee_pose', many),
-            'executed_actions': publish(JointTrajectory, 'executed_actions', many),
+            'joint_states': publish(JointState, 'joint_states', PROMPT),
+            'ee_pose': publish(PoseStamped, 'ee_pose', PROMPT),
+            'executed_actions': publish(JointTrajectory, 'executed_actions', PROMPT),
             'instruction': publish(String, 'instruction', LATCHED),
         }
         self._parameters = AsyncParameterClient(node, POLICY)
@@ -214,7 +174,7 @@ class Player:
             self._instruct(tick.instruction)
         for frame in (*tick.between, tick.observation):
             self._publish(frame)
-            self._pause(PACE)
+            self._wait(self._delivered, 'the policy node to take a frame')
         self._publishers['executed_actions'].publish(request(values_of(tick), self._setup.period))
         self._wait(
             lambda: stamp in self._chunks and stamp in self._stats,
@@ -226,10 +186,8 @@ class Player:
         output = output_of(stamp, self._chunks[stamp][0], self._stats[stamp][0])
         return replace(output, inputs=inputs_digest(values_of(tick)))
 
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left)
+    def _delivered(self) -> bool:
+        return acknowledged(self._publishers.values())
 
     def _instruct(self, text: str) -> None:
         """The node says on policy_info which instruction is in force."""
@@ -263,7 +221,7 @@ class Player:
             raise GraphError(f'reset: {future.result().message}')
 
     def _wait(self, ready: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + PATIENCE
         look = 0.0
         while not ready():
             now = time.monotonic()
@@ -272,7 +230,7 @@ class Player:
                 look = now + 1.0
             if now > deadline:
                 tail = self._children.tail('policy_node', 5)
-                raise GraphError(f'waited {self._patience:.0f} s in vain for {what}\n{tail}')
+                raise GraphError(f'waited {PATIENCE:.0f} s in vain for {what}\n{tail}')
             self._executor.spin_once(timeout_sec=TICK)
 
     # -- topics --------------------------------------------------------------------------------

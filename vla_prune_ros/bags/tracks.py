@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from rclpy.serialization import serialize_message
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.bags.compare import TickOutput
-from vla_prune_ros.bags.feed import (
+from vla_prune_ros.bags.feed import Seen
+from vla_prune_ros.bags.files import Bag, BagError
+from vla_prune_ros.bags.streams import (
     FeedSettings,
     deserialise,
     find,
     require_type,
     type_name,
 )
-from vla_prune_ros.bags.files import Bag, BagError
 from vla_prune_ros.bags.writer import BagWriter, qos
 from vla_prune_ros.ros.messages import (
     MessageError,
@@ -54,12 +55,14 @@ class Moment:
         options: of the mode; empty: its defaults.
         reset: the history was emptied from outside before this tick.
         sha256: of the weights; '' if unknown.
+        seen: what the policy looked at; None if it did not say.
     """
 
     mode: str
     options: Mapping[str, Any] = field(default_factory=dict)
     reset: bool = False
     sha256: str = ''
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Track:
     def stamps(self) -> list[int]:
         """Stamps of the ticks."""
         return [output.stamp for output in self.outputs]
+
+    @property
+    def seen(self) -> list[Seen]:
+        """What the policy looked at for each tick; empty unless it said so of all."""
+        seen = [moment.seen for moment in self.moments]
+        return [] if None in seen else seen
 
 
 def recorded_track(bag: Bag, settings: FeedSettings) -> Track:
@@ -135,7 +144,7 @@ def _read_track(bag: Bag, name: str, chunks: str | None, stats: str, info: str |
         try:
             number = int(values.get('sequence', -1))
             output = output_of(stamp, nearest[1], values)
-            moments.append(_moment(output, time, infos))
+            moments.append(replace(_moment(output, time, infos), seen=_seen(stamp, values)))
         except (
             KeyError,
             ValueError,
@@ -201,6 +210,14 @@ def _moment(
             }
             break
     return Moment(mode, options, output.reset_reason in FRESH, sha256)
+
+
+def _seen(stamp: int, values: Mapping[str, str]) -> Seen | None:
+    """What the statistics of an inference say that it looked at: stamps between spaces."""
+    if 'between' not in values or 'executed' not in values:
+        return None
+    between, executed = (tuple(map(int, values[k].split())) for k in ('between', 'executed'))
+    return Seen(stamp, between, executed)
 
 
 def start_of(recorded: Track) -> int:

@@ -49,6 +49,7 @@ from vla_prune_ros.ros.messages import (
     EPISODES,
     LATCHED,
     NANOSECONDS,
+    PROMPT,
     RELIABLE,
     MessageError,
     actions_from,
@@ -95,10 +96,10 @@ class SimBridge(Node):
         self._limits_follow = True  # whether statistics say so of every chunk; not known yet
         self._warned: dict[str, float] = {}
 
-        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', RELIABLE)
+        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', PROMPT)
         self._sensors = Sensors(self, settings['base_frame'], settings['publish_objects'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
-        self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
+        self._executed = self.create_publisher(JointTrajectory, 'executed_actions', PROMPT)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
         self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
@@ -116,7 +117,7 @@ class SimBridge(Node):
     def close(self) -> None:
         """Stop the simulation; what was said last is heard."""
         self._episodes.stop(timeout=1.2)
-        wait_acknowledged(self._publishers, ACKNOWLEDGED)
+        wait_acknowledged(self._outlets, ACKNOWLEDGED)
 
     # -- Link, called in the simulation thread -------------------------------------------------
     def ready(self) -> bool:
@@ -202,11 +203,12 @@ class SimBridge(Node):
 
     def delivered(self) -> bool:
         """Whether all who read reliably have what was published."""
-        return acknowledged(self._publishers)
+        return acknowledged(self._outlets)
 
     @property
-    def _publishers(self) -> tuple[Publisher, ...]:
-        return *self._sensors.publishers, self._instruction, self._executed, self._episode
+    def _outlets(self) -> tuple[Publisher, ...]:
+        own = self._clock_publisher, self._instruction, self._executed, self._episode
+        return *self._sensors.all, *own
 
     def chunk(self, timeout: float) -> Answer | None:
         """The next answer that arrived."""
