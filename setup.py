@@ -72,7 +72,7 @@ setup(
         ],
         'sim': ['mujoco', 'numpy'],
         'quantization': ['torchao'],
-        'bags': ['rosbags'],
+        'bags': ['mcap', 'pyyaml', 'rosbags'],
         'lora': ['peft'],
         'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff'],
     },

@@ -25,7 +25,7 @@ from vla_prune_ros.bags.compare import (
     judge,
 )
 from vla_prune_ros.bags.feed import Feed
-from vla_prune_ros.bags.files import Bag, file_digest, storage_files
+from vla_prune_ros.bags.files import Bag
 from vla_prune_ros.bags.graph import Player
 from vla_prune_ros.bags.offline import (
     WAYS,
@@ -36,7 +36,7 @@ from vla_prune_ros.bags.offline import (
     run_track,
 )
 from vla_prune_ros.bags.plan import GOLDEN, chosen_switches, chosen_tracks
-from vla_prune_ros.bags.settings import INPUT, MODEL, chosen_parameters, said_by
+from vla_prune_ros.bags.settings import INPUT, MODEL, chosen_parameters, device_of, said_by
 from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import (
     RECORDED,
@@ -99,25 +99,16 @@ class Replay:
         self.tracks = chosen_tracks(args, self.checkpoint, bool(self.recorded.outputs))
         if args.device:
             given['device'] = args.device
-        values = said_by(self.recorded.info) | self._device(given) | given
+        references = (*self.golden.values(), self.recorded)
+        info = next((r.info for r in references if r.info), {})
+        values = said_by(self.recorded.info) | given
+        if args.compare == GOLDEN and given.get('device', 'auto') == 'auto':
+            values |= device_of(info) | ({'dtype': given['dtype']} if 'dtype' in given else {})
         chosen = {name: values[name] for name in MODEL if name in values}
         self.setup = Setup(self.checkpoint, **chosen)
         self.feed = Feed(self.bag, self.settings, self.recorded.stamps, self.recorded.seen)
         self.switches = chosen_switches(args.switch)
         self.results: dict[str, Track] = {}
-
-    def _device(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Device and dtype of the reference, where that is there and nothing else is asked for."""
-        import torch
-
-        references = (*self.golden.values(), self.recorded)
-        info = next((r.info for r in references if r.info), {})
-        device = info.get('device', '')
-        if self.args.compare != GOLDEN or given.get('device', 'auto') != 'auto' or not device:
-            return {}
-        if not device.startswith('cpu') and not torch.cuda.is_available():
-            return {}
-        return {key: info[key] for key in ('device', 'dtype') if key in info}
 
     def _checkpoint(self, name: str) -> str:
         entry = self.tracks[name]
@@ -265,6 +256,7 @@ class Replay:
 
     def _t1(self, references: Mapping[str, Track]) -> None:
         compared: dict[str, list[TickComparison]] = {}
+        names = self._policy(next(iter(self.tracks))).info()['dimension_names']
         for name in self.tracks:
             track = self._offline(name)
             reference = self._reference(name, references)
@@ -272,9 +264,13 @@ class Replay:
                 print(f'replay: T1 {name}: {len(track.outputs)} ticks, no golden values yet')
                 continue
             if not self.args.no_plots:
-                self._plot(name, track, reference)
+                other = self.args.compare if reference is not self.recorded else RECORDED
+                report.actions_plot(
+                    track.outputs, reference.outputs, (f'{name} now', f'reference: {other}'),
+                    names, f'{self.args.bag.name}: {name}',
+                    self.out / f'actions_{name.replace(" ", "_")}.png',
+                )  # fmt: skip
             compared[name] = self._compare('T1', name, track, reference)
-        names = self._policy(next(iter(self.tracks))).info()['dimension_names']
         print(f'\n{report.difference_table(compared, names)}\n')
         if self.args.update_golden:
             self._update_golden()
@@ -318,42 +314,21 @@ class Replay:
 
     # -- results -------------------------------------------------------------------------------
     def _header(self) -> None:
-        from vla_prune_ros.evaluation.report import command_line, environment  # needs torch
-
         config = {
             'feed': asdict(self.settings),
             'setup': asdict(self.setup),
-            'tracks': {
-                name: None if entry is None else asdict(entry)
-                for name, entry in self.tracks.items()
-            },
+            'tracks': {n: None if e is None else asdict(e) for n, e in self.tracks.items()},
             'switches': self.switches,
             'compare': self.args.compare,
             'trigger': self.feed.trigger,
         }
         policies = {name: self._policy(name) for name in self.tracks}
-        self.lines.write({
-            'type': 'header',
-            'command': command_line(self.argv, 'replay'),
-            'bag': str(self.args.bag),
-            'bag_sha256': self.bag.sha256(),
-            'golden': str(self.golden_path) if self.golden else None,
-            'golden_sha256': file_digest(storage_files(self.golden_path)) if self.golden else None,
+        golden = self.golden_path if self.golden else None
+        self.lines.write(report.header(self.argv, self.bag, golden, config) | {
             'checkpoint_sha256': {name: p.info()['sha256'] for name, p in policies.items()},
-            'config': config,
-            'config_sha256': report.config_digest(config),
             'topics': {stream.name: topic for topic, stream in self.feed.streams.items()},
             'fingerprint': fingerprint(next(iter(policies.values()))),
-            'environment': environment(),
         })  # fmt: skip
-
-    def _plot(self, name: str, track: Track, reference: Track) -> None:
-        names = self._policy(name).info()['dimension_names']
-        label = self.args.compare if reference is not self.recorded else RECORDED
-        report.actions_plot(
-            track.outputs, reference.outputs, (f'{name} now', f'reference: {label}'), names,
-            f'{self.args.bag.name}: {name}', self.out / f'actions_{name.replace(" ", "_")}.png',
-        )  # fmt: skip
 
     def _update_golden(self) -> None:
         if start_of(self.recorded):

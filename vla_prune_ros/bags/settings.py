@@ -51,6 +51,16 @@ def said_by(info: Mapping[str, str]) -> dict[str, Any]:
     return {n: _checked(specs[n], yaml.safe_load(info[n])) for n in SAID if info.get(n)}
 
 
+def device_of(info: Mapping[str, str]) -> dict[str, str]:
+    """Device and dtype of a reference; nothing if this machine has no such device."""
+    import torch
+
+    device = info.get('device', '')
+    if not device or not (device.startswith('cpu') or torch.cuda.is_available()):
+        return {}
+    return {key: info[key] for key in ('device', 'dtype') if key in info}
+
+
 def _of_policy(content: Any, file: Path) -> dict[str, Any]:
     """What a parameter file has for the policy node."""
     found: dict[str, Any] = {}

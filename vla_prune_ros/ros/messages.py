@@ -38,7 +38,7 @@ LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-# Latched, but deep enough that the end of an episode is not lost to the start of the next.
+# For readers of episodes that may be busy for a while. The writer latches one message.
 EPISODES = QoSProfile(
     depth=16,
     reliability=ReliabilityPolicy.RELIABLE,

@@ -37,15 +37,13 @@ by the statistics of the inferences, and all files were written."""
 # Both families of the tabletop suite and all four colours come first.
 TASKS = '0,5,2,7,4,1,6,3'
 RESULTS, ANIMATION, STRIP = 'results.json', 'episode.gif', 'episodes.png'
-RELIABLE = 'image_raw.subscription.reliability:=reliable'
 NODES = {  # as in config/sim.yaml, but for `episodes`
     'policy_node': (
         'use_sim_time:=true',
         'trigger:=request',
         'sync.slop:=0.0',
         'sync.state_slop:=0.0',
-        f'qos_overrides./agentview/{RELIABLE}',
-        f'qos_overrides./wrist/{RELIABLE}',
+        'input_reliability:=reliable',
     ),
     'sim_bridge': ('episodes:=0', 'mode:=lockstep'),
 }

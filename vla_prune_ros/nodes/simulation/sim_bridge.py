@@ -46,7 +46,6 @@ from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.nodes.simulation.sensors import Sensors
 from vla_prune_ros.ros.delivery import acknowledged, wait_acknowledged
 from vla_prune_ros.ros.messages import (
-    EPISODES,
     LATCHED,
     NANOSECONDS,
     PROMPT,
@@ -100,7 +99,7 @@ class SimBridge(Node):
         self._sensors = Sensors(self, settings['base_frame'], settings['publish_objects'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', PROMPT)
-        self._episode = self.create_publisher(DiagnosticArray, '~/episode', EPISODES)
+        self._episode = self.create_publisher(DiagnosticArray, '~/episode', LATCHED)
         self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
