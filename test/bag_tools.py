@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -106,21 +105,14 @@ class Result:
         return [line for line in self.lines if line['type'] == 'tick']
 
 
-_policies: dict[tuple, Any] = {}
+_policies: dict[Any, Any] = {}
 
 
-def loader() -> Callable[[Any], Any]:
-    """Loads policies for one run; those that an earlier run has loaded are used again."""
-    number: Counter = Counter()
-
-    def load(setup: Any) -> Any:
-        number[setup] += 1
-        key = (setup, number[setup])  # T0 wants two of the same
-        if key not in _policies:
-            _policies[key] = replay_offline.load(setup)
-        return _policies[key]
-
-    return load
+def load(setup: Any) -> Any:
+    """A policy; one that an earlier run has loaded is used again."""
+    if setup not in _policies:
+        _policies[setup] = replay_offline.load(setup)
+    return _policies[setup]
 
 
 def replay(capsys, tmp_path: Path, bag: Path, *arguments: str, plots=False) -> Result:
@@ -128,7 +120,7 @@ def replay(capsys, tmp_path: Path, bag: Path, *arguments: str, plots=False) -> R
     arguments = arguments if plots else ('--no-plots', *arguments)
     number = sum(1 for path in tmp_path.glob('out*'))
     out = tmp_path / f'out{number}'
-    with mock.patch.object(replay_run, 'load', loader()):
+    with mock.patch.object(replay_run, 'load', load):
         code = main([str(bag), '--out', str(out), '--device', 'cpu', *arguments])
     captured = capsys.readouterr()
     return Result(code, out, captured.out + captured.err)

@@ -10,9 +10,9 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,18 @@ from typing import Any
 import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.bags.feed import STATES, values_of
+from vla_prune_ros.bags.feed import values_of
 from vla_prune_ros.bags.offline import Schedule, Setup, inputs_digest
+from vla_prune_ros.bags.streams import STATES
 from vla_prune_ros.bags.tracks import Track, output_of
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.ros import children
 from vla_prune_ros.ros.children import Children
 from vla_prune_ros.ros.client import Client, GraphError
-from vla_prune_ros.ros.messages import executed_message, image_message, to_time
+from vla_prune_ros.ros.delivery import acknowledged
+from vla_prune_ros.ros.messages import PROMPT, executed_message, image_message, to_time
 from vla_prune_ros.ros.peers import Policy, Robot
-
-DEPTH = 100
-# Between two frames, so that the reader empties the shared memory: what does not fit is only sent
-# again with the next heartbeat, seconds later.
-PACE = 0.01
 
 
 def isolate(domain_id: int | None) -> None:
@@ -42,22 +39,9 @@ def isolate(domain_id: int | None) -> None:
     children.isolate(domain_id, inherit=True)
 
 
-def parameters(setup: Setup, fingers: Sequence[str]) -> list[str]:
+def parameters(setup: Setup) -> list[str]:
     """Of a policy node that answers whatever and whenever it is asked."""
-    values = {
-        'checkpoint': setup.checkpoint,
-        'device': setup.device,
-        'dtype': setup.dtype,
-        'unnorm_key': setup.unnorm_key,
-        'readout_start': setup.readout_start,
-        'torch_threads': setup.threads,
-        'cameras': _list(setup.cameras),
-        'finger_joints': _list(fingers),
-        'control_rate': setup.control_rate,
-        'max_gap': setup.max_gap,
-        'runtime': setup.runtime,
-        'quantization': setup.quantization,
-        'image_pipeline': setup.image_pipeline,
+    values = asdict(setup) | {
         'trigger': 'request',
         'queue': 'fifo',
         'sync.slop': 0.0,
@@ -68,30 +52,22 @@ def parameters(setup: Setup, fingers: Sequence[str]) -> list[str]:
         'input_reliability': 'reliable',
         'use_sim_time': 'false',
     }
-    for topic in (*(f'{camera}/image_raw' for camera in setup.cameras), *STATES):
-        values[f'qos_overrides./{topic}.subscription.depth'] = DEPTH
-    return [f'{name}:={value}' for name, value in values.items() if value != '']
-
-
-def _list(names: Sequence[str]) -> str:
-    return f'[{", ".join(names)}]'
+    lists = {name: f'[{", ".join(v)}]' for name, v in values.items() if isinstance(v, tuple)}
+    return [f'{name}:={value}' for name, value in (values | lists).items() if value != '']
 
 
 class Player:
     """The lockstep player, with a policy node of its own. Use it as a context manager."""
 
-    def __init__(
-        self, setup: Setup, fingers: Sequence[str], logs: Path, patience: float = 60.0
-    ) -> None:
+    def __init__(self, setup: Setup, logs: Path, patience: float = 60.0) -> None:
         """Describe the node.
 
         Args:
             setup: of the policy.
-            fingers: names of the two finger joints in the bag.
             logs: folder for the node's output.
             patience: seconds of wall clock to wait for anything.
         """
-        self._setup, self._fingers = setup, fingers
+        self._setup = setup
         self._children = Children(logs)
         self._client = Client('replay', self._children, patience)
         self.exit_code: int | None = None
@@ -99,10 +75,10 @@ class Player:
     def __enter__(self) -> Player:
         with ExitStack() as stack:
             stack.callback(self._stop)
-            self._children.start_node('policy_node', parameters(self._setup, self._fingers))
+            self._children.start_node('policy_node', parameters(self._setup))
             stack.enter_context(self._client)
             self._policy = Policy(self._client)
-            self._robot = Robot(self._client, self._policy, self._setup.cameras)
+            self._robot = Robot(self._client, self._policy, self._setup.cameras, PROMPT)
             self._robot.wait_until_connected()
             self._stack = stack.pop_all()
         return self
@@ -148,7 +124,9 @@ class Player:
             self._instruction = tick.instruction
         for frame in (*tick.between, tick.observation):
             self._publish(frame)
-            self._client.spin(PACE)
+            self._client.wait(
+                lambda: acknowledged(robot.publishers.values()), 'the policy node to take a frame'
+            )
         robot.publishers['executed_actions'].publish(request(values_of(tick), self._setup.period))
         chunk, said = robot.answer(stamp)
         others = sorted({m.stamp for inbox in (robot.chunks, stats) for m in inbox} - {stamp})

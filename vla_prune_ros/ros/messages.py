@@ -31,6 +31,9 @@ NANOSECONDS = 1_000_000_000
 DEPTH = 100  # messages that may wait for a busy reader; a queue holds no more than have come
 SENSOR = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
+# For writers that wait until readers have what was sent (`delivery.py`): Fast DDS asks them for it
+# with every message only while the queue is full, else every three seconds.
+PROMPT = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,

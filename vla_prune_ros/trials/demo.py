@@ -27,15 +27,13 @@ Run the embedded policy on the simulated tabletop over ROS 2, under several prun
 several language tasks. Exit code 0 means: every episode ran to its end, every mode was confirmed
 by the statistics of the inferences, and all files were written."""
 RESULTS, ANIMATION, STRIP = 'results.json', 'episode.gif', 'episodes.png'
-RELIABLE = 'image_raw.subscription.reliability:=reliable'
 NODES = {  # as in config/sim.yaml, but for `episodes`
     'policy_node': (
         'use_sim_time:=true',
         'trigger:=request',
         'sync.slop:=0.0',
         'sync.state_slop:=0.0',
-        f'qos_overrides./agentview/{RELIABLE}',
-        f'qos_overrides./wrist/{RELIABLE}',
+        'input_reliability:=reliable',
     ),
     'sim_bridge': ('episodes:=0', 'mode:=lockstep'),
 }

@@ -193,11 +193,10 @@ class Episodes(threading.Thread):
                 if not observation.images:
                     observation = robot.observe()
                 player.observe(self._now)
-                self._ask(robot, observation, executed, status)  # delivers first
+                self._ask(robot, observation, executed, status)
                 self._settle(status)
                 executed = []
             elif observation.images and self._link.every_step():
-                self._deliver()
                 self._link.observation(robot, observation, self._now)
             action = player.next()
             assert action is not None  # an answer came, or an exception
@@ -206,6 +205,7 @@ class Episodes(threading.Thread):
             executed.append(action)
             status.step += 1
             status.success = robot.success()
+            self._deliver()  # after the step: meanwhile all should have arrived
             self._link.clock(self._now)
 
     def _deliver(self) -> None:

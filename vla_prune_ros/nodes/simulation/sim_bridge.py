@@ -50,6 +50,7 @@ from vla_prune_ros.ros.delivery import acknowledged, wait_acknowledged
 from vla_prune_ros.ros.messages import (
     LATCHED,
     NANOSECONDS,
+    PROMPT,
     RELIABLE,
     MessageError,
     actions_from,
@@ -98,10 +99,10 @@ class SimBridge(Node):
         self.warn = Throttled(lambda text: self.get_logger().warning(text))
         self._inform = Throttled(lambda text: self.get_logger().info(text))
 
-        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', RELIABLE)
+        self._clock_publisher = self.create_publisher(ClockMessage, '/clock', PROMPT)
         self._sensors = Sensors(self, settings['base_frame'], settings['publish_objects'])
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
-        self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
+        self._executed = self.create_publisher(JointTrajectory, 'executed_actions', PROMPT)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', LATCHED)
         self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
         self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
@@ -119,7 +120,7 @@ class SimBridge(Node):
     def close(self) -> None:
         """Stop the simulation; what was said last is heard."""
         self._episodes.stop(timeout=1.2)
-        wait_acknowledged(self._publishers, ACKNOWLEDGED)
+        wait_acknowledged(self._outlets, ACKNOWLEDGED)
 
     # -- Link, called in the simulation thread -------------------------------------------------
     def ready(self) -> bool:
@@ -201,11 +202,12 @@ class SimBridge(Node):
 
     def delivered(self) -> bool:
         """Whether all who read reliably have what was published."""
-        return acknowledged(self._publishers)
+        return acknowledged(self._outlets)
 
     @property
-    def _publishers(self) -> tuple[Publisher, ...]:
-        return *self._sensors.publishers, self._instruction, self._executed, self._episode
+    def _outlets(self) -> tuple[Publisher, ...]:
+        own = self._clock_publisher, self._instruction, self._executed, self._episode
+        return *self._sensors.all, *own
 
     def chunk(self, timeout: float) -> Answer | None:
         """The next answer that arrived."""
