@@ -129,6 +129,15 @@ def test_the_least_recently_used_stage_goes_first():
     assert (stages.captures, stages.replays, stages.evicted, len(stages)) == (4, 2, 2, 2)
 
 
+def test_equal_stages_of_other_tensors_are_other_recordings():
+    stages = Stages(RecordedOperations, 4, 1 << 20)
+    spaces = torch.ones(1), torch.full((1,), 5.0)
+    with torch.inference_mode():
+        for _ in range(2):
+            assert [stages.run(None, x, Add(1))[0].item() for x in spaces] == [2, 6]
+    assert (stages.captures, stages.replays) == (2, 2)
+
+
 def test_too_much_memory_starts_all_recordings_anew():
     stages = Stages(RecordedOperations, 100, 3000)
     x = torch.ones(100)

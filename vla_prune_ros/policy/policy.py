@@ -235,13 +235,12 @@ class VLAPolicy:
         ids = torch.full((1, 32), config.eos_id)
         if instruction is not None:
             ids, _ = self.processor.prompt(instruction)
-        proprio = np.zeros(config.proprio_dim)
-        self._engine(frames, ids, proprio).actions.cpu()
+        proprio, start = np.zeros(config.proprio_dim), self.settings.readout_start
+        self._engine(frames, ids, proprio, None, start).actions.cpu()
         if instruction is not None and isinstance(self._engine, GraphEngine):
-            mode, options = self.settings.mode, self.settings.options
             record_sizes(
-                lambda pictures, selector: self._engine(pictures, ids, proprio, selector),
-                make_selector(mode, config, **options),
+                lambda pictures, selector: self._engine(pictures, ids, proprio, selector, start),
+                make_selector(self.settings.mode, config, **self.settings.options),
                 self.processor.prompt(instruction)[1],
                 frames.shape,
             )

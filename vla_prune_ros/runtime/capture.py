@@ -124,7 +124,7 @@ def checked(
     """Record work that was just run, and replay it once to see that it does the same again.
 
     So work that depends on what Python counts is found, and a library that cannot be recorded.
-    That a recording is found by another work's key is not seen here: a key is a whole `Stage`.
+    That a recording is found by another work's key is not seen here; see `Stages.run`.
 
     Args:
         record: records into buffers for the results.

@@ -15,6 +15,7 @@ from vla_prune_ros.runtime.capture import Graph, GraphBackend
 from vla_prune_ros.vla.walk import Space, Stage
 
 _log = logging.getLogger(__name__)
+_Key = tuple[nn.Module, Space, Stage]
 
 
 class Stages:
@@ -32,8 +33,8 @@ class Stages:
     ) -> None:
         self._make_backend, self.backend = backend, backend()
         self.max_graphs, self.max_bytes = max_graphs, max_bytes
-        self._graphs: OrderedDict[Stage, Graph] = OrderedDict()
-        self._refused: dict[Stage, str] = {}
+        self._graphs: OrderedDict[_Key, Graph] = OrderedDict()
+        self._refused: dict[_Key, str] = {}
         self.captures = self.replays = self.fallbacks = self.evicted = 0
         self.last_fallback = self.said = ''
         self._bytes = 0
@@ -44,25 +45,28 @@ class Stages:
     def run(self, network: nn.Module, space: Space, stage: Stage) -> list[Tensor]:
         """Replay a stage, or record it, or run it eagerly; returns its results.
 
+        The three together are the key, because they are all that the work sees.
+
         Args:
-            network: what the stage works with, always the same for its class.
-            space: its tensors, always the same until `clear`.
-            stage: says everything else, and so is the key.
+            network: what the stage works with.
+            space: its tensors, which stay in place.
+            stage: everything else.
         """
-        graph = self._graphs.get(stage)
+        key = network, space, stage
+        graph = self._graphs.get(key)
         if graph is not None:
-            self._graphs.move_to_end(stage)
+            self._graphs.move_to_end(key)
             self.replays += 1
             graph.replay()
             return graph.outputs
-        refused = self._refused.get(stage, '')
+        refused = self._refused.get(key, '')
         if not refused:
             try:
                 graph = self.backend.capture(
                     lambda: stage.work(network, space), stage.written(space)
                 )
             except RuntimeError as error:  # out of memory is one, too
-                refused = self._refused[stage] = str(error).splitlines()[0]
+                refused = self._refused[key] = str(error).splitlines()[0]
                 _log.warning('%s runs without a graph: %s', stage, refused)
         if graph is None:
             self.fallbacks += 1
@@ -73,7 +77,7 @@ class Stages:
         if not self.said:
             self.said = 'capture'
         _log.info('recorded %s', stage)
-        self._graphs[stage] = graph
+        self._graphs[key] = graph
         self._bound()
         return graph.outputs
 
