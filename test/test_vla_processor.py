@@ -15,7 +15,7 @@ from vla_prune_ros.vla import tokenizer as tokenizer_module
 from vla_prune_ros.vla.processor import (
     Normaliser,
     centre_crop,
-    crop_positions,
+    crop_table,
     jpeg_round_trip,
     pixel_values,
     preprocess_image,
@@ -69,7 +69,8 @@ def test_jpeg_step_changes_the_image(frames):
 
 def test_crop_grid_is_that_of_aligned_corners():
     expected = 5.72181 + 0.9486833 * np.arange(224)
-    np.testing.assert_allclose(crop_positions(224), expected, rtol=0, atol=1e-4)
+    lower, _, fraction = crop_table(224)
+    np.testing.assert_allclose(lower + fraction, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('size', [56, 112])

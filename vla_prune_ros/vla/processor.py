@@ -61,12 +61,6 @@ def crop_table(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return floor.astype(np.intp), upper.astype(np.intp), (at - floor).astype(np.float32)
 
 
-def crop_positions(size: int) -> np.ndarray:
-    """Return where along an axis output pixels sample the input, float32 [size]."""
-    floor, _, fraction = crop_table(size)
-    return floor.astype(np.float32) + fraction
-
-
 def centre_crop(image: np.ndarray) -> np.ndarray:
     """Crop 90 % of the area and scale back, bilinear; uint8 [S, S, 3] to float32 in 0..1.
 
