@@ -433,6 +433,6 @@ def test_the_commands_of_the_page_exist():
     known = {o for p in parsers.values() for a in p._actions for o in a.option_strings}
     of_others = {
         *('--exclude-topics', '--clock-topics-all', '--topics', '--clock', '--delay'),
-        *('--qos-profile-overrides-path', '--rounds'),
+        '--qos-profile-overrides-path',
     }
     assert options - of_others <= known
