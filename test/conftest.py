@@ -160,6 +160,20 @@ def start(tmp_path):
 
 
 @pytest.fixture
+def busy():
+    """Four busy loops per core until the end of the test; they die with this process."""
+    command = [sys.executable, '-c', 'while True: pass']
+    loops = [
+        subprocess.Popen(command, preexec_fn=die_with_parent)
+        for _ in range(4 * len(os.sched_getaffinity(0)))
+    ]
+    yield
+    for loop in loops:
+        loop.kill()
+        loop.wait()
+
+
+@pytest.fixture
 def namespace() -> str:
     """A ROS namespace that no other test uses: for DDS a killed process lives for seconds."""
     return f'/test{next(_numbers)}'

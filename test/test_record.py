@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import threading
@@ -17,14 +18,15 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from peer import PERIOD
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_prune_ros.bags.files import Bag
+from vla_prune_ros.bags.files import Bag, Entry, as_published
 from vla_prune_ros.bags.record import Recording
-from vla_prune_ros.bags.topics import Taken
+from vla_prune_ros.bags.topics import Losses, Taken
 from vla_prune_ros.bags.writer import BagWriter
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 
@@ -88,9 +90,9 @@ def test_messages_qos_and_latched_topics_are_in_the_bag(start, robot, namespace,
         assert counts['/ee_pose'] >= 15  # best effort
         assert '/not_ours' not in counts
         images = list(opened.messages({f'{namespace}/agentview/image_raw'}))
-    received = [e.time for e in images]
-    assert received == sorted(received)
-    assert abs(received[0] - time.time_ns()) < 60e9
+    published = [e.time for e in images]
+    assert published == sorted(published)
+    assert abs(published[0] - time.time_ns()) < 60e9
     message = deserialize_message(images[7].data, Image)
     assert message.header.stamp.sec == 7 and bytes(message.data[:3]) == b'\7\7\7'
     metadata = yaml.safe_load((bag / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
@@ -167,3 +169,139 @@ def test_a_disk_that_is_too_slow_costs_messages_not_memory(tmp_path):
     recording.stop()
     assert recording.taken['/text'] == 100
     assert recording.written['/text'] in (9, 10)
+
+
+def test_what_dds_lost_is_counted_said_and_in_the_bag(start, robot, namespace, tmp_path):
+    """A recorder that stands still while a publisher goes on: the queues push messages out."""
+    bag = tmp_path / 'bag'
+    process = recorder(start, namespace, bag)
+    robot.wait()
+    robot.publish(3)
+    process.popen.send_signal(signal.SIGSTOP)
+    for _ in range(3000):
+        robot.pose.publish(PoseStamped())
+    process.popen.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    robot.publish(3)
+    code, _ = process.end(signal.SIGINT)
+    assert code == 1, process.log
+    with Bag(bag) as opened:
+        topic = f'{namespace}/ee_pose'
+        assert opened.lost[topic] > 0
+        assert opened.lost[topic] + opened.counts[topic] == 3006
+        assert list(opened.lost) == [topic]
+    assert f'record: lost: {opened.lost[topic]} of {topic}' in process.log
+
+
+def test_a_gap_in_the_numbers_of_a_publisher_is_a_loss():
+    losses, ours, later = Losses(), b'ours', b'later'
+    losses.see('/any', ours, 7)  # nobody knows what came before we listened
+    losses.see('/any', ours, 9)
+    losses.expect('/whole', [ours])
+    losses.see('/whole', ours, 5)
+    losses.see('/whole', later, 3)  # its first two were published while we listened
+    losses.report('/unnumbered', 4)
+    assert losses.total() == {'/any': 1, '/whole': 2, '/unnumbered': 4}
+
+
+def test_a_bag_has_both_times_and_is_read_by_the_tools_of_others(
+    start, robot, namespace, tmp_path
+):
+    """The mcap library with its ROS 2 decoder, and rosbags by metadata.yaml."""
+    from mcap.reader import make_reader
+    from mcap_ros2.decoder import DecoderFactory
+    from rosbags.rosbag2 import Reader
+
+    bag = tmp_path / 'bag'
+    process = recorder(start, namespace, bag)
+    robot.wait()
+    robot.publish(5)
+    assert process.end(signal.SIGINT)[0] == 0, process.log
+    topic = f'{namespace}/agentview/image_raw'
+    with (bag / 'bag.mcap').open('rb') as stream:
+        reader = make_reader(stream, validate_crcs=True, decoder_factories=[DecoderFactory()])
+        found = list(reader.iter_decoded_messages([topic]))
+    assert [m.decoded_message.header.stamp.sec for m in found] == list(range(5))
+    assert [m.message.sequence for m in found] == [1, 2, 3, 4, 5]
+    for one in found:
+        assert 0 <= one.message.log_time - one.message.publish_time < 5e9
+    with Reader(bag) as opened, Bag(bag) as ours:
+        assert {c.topic: c.msgcount for c in opened.connections if c.msgcount} == {
+            t: n for t, n in ours.counts.items() if n
+        }
+        (connection,) = (c for c in opened.connections if c.topic == topic)
+        assert connection.digest.startswith('RIHS01_') and connection.ext.offered_qos_profiles
+        assert len(list(opened.messages([connection]))) == 5
+
+
+def test_messages_come_in_the_order_of_their_publishing():
+    """Across topics, too; but a clock that is far off does not hold everything up."""
+    late, wrong, hour = 3_000_000_000, 10**12, 3600 * 10**9
+    recorded = [
+        (wrong, Entry('/b', wrong - 5, b'')),
+        (wrong + 10, Entry('/latched', wrong - hour, b'')),
+        (wrong + late, Entry('/a', wrong - 7, b'')),  # had to be sent again
+        (wrong + late + 1, Entry('/ahead', wrong + hour, b'')),
+        (wrong + late + 2, Entry('/b', wrong + late, b'')),
+    ]
+    order = [entry.topic for entry in as_published(recorded)]
+    assert order == ['/latched', '/a', '/b', '/b', '/ahead']
+
+
+def test_time_stands_still_until_the_recorder_has_everything(start, ros, namespace, tmp_path):
+    """Lockstep: a recorder that is stopped stops the simulation, and misses nothing."""
+    pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+    from bridge_peer import STEPS, bridge, some_actions
+    from bridge_peer import Robot as Policy
+
+    bag = tmp_path / 'bag'
+    process = recorder(start, namespace, bag)
+    simulation = start('sim_bridge', *bridge(namespace, episodes=1, publish_every_step='true'))
+    process.wait_for_log(f'recording {namespace}/wrist/image_raw')
+    policy = Policy(namespace)
+    try:
+        policy.answer(0, some_actions(0))
+        assert policy.wait_for(lambda: len(policy.requests) > 1)
+        process.popen.send_signal(signal.SIGSTOP)
+        policy.answer(1, some_actions(1))
+        policy.spin(0.5)
+        stopped = policy.clocks[-1]
+        policy.spin(2.0)
+        assert policy.clocks[-1] == stopped < policy.clocks[0] + 16 * PERIOD
+        process.popen.send_signal(signal.SIGCONT)
+        policy.answer(2, some_actions(2))
+        assert policy.wait_until_done()['step'] == str(STEPS)
+        code, _ = process.end(signal.SIGINT)
+        assert code == 0, process.log
+        assert simulation.end()[0] == 0, simulation.log
+    finally:
+        policy.close()
+    with Bag(bag) as opened:
+        for name in ('agentview/image_raw', 'wrist/image_raw', 'joint_states', 'ee_pose'):
+            assert opened.counts[f'{namespace}/{name}'] == len(policy.seen[name]) == STEPS
+        assert opened.counts[f'{namespace}/action_chunk'] == 3
+        assert not opened.lost
+
+
+@pytest.mark.slow
+def test_a_recorded_demo_is_complete_and_replays_bit_for_bit_on_a_busy_machine(
+    busy, start, tmp_path
+):
+    pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+    bag, out = tmp_path / 'bag', tmp_path / 'out'
+    demo = start(
+        'demo', '--modes', 'none,specprune', '--episodes', '2', '--max-steps', '60',
+        '--record', str(bag), '--out', str(out),
+    )  # fmt: skip
+    assert demo.popen.wait(240) == 0, demo.log
+    queries = sum(e['queries'] for e in json.loads((out / 'results.json').read_text())['episodes'])
+    with Bag(bag) as opened:
+        assert not opened.lost
+        assert opened.counts['/action_chunk'] == opened.counts['/executed_actions'] == queries
+        assert opened.counts['/agentview/image_raw'] == opened.counts['/joint_states'] > queries
+    again = start(
+        'replay', str(bag), '--compare', 'golden', '--tiers', 'T1', '--atol', '0', '--no-plots',
+        '--out', str(tmp_path / 'replay'),
+    )  # fmt: skip
+    assert again.popen.wait(120) == 0, again.log
+    assert 'warning' not in again.log

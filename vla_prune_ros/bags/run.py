@@ -110,12 +110,9 @@ class Replay:
         self.switches = chosen_switches(args.switch)
         self.results: dict[str, Track] = {}
 
-    def _checkpoint(self, name: str) -> str:
-        entry = self.tracks[name]
-        return (entry.checkpoint if entry is not None else None) or self.checkpoint
-
     def _setup(self, name: str) -> Setup:
-        checkpoint = self._checkpoint(name)
+        entry = self.tracks[name]
+        checkpoint = (entry.checkpoint if entry is not None else None) or self.checkpoint
         if checkpoint and not Path(checkpoint).is_dir():
             from vla_prune_ros import weights
 
@@ -179,11 +176,10 @@ class Replay:
             return set()
         own, first = self._policy(name).info()['sha256'], start_of(reference)
         stamps, moments = reference.stamps, reference.moments
-        others = {
-            stamp
-            for stamp, moment in zip(stamps, moments, strict=True)
-            if moment.sha256 not in ('', own) and not self.args.other_checkpoint
-        }
+        foreign = [moment.sha256 not in ('', own) for moment in moments]
+        others = {s for s, other in zip(stamps, foreign, strict=True) if other}
+        if self.args.other_checkpoint:
+            others.clear()
         if others:
             self.warnings.append(
                 f'{len(others)} recorded ticks come from other weights and are left out; replay'
@@ -198,11 +194,8 @@ class Replay:
 
     def _tolerance(self, name: str, reference: Track) -> Tolerance | None:
         args = self.args
-        given = {
-            key: value
-            for key in ('atol', 'jaccard', 'count', 'gripper')
-            if (value := getattr(args, key)) is not None
-        }
+        named = {key: getattr(args, key) for key in ('atol', 'jaccard', 'count', 'gripper')}
+        given = {key: value for key, value in named.items() if value is not None}
         if args.compare != GOLDEN:
             return replace(Tolerance(np.inf, 0.0, sys.maxsize, 1.0), **given) if given else None
         own = fingerprint(self._policy(name))
@@ -218,16 +211,13 @@ class Replay:
         self, tier: str, name: str, result: Track, reference: Track
     ) -> list[TickComparison]:
         normaliser = self._policy(name).processor.normaliser
-        zero, one = np.zeros(self._policy(name).config.action_dim), 1.0
-        scale = normaliser.normalise_actions(zero + one) - normaliser.normalise_actions(zero)
-        if tier == 'T0':
-            tolerance: Tolerance | None = Tolerance()
-        else:
-            tolerance = self._tolerance(name, reference)
+        zero = np.zeros(self._policy(name).config.action_dim)
+        scale = normaliser.normalise_actions(zero + 1.0) - normaliser.normalise_actions(zero)
+        tolerance = Tolerance() if tier == 'T0' else self._tolerance(name, reference)
         expected, outputs = reference.outputs, result.outputs
         if self.args.limit:
             expected = expected[: self.args.limit]
-        if self.args.compare == GOLDEN and tier != 'T0':
+        if self.args.compare == GOLDEN and tier != 'T0':  # those that cannot come out the same
             out = self._left_out(name, reference)
             expected = [e for e in expected if e.stamp not in out]
             outputs = [o for o in outputs if o.stamp not in out]
@@ -235,13 +225,10 @@ class Replay:
             outputs, expected, scale, tolerance,
             same_mode=self.args.compare == GOLDEN and not self.switches,
         )  # fmt: skip
-        label = self.args.compare if reference is not self.recorded else RECORDED
-        if tier == 'T0':
-            label = 'the direct call'
+        label = 'the direct call' if tier == 'T0' else self._label(reference)
         for comparison in comparisons:
-            self.lines.write(
-                {**comparison.record(), 'tier': tier, 'track': name, 'reference': label}
-            )
+            where = {'tier': tier, 'track': name, 'reference': label}
+            self.lines.write(comparison.record() | where)
         verdict = judge(tier, name, label, comparisons)
         self.verdicts.append(verdict)
         print(f'replay: {verdict.text()}', flush=True)
@@ -264,7 +251,7 @@ class Replay:
                 print(f'replay: T1 {name}: {len(track.outputs)} ticks, no golden values yet')
                 continue
             if not self.args.no_plots:
-                other = self.args.compare if reference is not self.recorded else RECORDED
+                other = self._label(reference)
                 report.actions_plot(
                     track.outputs, reference.outputs, (f'{name} now', f'reference: {other}'),
                     names, f'{self.args.bag.name}: {name}',
@@ -292,9 +279,7 @@ class Replay:
         for name in self.tracks:
             by_checkpoint.setdefault(self._setup(name).checkpoint, []).append(name)
         for number, names in enumerate(by_checkpoint.values()):
-            logs = self.out / f'node{number}'
-            player = Player(self._setup(names[0]), logs)
-            with player:
+            with Player(self._setup(names[0]), self.out / f'node{number}') as player:
                 for name in names:
                     with self._progress(f'T2 {name}') as bar:
                         track = player.play(self.feed, self._schedule(name), name, bar.update)
@@ -308,9 +293,11 @@ class Replay:
             return references.get(name)
         return self._offline(self.args.compare)
 
+    def _label(self, reference: Track) -> str:
+        return self.args.compare if reference is not self.recorded else RECORDED
+
     def _progress(self, text: str) -> tqdm:
-        hidden = not sys.stderr.isatty()
-        return tqdm(desc=text, unit=' ticks', leave=False, disable=hidden)
+        return tqdm(desc=text, unit=' ticks', leave=False, disable=not sys.stderr.isatty())
 
     # -- results -------------------------------------------------------------------------------
     def _header(self) -> None:
@@ -341,22 +328,21 @@ class Replay:
         print(f'replay: golden values of {", ".join(self.results)} written to {self.golden_path}')
 
     def _finish(self) -> int:
-        self.warnings += self.feed.warnings()
-        problems = [*self.recorded.problems, *self.feed.problems()]
-        for reference in self.golden.values():
-            problems += reference.problems
-        for warning in dict.fromkeys(self.warnings):
+        warnings = list(dict.fromkeys([*self.warnings, *self.feed.warnings()]))
+        references = self.recorded, *self.golden.values()
+        problems = [*self.feed.problems(), *(p for r in references for p in r.problems)]
+        for warning in warnings:
             print(f'replay: warning: {warning}', file=sys.stderr)
         for problem in problems:
             print(f'replay: the reference is incomplete: {problem}', file=sys.stderr)
-        judged = self.args.compare == GOLDEN
-        passed = all(v.passed for v in self.verdicts) and not (problems and judged)
+        broken = problems and self.args.compare == GOLDEN
+        passed = all(v.passed for v in self.verdicts) and not broken
         self.lines.write({
             'type': 'verdict',
             'passed': passed,
             'verdicts': [v.record() for v in self.verdicts],
             'problems': problems,
-            'warnings': list(dict.fromkeys(self.warnings)),
+            'warnings': warnings,
         })  # fmt: skip
         report.write_junit(self.verdicts, self.out / report.JUNIT)
         print(f'replay: {"PASS" if passed else "FAIL"}')
