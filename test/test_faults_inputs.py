@@ -115,7 +115,7 @@ def test_a_camera_that_repeats_its_last_stamp_is_answered_once_and_counts_as_sil
         peer.send_parts(stamp)
         peer.spin(0.1)
     assert len(peer.chunks) == 1
-    assert peer.count('dropped.agentview') >= 3
+    assert peer.count('repeated.agentview') >= 3
 
 
 @pytest.mark.parametrize(('offset', 'cause'), [(-0.8, 'stale'), (30.0, 'future'), (0.3, 'future')])

@@ -50,12 +50,13 @@ def test_slop_takes_the_nearest_frame_and_state():
     assert feed(target, ('a', 105)) == [], 'a frame belongs to one set only'
 
 
-def test_overtaken_late_and_repeated_frames_are_dropped_and_counted():
+def test_overtaken_and_late_frames_are_dropped_and_counted_and_repeated_ones_apart():
     target = assembler()
     feed(target, ('a', 1), ('a', 2), ('b', 2), ('state', 2))
     assert target.dropped == {'a': 1, 'b': 0}
-    assert feed(target, ('a', 1), ('a', 2), ('b', 2)) == []
-    assert target.dropped == {'a': 3, 'b': 1}
+    assert feed(target, ('a', 1), ('a', 2), ('b', 2), ('a', 7), ('a', 7)) == []
+    assert target.dropped == {'a': 2, 'b': 0}
+    assert target.repeated == {'a': 2, 'b': 1}, 'whoever asks again sends them again'
 
 
 def test_a_clock_that_starts_anew_is_followed():

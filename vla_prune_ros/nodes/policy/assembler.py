@@ -88,8 +88,9 @@ class Assembler:
 
     Other cameras must lie within `slop` ns of the first, state streams within `state_slop` ns; 0
     means the same stamp. Sets come out in order of their stamps and use a frame at most once;
-    frames that are repeated, late or overtaken by a set are dropped and counted in `dropped`. A
-    frame more than `REWIND` before the last one used means that time started anew.
+    frames that are late or overtaken by a set are dropped and counted in `dropped`, those that
+    were here before in `repeated`: whoever asks again sends them again. A frame more than
+    `REWIND` before the last one used means that time started anew.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Assembler:
         self.cameras = tuple(cameras)
         self._slops = dict.fromkeys(self.cameras, slop) | dict.fromkeys(states, state_slop)
         self.dropped: Counter[str] = Counter()
+        self.repeated: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
@@ -117,11 +119,14 @@ class Assembler:
         self._last[stream] = stamp
         if stream in self._used and stamp < self._used[stream] - REWIND:
             self._rewind(stamp)
-        buffer, camera = self._buffers[stream], stream in self.cameras
-        if stamp <= self._used.get(stream, stamp - 1) or not buffer.add(stamp, sample):
+        buffer, used = self._buffers[stream], self._used.get(stream, stamp - 1)
+        if stamp < used:
             self.dropped[stream] += 1
             return []
-        if camera:
+        if stamp == used or not buffer.add(stamp, sample):
+            self.repeated[stream] += 1
+            return []
+        if stream in self.cameras:
             self.dropped[stream] += buffer.bound(CAMERA_DEPTH, MAX_BYTES // len(self.cameras))
         else:
             buffer.drop_before(stamp - STATE_SPAN)

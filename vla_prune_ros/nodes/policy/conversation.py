@@ -219,11 +219,11 @@ class Conversation:
         """Observations that were asked for and that a newer one overtook."""
         return self._trigger.superseded
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Messages repeated, late or without counterpart, by stream."""
+    def losses(self) -> dict[str, dict[str, int]]:
+        """Messages that came to nothing, by cause and stream."""
         with self._lock:
-            return dict(self._assembler.dropped)
+            assembler = self._assembler
+            return {'dropped': {**assembler.dropped}, 'repeated': {**assembler.repeated}}
 
     def _look(self) -> None:
         """Something changed: note since when it waits, wake the worker."""
