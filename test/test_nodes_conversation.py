@@ -47,6 +47,13 @@ CONFIGS = {
     for trigger in ('observation', 'request')
     for queue in ('latest', 'fifo')
 }
+OUTCOMES = st.sampled_from(['good', 'good', 'fails', 'late'])
+MEANWHILE = st.lists(
+    st.sampled_from(
+        ['observe', 'ask', 'reset', 'off', 'on', 'pick', 'place', '', 'deactivate', 'mode']
+    ),
+    max_size=3,
+)
 PIXELS = np.zeros((2, 2, 3), np.uint8)
 
 
@@ -312,15 +319,7 @@ class Protocol(RuleBasedStateMachine):
         self._forgotten()
 
     # -- the model ---------------------------------------------------------------------------
-    @rule(
-        outcome=st.sampled_from(['good', 'good', 'fails', 'late']),
-        meanwhile=st.lists(
-            st.sampled_from(
-                ['observe', 'ask', 'reset', 'off', 'on', 'pick', 'place', '', 'deactivate', 'mode']
-            ),
-            max_size=3,
-        ),
-    )
+    @rule(outcome=OUTCOMES, meanwhile=MEANWHILE)
     def work(self, outcome: str, meanwhile: list[str]) -> None:
         """One round of the model's thread, and what happens while it is in the model."""
         if self.policy is None:
@@ -369,19 +368,39 @@ class Protocol(RuleBasedStateMachine):
         if ready and self.conversation.instruction and not self.inference.exhausted:
             assert self.due is None, 'a fresh request with an instruction in force has no chunk'
 
+    def _bring_up(self) -> None:
+        self.enable(True)
+        self.instruct('pick')
+        if self.latest - NANOSECONDS <= self.now:
+            self.now = max(self.now, self.latest)
+
     @precondition(lambda self: self.state == 'active' and not self.inference.exhausted)
     @rule()
     def a_good_observation_is_answered(self) -> None:
         """Whatever was before."""
-        self.enable(True)
-        self.instruct('pick')
+        self._bring_up()
         before = len(self.published)
-        if self.latest - NANOSECONDS <= self.now:
-            self.now = max(self.now, self.latest)
         self.observe(STREAMS, 1)
         self.ask(2, 1)
         self.settle()
         assert self.published[before:] == [self.stamp]
+
+    @precondition(lambda self: self.state == 'active' and not self.inference.exhausted)
+    @rule(outcome=OUTCOMES, meanwhile=MEANWHILE)
+    def a_good_observation_is_interrupted(self, outcome: str, meanwhile: list[str]) -> None:
+        """By anything."""
+        self._bring_up()
+        self.observe(STREAMS, 1)
+        self.ask(1, 1)
+        self.work(outcome, meanwhile)
+        self.settle()
+
+    @rule(count=st.integers(1, 100), whole=st.booleans())
+    def storm(self, count: int, whole: bool) -> None:
+        """Many observations or parts of them, and many reports."""
+        for _ in range(count):
+            self.observe_in_parts(STREAMS if whole else STREAMS[:2])
+            self.ask(1, 1)
 
     @invariant()
     def nothing_went_wrong(self) -> None:

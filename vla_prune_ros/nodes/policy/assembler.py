@@ -119,15 +119,14 @@ class Assembler:
         self._last[stream] = stamp
         if stream in self._used and stamp < self._used[stream] - REWIND:
             self._rewind(stamp)
-        buffer, camera = self._buffers[stream], stream in self.cameras
-        used = self._used.get(stream)
-        if used is not None and stamp < used:
+        buffer, used = self._buffers[stream], self._used.get(stream, stamp - 1)
+        if stamp < used:
             self.dropped[stream] += 1
             return []
         if stamp == used or not buffer.add(stamp, sample):
             self.repeated[stream] += 1
             return []
-        if camera:
+        if stream in self.cameras:
             self.dropped[stream] += buffer.bound(CAMERA_DEPTH, MAX_BYTES // len(self.cameras))
         else:
             buffer.drop_before(stamp - STATE_SPAN)

@@ -219,12 +219,11 @@ class Conversation:
         """Observations that were asked for and that a newer one overtook."""
         return self._trigger.superseded
 
-    @property
     def losses(self) -> dict[str, dict[str, int]]:
-        """Messages by cause and stream: dropped (late or without counterpart), repeated."""
+        """Messages that came to nothing, by cause and stream."""
         with self._lock:
             assembler = self._assembler
-            return {'dropped': dict(assembler.dropped), 'repeated': dict(assembler.repeated)}
+            return {'dropped': {**assembler.dropped}, 'repeated': {**assembler.repeated}}
 
     def _look(self) -> None:
         """Something changed: note since when it waits, wake the worker."""

@@ -137,12 +137,12 @@ class Inputs:
 
     def counts(self) -> dict[str, int]:
         """Messages that came to nothing, by stream. May be called from another thread."""
-        causes = self._conversation.losses | {'broken': dict(self.streams.broken_count)}
+        causes = self._conversation.losses() | {'broken': dict(self.streams.broken_count)}
         return {f'{c}.{name}': n for c, by in causes.items() for name, n in by.items() if n}
 
     def health(self, node_now: int) -> dict[str, str]:
         """Age, rate and losses of every stream, for people."""
-        now, losses = time.monotonic(), self._conversation.losses
+        now, losses = time.monotonic(), self._conversation.losses()
         text: dict[str, str] = {}
         for name in self.streams.names:
             age = self.streams.age(name, node_now)
@@ -150,7 +150,7 @@ class Inputs:
                 f'{name}: age (s)': 'never seen' if age is None else f'{age:.3f}',
                 f'{name}: rate (Hz)': f'{self.streams.rate(name, now):.1f}',
                 f'{name}: received': str(self.streams.received_count[name]),
-                **{f'{name}: {cause}': str(by.get(name, 0)) for cause, by in losses.items()},
+                **{f'{name}: {c}': str(by.get(name, 0)) for c, by in losses.items()},
                 f'{name}: broken': str(self.streams.broken_count[name]),
             }
         others = self.streams.broken_count.keys() - {*self.streams.names}
