@@ -15,7 +15,7 @@ from rclpy.parameter_client import AsyncParameterClient
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.ros.messages import EPISODES, episode_from, values_from
+from vla_prune_ros.ros.messages import EPISODES, values_from
 from vla_prune_ros.trials.command import spin_until
 
 
@@ -72,7 +72,7 @@ class BridgeClient:
         started = self._result(self._reset.call_async(Trigger.Request()), 'reset_episode')
         if not started.success:
             raise RuntimeError(f'{self._bridge} starts no episode: {started.message}')
-        number = episode_from(started.message)
+        number = started.message.split()[1]
         self._wait(lambda: number in self._ended, f'the end of {parameters}')
         return self._ended[number]
 

@@ -26,7 +26,6 @@ from vla_prune_ros.ros.images import decode_rgb
 from vla_prune_ros.ros.messages import (
     LATCHED,
     RELIABLE,
-    episode_from,
     to_ns,
     to_seconds,
     values_from,
@@ -146,7 +145,7 @@ class DemoClient:
         answer = self._call(self._reset, Trigger.Request())
         if not answer.success:
             raise RuntimeError(f'/{BRIDGE} starts no episode: {answer.message}')
-        number = episode_from(answer.message)
+        number = answer.message.split()[1]
         self._wait(lambda: self._is_done(number), f'the end of {wanted}')
         status = self._status
         n_queries = int(status['queries'])

@@ -19,7 +19,7 @@ from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from std_srvs.srv import Trigger
 
-from vla_prune_ros.ros.messages import EPISODES, RELIABLE, episode_from, values_from
+from vla_prune_ros.ros.messages import EPISODES, RELIABLE, values_from
 from vla_prune_ros.trials.command import spin_until
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
@@ -89,7 +89,7 @@ class PairClient:
         )
         for _ in range(1 + RETRIES):
             self._policy_ms.clear()
-            number = episode_from(self._call(self._reset, Trigger.Request()).message)
+            number = self._call(self._reset, Trigger.Request()).message.split()[1]
             self._wait(lambda n=number: self._is_done(n), 'the end of an episode')
             status = self._status
             if status['result'] != 'error':
