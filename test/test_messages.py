@@ -144,8 +144,3 @@ def test_texts_with_commas_stay_apart():
     got = m.values_from(m.values_message('policy', values, 0))
     assert got['units'].split('; ') == list(values['units'])
     assert got['kept'] == '3,4'
-
-
-def test_the_number_of_an_episode_is_read_from_the_answer():
-    assert m.episode_from('episode 12 begins') == m.episode_from('12') == '12'
-    assert m.episode_from('there is no robot') == ''

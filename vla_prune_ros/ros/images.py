@@ -9,16 +9,13 @@ cv_bridge a test holds the two against each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
 
 # A larger picture is a corrupt message, or one that was made to fill the memory: a PNG of 0.2 MB
 # can unfold into a gigabyte. 8K cameras (7680 x 4320) pass, with 100 MB of RGB.
-MAX_SIDE = 16384
-MAX_PIXELS = 2**25
+MAX_SIDE, MAX_PIXELS = 16384, 2**25
 PNG, JPEG, JPEG_END = b'\x89PNG\r\n\x1a\n', b'\xff\xd8', b'\xff\xd9'
 
 
@@ -66,27 +63,6 @@ OPENCV = {
 
 class ImageError(ValueError):
     """A camera message that cannot be used; the text says why."""
-
-
-def _short_of_memory(decoder: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """A decoder that calls a picture for which the memory is not enough a broken one."""
-
-    @wraps(decoder)
-    def guarded(message: Any) -> np.ndarray:
-        try:
-            return decoder(message)
-        except MemoryError as error:
-            raise ImageError(f'not enough memory: {error}') from error
-
-    return guarded
-
-
-def _check_size(width: int, height: int) -> None:
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise ImageError(
-            f'size {width} x {height}; a side may have 1 to {MAX_SIDE} pixels, and all together '
-            f'{MAX_PIXELS}'
-        )
 
 
 def decode(message: Any) -> np.ndarray:
@@ -141,13 +117,26 @@ def check_rgb(message: Any) -> np.ndarray:
     return pixels
 
 
-@_short_of_memory
+def _check_size(width: int, height: int) -> None:
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and width * height <= MAX_PIXELS):
+        limits = f'1 to {MAX_SIDE} pixels, all together {MAX_PIXELS}'
+        raise ImageError(f'size {width} x {height}; a side may have {limits}')
+
+
 def decode_rgb(message: Any) -> np.ndarray:
     """The colour picture of a `sensor_msgs/Image`: uint8 [H, W, 3], contiguous.
 
     Raises:
-        ImageError: as `decode`, and for an encoding that is not a colour or grey picture.
+        ImageError: as `decode`, for an encoding that is not a colour or grey picture, and when the
+            memory does not suffice.
     """
+    try:
+        return _rgb(message)
+    except MemoryError as error:
+        raise ImageError(f'not enough memory: {error}') from error
+
+
+def _rgb(message: Any) -> np.ndarray:
     pixels = check_rgb(message)
     if message.encoding in OPENCV:
         import cv2
@@ -167,35 +156,34 @@ def check_compressed(message: Any) -> None:
     """What can be said of a compressed picture without unpacking it.
 
     Raises:
-        ImageError: no JPEG or PNG, or an absurd size.
+        ImageError: it is no JPEG or PNG, too large, or a JPEG that is cut off.
     """
-    data = memoryview(message.data)
+    data = memoryview(message.data).cast('B')
     size = _compressed_size(data)
     if size is None:
         raise ImageError(f'{len(data)} bytes of format {message.format!r} are no JPEG or PNG')
     _check_size(*size)
+    if data[:2] == JPEG and not data.tobytes().rstrip(b'\0').endswith(JPEG_END):
+        raise ImageError(f'{len(data)} bytes of a JPEG that is cut off')  # its rest would be grey
 
 
-@_short_of_memory
 def decode_compressed_rgb(message: Any) -> np.ndarray:
     """The colour picture of a `sensor_msgs/CompressedImage`: uint8 [H, W, 3].
 
     Raises:
-        ImageError: no JPEG or PNG, absurd size, or data that OpenCV cannot decode.
+        ImageError: as `check_compressed`, and for what OpenCV cannot decode or has no memory for.
     """
     import cv2
 
-    check_compressed(message)  # before anything is unpacked
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    if data[:2].tobytes() == JPEG and not data.tobytes().rstrip(b'\0').endswith(JPEG_END):
-        raise ImageError(f'{data.size} bytes of a JPEG that is cut off')  # its rest would be grey
+    check_compressed(message)
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise ImageError(f'compressed image {message.format!r}: {str(error).strip()}') from error
-    if bgr is None:
-        raise ImageError(f'{data.size} bytes are no image of format {message.format!r}')
-    return np.ascontiguousarray(bgr[:, :, ::-1])
+        bgr = cv2.imdecode(np.frombuffer(message.data, dtype=np.uint8), cv2.IMREAD_COLOR)
+        if bgr is None:
+            raise ImageError(f'{len(message.data)} bytes of {message.format!r} cannot be decoded')
+        return np.ascontiguousarray(bgr[:, :, ::-1])
+    except (cv2.error, MemoryError) as error:
+        reason = str(error).strip() or 'not enough memory'
+        raise ImageError(f'compressed image {message.format!r}: {reason}') from error
 
 
 def _compressed_size(data: memoryview) -> tuple[int, int] | None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -246,11 +245,6 @@ def values_message(
 def values_from(message: DiagnosticArray) -> dict[str, str]:
     """Keys and values of the first status."""
     return {pair.key: pair.value for pair in message.status[0].values} if message.status else {}
-
-
-def episode_from(answer: str) -> str:
-    """The number of the episode that an answer of `~/reset_episode` speaks of; '' without one."""
-    return next(iter(re.findall(r'\d+', answer)), '')
 
 
 def requery_from(message: DiagnosticArray) -> int | None:
