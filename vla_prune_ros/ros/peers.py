@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.ros.children import slowness
 from vla_prune_ros.ros.client import MANY_LATCHED, Client, GraphError, Received
-from vla_prune_ros.ros.messages import LATCHED, RELIABLE, actions_from, episode_from, values_from
+from vla_prune_ros.ros.messages import LATCHED, RELIABLE, actions_from, values_from
 
 START_GRACE = 5.0  # s in which a policy that is not active must begin to change
 LOADING = 10.0  # times the patience: a large checkpoint from a slow disk
@@ -181,12 +182,12 @@ class Bridge:
         self._client.set_parameters(self._name, values)
         self._reports.clear()
         answer = self._client.call(Trigger, self._reset)
-        number = episode_from(answer.message)
-        if not answer.success or not number:
+        number = re.search(r'\d+', answer.message)
+        if not answer.success or number is None:
             raise GraphError(f'/{self._name} starts no episode: {answer.message}')
 
         def reports() -> list[Received]:
-            return [r for r in self._reports if r.value['episode'] == number]
+            return [r for r in self._reports if r.value['episode'] == number[0]]
 
         done = self._client.wait(
             lambda: next((r for r in reports() if r.value['state'] == 'done'), None),
