@@ -111,6 +111,7 @@ class Protocol(RuleBasedStateMachine):
         self.now, self.unique = 1000 * NANOSECONDS, itertools.count(1)
         self.policy: StandIn | None = None
         self.wrong: list[str] = []
+        self.said = ''  # instruction of the newest chunk
         self.published: list[int] = []
         self.broken: set[int] = set()
         self.due: int | None = None  # the newest observation that nothing stands in the way of
@@ -152,10 +153,12 @@ class Protocol(RuleBasedStateMachine):
         tick, talk = answer.tick, self.conversation
         self._expect(self.state == 'active' and talk.enabled, 'a chunk of a node that is off')
         self._expect(tick.instruction == talk.instruction != '', 'a chunk for another instruction')
+        self.said = tick.instruction
         self._count(tick.observation.stamp)
 
     def _repeat(self) -> None:
         self._expect(self.by_request, 'a report is no request')
+        self._expect(self.said == self.conversation.instruction, 'a chunk for the old instruction')
         self._count(self.published[-1])
 
     def _count(self, stamp: int) -> None:
@@ -386,13 +389,17 @@ class Protocol(RuleBasedStateMachine):
         assert self.published[before:] == [self.stamp]
 
     @precondition(lambda self: self.state == 'active' and not self.inference.exhausted)
-    @rule(outcome=OUTCOMES, meanwhile=MEANWHILE)
-    def a_good_observation_is_interrupted(self, outcome: str, meanwhile: list[str]) -> None:
-        """By anything."""
+    @rule(outcome=OUTCOMES, meanwhile=MEANWHILE, after=MEANWHILE)
+    def a_good_observation_is_interrupted(
+        self, outcome: str, meanwhile: list[str], after: list[str]
+    ) -> None:
+        """By anything, and followed by anything."""
         self._bring_up()
         self.observe(STREAMS, 1)
         self.ask(1, 1)
         self.work(outcome, meanwhile)
+        for what in after:
+            self._happen(what)
         self.settle()
 
     @rule(count=st.integers(1, 100), whole=st.booleans())

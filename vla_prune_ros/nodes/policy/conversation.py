@@ -123,6 +123,8 @@ class Conversation:
             if text == self.instruction:
                 return False
             self.instruction = text
+            if self._phase == 'answered':  # but not for this one
+                self._phase = 'open'
             announce()
             self._look()
         return True
