@@ -11,7 +11,7 @@ from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_prune_ros.execution.playing import EXECUTION_MODES
-from vla_prune_ros.ros.launching import end_all, end_all_if_failed, full_name, parameter_file
+from vla_prune_ros.ros.launching import end_all, full_name, parameter_file
 from vla_prune_ros.sim import BACKENDS
 
 PRUNING = (
@@ -165,7 +165,7 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output='screen',
         arguments=['--out', folder],
         remappings=remappings,
-        on_exit=end_all_if_failed,
+        on_exit=lambda event, context: end_all(event, context) if event.returncode else None,
     )
     return [recorder, policy, bridge]
 

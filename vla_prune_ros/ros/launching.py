@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch.actions import Shutdown
-from launch.events.process import ProcessExited
-
-from launch import LaunchContext, LaunchDescriptionEntity
 from vla_prune_ros.ros.parameters import check_file
+
+if TYPE_CHECKING:
+    from launch.events.process import ProcessExited
+
+    from launch import LaunchContext, LaunchDescriptionEntity
 
 
 def full_name(context: LaunchContext, namespace: str, node: str) -> str:
@@ -35,13 +37,8 @@ def end_all(event: ProcessExited, context: LaunchContext) -> LaunchDescriptionEn
     Raises:
         RuntimeError: it failed. It ends the launch, as a Shutdown does, but with exit code 1.
     """
+    from launch.actions import Shutdown
+
     if not context.is_shutdown and event.returncode:
         raise RuntimeError(f'{event.process_name} ended with exit code {event.returncode}')
     return Shutdown(reason=f'{event.process_name} ended')
-
-
-def end_all_if_failed(
-    event: ProcessExited, context: LaunchContext
-) -> LaunchDescriptionEntity | None:
-    """As `end_all`, but a process that is through with its work may end."""
-    return end_all(event, context) if event.returncode else None
