@@ -25,31 +25,25 @@ STATISTICS = 'vla_policy/inference_stats'
 LIMITS = 16  # chunks whose early end may be known before they come
 
 
-class Answers:
-    """Subscribes to both topics; what can be used goes into `inbox`.
+class Answers(Inbox):
+    """An inbox that both topics fill; what cannot be used is refused.
 
     Attributes:
         period: of the robot's control, ns; 0 until it is there.
-        refused: chunks with bad content since `clear`.
     """
 
     def __init__(self, node: Node, heard: Callable[[], None], warn: Callable[[str, str], None]):
         """Listen; `heard` is called for every chunk, `warn` with a kind and a text."""
+        super().__init__()
         self._node, self._heard, self._warn = node, heard, warn
-        self.inbox = Inbox()
-        self.period = self.refused = 0
+        self.period = 0
         self._limits: OrderedDict[int, int] = OrderedDict()  # stamp -> actions to play
         self._limits_follow = True  # whether statistics say so of every chunk; not known yet
         node.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
         node.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
 
-    def clear(self) -> None:
-        """Forget what arrived."""
-        self.inbox.clear()
-        self.refused = 0
-
     def limits_follow(self) -> bool:
-        """Whether the statistics of a policy say of every chunk how much of it is to be played."""
+        """Whether the statistics of a policy say so, as it does of every chunk or of none."""
         name = self._node.resolve_topic_name(STATISTICS)
         return self._limits_follow and self._node.count_publishers(name) > 0
 
@@ -65,7 +59,7 @@ class Answers:
             self._warn('refused', f'chunk refused: {error}')
             return
         stamp = to_ns(message.header.stamp)
-        self.inbox.put(Answer(stamp, actions, self._limits.pop(stamp, 0)))
+        self.put(Answer(stamp, actions, self._limits.pop(stamp, 0)))
 
     def _check_grid(self, message: JointTrajectory) -> None:
         """MessageError unless the actions are meant for this robot's control rate."""
@@ -89,4 +83,4 @@ class Answers:
             self._limits[stamp] = limit
             if len(self._limits) > LIMITS:
                 self._limits.popitem(last=False)
-        self.inbox.put(Answer(stamp, None, limit))
+        self.put(Answer(stamp, None, limit))

@@ -43,7 +43,6 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_prune_ros.execution.playing import Execution
 from vla_prune_ros.nodes.simulation.answers import Answers
 from vla_prune_ros.nodes.simulation.episodes import Episodes
-from vla_prune_ros.nodes.simulation.inbox import Answer
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.nodes.simulation.sensors import Sensors
@@ -92,7 +91,7 @@ class SimBridge(Node):
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', LATCHED)
-        self._answers = Answers(self, self._be_quiet, self.warn)
+        self.answers = Answers(self, self._be_quiet, self.warn)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
         self.create_timer(
             1.0, self._repeat_instruction, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -151,24 +150,18 @@ class SimBridge(Node):
             task = robot.task_index(self._value('task') or 0)
             state = self._value('initial_state')
         self._left -= self._left > 0 and not requested
-        settings = self._episode_settings()
-        self._answers.inbox.latency = settings.latency
-        self._plan = Plan(task, state, self._value('max_steps'), settings)
-        return self._plan
-
-    def _episode_settings(self) -> Settings:
-        """The parameters that count from one episode to the next, as they are now."""
-        return Settings(
+        settings = Settings(  # as they are now
             realtime=self._value('mode') == 'realtime',
             chunk_timeout=self._value('chunk_timeout'),
             gap=self._value('episode_gap'),
             latency=self._value('latency'),
             execution=Execution(
-                self._value('execution.mode'),
-                self._value('execution.horizon'),
-                self._value('execution.prefetch'),
+                *(self._value(f'execution.{name}') for name in ('mode', 'horizon', 'prefetch'))
             ),
         )
+        self.answers.latency = settings.latency
+        self._plan = Plan(task, state, self._value('max_steps'), settings)
+        return self._plan
 
     def every_step(self) -> bool:
         """As the parameter says."""
@@ -184,23 +177,7 @@ class SimBridge(Node):
 
     def request(self, executed: np.ndarray, stamp: int) -> None:
         """Ask for a chunk and report what led here."""
-        self._executed.publish(executed_message(executed, stamp, self._answers.period))
-
-    def chunk(self, timeout: float) -> Answer | None:
-        """The next answer that arrived."""
-        return self._answers.inbox.get(timeout)
-
-    def limits_follow(self) -> bool:
-        """Whether the statistics of a policy say of every chunk how much of it is to be played."""
-        return self._answers.limits_follow()
-
-    def discard_chunks(self) -> None:
-        """Forget what arrived."""
-        self._answers.clear()
-
-    def refused(self) -> int:
-        """Chunks refused since `discard_chunks`."""
-        return self._answers.refused
+        self._executed.publish(executed_message(executed, stamp, self.answers.period))
 
     def instruct(self, text: str) -> None:
         """Publish the instruction; wait until the readers have it, as topics keep no order."""
@@ -286,7 +263,7 @@ class SimBridge(Node):
             self._robot = robot
             for name in ('task', 'initial_state'):
                 self._check_choice(name, self._value(name))
-            self._answers.period = round(NANOSECONDS / robot.control_hz)
+            self.answers.period = round(NANOSECONDS / robot.control_hz)
             self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
             if robot.notice:
                 self._notice = f' ({robot.notice})'
