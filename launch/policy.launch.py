@@ -10,7 +10,8 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vla_prune_ros.ros.launching import end_all, full_name, parameter_file
+from vla_prune_ros.ros.launching import end_all, full_name
+from vla_prune_ros.ros.parameters import check_file
 
 PRUNING = (
     'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
@@ -111,7 +112,8 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     ]
     given = {parameter: value(name) for name, parameter in POLICY.items() if value(name)}
     given |= {name: value(name) == 'true' for name in SWITCHES if value(name)}
-    name = full_name(context, value('namespace'), 'vla_policy')
+    # launch_ros would only warn of a file that is not there, and start the robot on defaults.
+    check_file(value('params_file'), full_name(context, value('namespace'), 'vla_policy'))
     return [
         Node(
             package='vla_prune_ros',
@@ -119,7 +121,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name='vla_policy',
             namespace=value('namespace'),
             output='screen',
-            parameters=[parameter_file(value('params_file'), name), given],
+            parameters=[value('params_file'), given],
             remappings=remappings,
             on_exit=end_all if value('required') == 'true' else None,
         )

@@ -11,7 +11,8 @@ from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_prune_ros.execution.playing import EXECUTION_MODES
-from vla_prune_ros.ros.launching import end_all, full_name, parameter_file
+from vla_prune_ros.ros.launching import end_all, full_name
+from vla_prune_ros.ros.parameters import check_file
 from vla_prune_ros.sim import BACKENDS
 
 PRUNING = (
@@ -128,7 +129,8 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     namespace = LaunchConfiguration('namespace').perform(context).strip('/')
     remappings = [('/clock', 'clock'), ('/tf', 'tf')] if namespace else []
     names = (full_name(context, namespace, node) for node in ('vla_policy', 'sim_bridge'))
-    params_file = parameter_file(LaunchConfiguration('params_file').perform(context), *names)
+    params_file = LaunchConfiguration('params_file').perform(context)
+    check_file(params_file, *names)  # launch_ros would only warn of one that is not there
     # The file can only name the topics of the root namespace.
     reliable = {
         f'qos_overrides./{namespace}/{camera}/image_raw.subscription.reliability': 'reliable'

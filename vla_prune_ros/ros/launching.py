@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from vla_prune_ros.ros.parameters import check_file
 
 if TYPE_CHECKING:
     from launch.events.process import ProcessExited
@@ -19,16 +16,6 @@ def full_name(context: LaunchContext, namespace: str, node: str) -> str:
     """A node's name with its namespace, those of the launch files around it included."""
     words = (context.launch_configurations.get('ros_namespace', ''), namespace, node)
     return '/' + '/'.join(word.strip('/') for word in words if word.strip('/'))
-
-
-def parameter_file(path: str, *nodes: str) -> Path:
-    """A parameter file that has something for every node; launch_ros only warns of a missing one.
-
-    Raises:
-        ParameterError: it cannot be read, or has no section for one of `nodes` (full names).
-    """
-    check_file(path, *nodes)
-    return Path(path)
 
 
 def end_all(event: ProcessExited, context: LaunchContext) -> LaunchDescriptionEntity | None:
