@@ -10,7 +10,8 @@ from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_prune_ros.nodes.launch_arguments import MODEL, ROBOT, declarations, given
-from vla_prune_ros.ros.launching import end_all, full_name, parameter_file
+from vla_prune_ros.ros.launching import end_all, full_name
+from vla_prune_ros.ros.parameters import check_file
 
 TOPICS = {
     'agentview_image': ('agentview/image_raw', 'third-person camera, sensor_msgs/Image'),
@@ -58,7 +59,8 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for topic, target in remappings
         if topic.endswith('/image_raw')
     ]
-    name = full_name(context, value['namespace'], 'vla_policy')
+    # launch_ros would only warn of a file that is not there, and start the robot on defaults.
+    check_file(value['params_file'], full_name(context, value['namespace'], 'vla_policy'))
     return [
         Node(
             package='vla_prune_ros',
@@ -66,10 +68,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             name='vla_policy',
             namespace=value['namespace'],
             output='screen',
-            parameters=[
-                parameter_file(value['params_file'], name),
-                given(context, MODEL | ROBOT),
-            ],
+            parameters=[value['params_file'], given(context, MODEL | ROBOT)],
             remappings=remappings,
             on_exit=end_all if value['required'] == 'true' else None,
         )

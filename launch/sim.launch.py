@@ -10,7 +10,8 @@ from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vla_prune_ros.nodes.launch_arguments import MODEL, SIMULATION, declarations, given
-from vla_prune_ros.ros.launching import end_all, end_all_if_failed, full_name, parameter_file
+from vla_prune_ros.ros.launching import end_all, full_name
+from vla_prune_ros.ros.parameters import check_file
 
 CAMERAS = ('agentview', 'wrist')
 
@@ -44,7 +45,8 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     namespace = value['namespace'].strip('/')
     remappings = [('/clock', 'clock'), ('/tf', 'tf')] if namespace else []
     names = (full_name(context, namespace, node) for node in ('vla_policy', 'sim_bridge'))
-    params_file = parameter_file(value['params_file'], *names)
+    params_file = value['params_file']
+    check_file(params_file, *names)  # launch_ros would only warn of one that is not there
     # The file can only name the topics of the root namespace.
     reliable = {
         f'qos_overrides./{namespace}/{camera}/image_raw.subscription.reliability': 'reliable'
@@ -81,6 +83,6 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output='screen',
         arguments=['--out', folder],
         remappings=remappings,
-        on_exit=end_all_if_failed,
+        on_exit=lambda event, context: end_all(event, context) if event.returncode else None,
     )
     return [recorder, policy, bridge]

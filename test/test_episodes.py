@@ -36,8 +36,7 @@ class Policy:
 
     def __init__(self, plans: list[Plan], answer: Callable, every_step: bool = False) -> None:
         self.plans, self.answer, self.always = list(plans), answer, every_step
-        self.limited = False
-        self.inbox = Inbox()
+        self.answers = Inbox()
         self.executed: list[np.ndarray] = []
         self.requests: list[int] = []
         self.images: list[bool] = []
@@ -54,7 +53,7 @@ class Policy:
             self.over.set()
             return None
         plan = self.plans.pop(0)
-        self.inbox.latency = plan.settings.latency
+        self.answers.latency = plan.settings.latency
         return plan
 
     def every_step(self):
@@ -71,22 +70,10 @@ class Policy:
             self.executed += list(executed)
             self.requests.append(stamp)
         for answer in self.answer(stamp, len(self.executed)):
-            self.inbox.put(answer)
+            self.answers.put(answer)
 
     def delivered(self):
         return True
-
-    def chunk(self, timeout):
-        return self.inbox.get(timeout)
-
-    def limits_follow(self):
-        return self.limited
-
-    def discard_chunks(self):
-        self.inbox.clear()
-
-    def refused(self):
-        return 0
 
     def warn(self, kind, text):
         self.warnings.append(text)
@@ -156,7 +143,7 @@ def test_a_policy_may_want_to_be_asked_early_before_or_after_its_chunk():
         return [Answer(stamp, numbered(n), 3)] if early else parts
 
     policy = Policy([plan(12)], answer)
-    policy.limited = True
+    policy.answers.limits_follow = lambda: True
     run(policy)
     (status,) = policy.done
     assert (np.diff(policy.requests) // PERIOD).tolist() == [3, 3, 3]

@@ -63,7 +63,7 @@ def test_parameter_files_name_existing_parameters_with_allowed_values(path):
     content = yaml.safe_load(path.read_text())
     assert content
     for node, values in content.items():
-        specs = {spec.name: spec for spec in NODES[node.removeprefix('/**/')]}
+        specs = {spec.name: spec for spec in NODES[node.rpartition('/')[2]]}
         for name, value in flat(values['ros__parameters']).items():
             if name not in ALWAYS and not name.startswith('qos_overrides.'):
                 assert name in specs, f'{node} has no parameter {name}'

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch.actions import Shutdown
-from launch.events.process import ProcessExited
+if TYPE_CHECKING:
+    from launch.events.process import ProcessExited
 
-from launch import LaunchContext, LaunchDescriptionEntity
-from vla_prune_ros.ros.parameters import check_file
+    from launch import LaunchContext, LaunchDescriptionEntity
 
 
 def full_name(context: LaunchContext, namespace: str, node: str) -> str:
@@ -19,29 +18,14 @@ def full_name(context: LaunchContext, namespace: str, node: str) -> str:
     return '/' + '/'.join(word.strip('/') for word in words if word.strip('/'))
 
 
-def parameter_file(path: str, *nodes: str) -> Path:
-    """A parameter file that has something for every node; launch_ros only warns of a missing one.
-
-    Raises:
-        ParameterError: it cannot be read, or has no section for one of `nodes` (full names).
-    """
-    check_file(path, *nodes)
-    return Path(path)
-
-
 def end_all(event: ProcessExited, context: LaunchContext) -> LaunchDescriptionEntity | None:
     """`on_exit` of a process without which the rest is of no use.
 
     Raises:
         RuntimeError: it failed. It ends the launch, as a Shutdown does, but with exit code 1.
     """
+    from launch.actions import Shutdown
+
     if not context.is_shutdown and event.returncode:
         raise RuntimeError(f'{event.process_name} ended with exit code {event.returncode}')
     return Shutdown(reason=f'{event.process_name} ended')
-
-
-def end_all_if_failed(
-    event: ProcessExited, context: LaunchContext
-) -> LaunchDescriptionEntity | None:
-    """As `end_all`, but a process that is through with its work may end."""
-    return end_all(event, context) if event.returncode else None

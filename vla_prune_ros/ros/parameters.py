@@ -110,24 +110,16 @@ def _given(node: Any) -> dict[str, Any]:
     return getattr(node, '_parameter_overrides', {})  # rclpy has no public access to them
 
 
-def undeclared(node: Any, *, qos: bool = False) -> list[str]:
-    """Names given on the command line or in a file that the node does not know: misspelt ones.
+def report_unknown(node: Any, *, qos: bool = False) -> None:
+    """Warn of every parameter that was given to a node and that it does not have.
 
     Args:
         node: of rclpy.
         qos: look at QoS overrides, which are only known when the topics are, or at all others.
     """
-    return sorted(
-        name
-        for name in _given(node)
-        if not node.has_parameter(name) and name.startswith('qos_overrides.') is qos
-    )
-
-
-def report_unknown(node: Any, *, qos: bool = False) -> None:
-    """Warn of every parameter that was given to a node and that it does not have."""
-    for name in undeclared(node, qos=qos):
-        node.get_logger().warning(f'{no_such_parameter(node, name)}: ignored')
+    for name in sorted(_given(node)):
+        if not node.has_parameter(name) and name.startswith('qos_overrides.') is qos:
+            node.get_logger().warning(f'{no_such_parameter(node, name)}: ignored')
 
 
 def no_such_parameter(node: Any, name: str) -> str:

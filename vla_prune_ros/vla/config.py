@@ -17,7 +17,7 @@ SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 # A corrupt file must not fill the memory: no model has more of anything, or of these.
 _LARGEST = 2**20
 _FEW = ('depth', 'n_layers', 'chunk_len', 'action_dim')
-_NO_LESS = {'reg_tokens': 0, 'bos_id': 0, 'eos_id': 0, 'pad_id': 0}
+_NO_LESS = {'vocab_size': 0, 'reg_tokens': 0, 'bos_id': 0, 'eos_id': 0, 'pad_id': 0}
 
 
 def _check_values(config: Any) -> None:

@@ -107,7 +107,7 @@ class Episodes(threading.Thread):
         if settings != self._settings:
             self._settings, self._player = settings, ChunkPlayer(settings.execution)
         self._player.clear()
-        self._link.discard_chunks()
+        self._link.answers.clear()
         self._left_over = self._asked
         status = EpisodeStatus(
             self._number,
@@ -140,7 +140,7 @@ class Episodes(threading.Thread):
     def _report(self, status: EpisodeStatus) -> None:
         if not self._settings.realtime:
             self._deliver()
-        status.refused = self._link.refused()
+        status.refused = self._link.answers.refused
         status.unknown, status.starved = self._player.unknown, self._player.starved
         self._link.report(status, self._now)
 
@@ -222,8 +222,8 @@ class Episodes(threading.Thread):
     def _settle(self, status: EpisodeStatus) -> None:
         """Wait for what the policy says of its chunk on another topic."""
         deadline = time.monotonic() + SETTLE
-        while self._limited != self._now and self._link.limits_follow():
-            answer = self._link.chunk(max(0.0, deadline - time.monotonic()))
+        while self._limited != self._now and self._link.answers.limits_follow():
+            answer = self._link.answers.get(max(0.0, deadline - time.monotonic()))
             if answer is None:
                 return
             self._take(answer, status)
@@ -249,7 +249,7 @@ class Episodes(threading.Thread):
             deadline = started + min(patience, self._settings.chunk_timeout)
             while (left := deadline - time.monotonic()) > 0:
                 self._check()
-                answer = self._link.chunk(min(left, IDLE))
+                answer = self._link.answers.get(min(left, IDLE))
                 if answer is None:
                     self._link.clock(self._now)
                     continue
@@ -322,7 +322,7 @@ class Episodes(threading.Thread):
         usable = False
         while True:
             left = until - time.monotonic()
-            answer = self._link.chunk(max(0.0, left))
+            answer = self._link.answers.get(max(0.0, left))
             if answer is not None:
                 usable |= self._take(answer, status)
             elif left <= 0:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -41,8 +40,8 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.execution.playing import Execution
+from vla_prune_ros.nodes.simulation.answers import Answers
 from vla_prune_ros.nodes.simulation.episodes import Episodes
-from vla_prune_ros.nodes.simulation.inbox import Answer, Inbox
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.nodes.simulation.sensors import Sensors
@@ -51,12 +50,7 @@ from vla_prune_ros.ros.messages import (
     LATCHED,
     NANOSECONDS,
     PROMPT,
-    RELIABLE,
-    MessageError,
-    actions_from,
     executed_message,
-    requery_from,
-    to_ns,
     to_time,
     values_message,
 )
@@ -68,8 +62,6 @@ from vla_prune_ros.sim import SimObservation, SimulatedRobot, make_robot
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
 ACKNOWLEDGED = 1.0  # s in which readers have what is said, if they are there at all
 CONNECTING = 1.0  # s that a policy gets to connect to all topics once it is there
-STATISTICS = 'vla_policy/inference_stats'
-LIMITS = 16  # chunks whose early end may be known before they come
 
 
 class SimBridge(Node):
@@ -89,11 +81,6 @@ class SimBridge(Node):
         self._plan: Plan | None = None  # the last one
         self._there_since = 0.0  # when a policy was first seen, in wall-clock time
         self._text: str | None = None  # instruction to repeat until the first chunk
-        self._period = 0  # of the robot, ns; 0 until it is there
-        self._inbox = Inbox()
-        self._refused = 0
-        self._limits: OrderedDict[int, int] = OrderedDict()  # stamp -> actions to play
-        self._limits_follow = True  # whether statistics say so of every chunk; not known yet
         self._ended: DiagnosticStatus | None = None  # the last episode's end
         self._idle = False
         self.warn = Throttled(lambda text: self.get_logger().warning(text))
@@ -104,8 +91,7 @@ class SimBridge(Node):
         self._instruction = self.create_publisher(String, 'instruction', LATCHED)
         self._executed = self.create_publisher(JointTrajectory, 'executed_actions', PROMPT)
         self._episode = self.create_publisher(DiagnosticArray, '~/episode', LATCHED)
-        self.create_subscription(DiagnosticArray, STATISTICS, self._on_stats, RELIABLE)
-        self.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, RELIABLE)
+        self.answers = Answers(self, self._be_quiet, self.warn)
         self.create_service(Trigger, '~/reset_episode', self._on_reset_episode)
         self.create_timer(
             1.0, self._repeat_instruction, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -165,24 +151,18 @@ class SimBridge(Node):
             task = robot.task_index(self._value('task') or 0)
             state = self._value('initial_state')
         self._left -= self._left > 0 and not requested
-        settings = self._episode_settings()
-        self._inbox.latency = settings.latency
-        self._plan = Plan(task, state, self._value('max_steps'), settings)
-        return self._plan
-
-    def _episode_settings(self) -> Settings:
-        """The parameters that count from one episode to the next, as they are now."""
-        return Settings(
+        settings = Settings(  # as they are now
             realtime=self._value('mode') == 'realtime',
             chunk_timeout=self._value('chunk_timeout'),
             gap=self._value('episode_gap'),
             latency=self._value('latency'),
             execution=Execution(
-                self._value('execution.mode'),
-                self._value('execution.horizon'),
-                self._value('execution.prefetch'),
+                *(self._value(f'execution.{name}') for name in ('mode', 'horizon', 'prefetch'))
             ),
         )
+        self.answers.latency = settings.latency
+        self._plan = Plan(task, state, self._value('max_steps'), settings)
+        return self._plan
 
     def every_step(self) -> bool:
         """As the parameter says."""
@@ -198,7 +178,7 @@ class SimBridge(Node):
 
     def request(self, executed: np.ndarray, stamp: int) -> None:
         """Ask for a chunk and report what led here."""
-        self._executed.publish(executed_message(executed, stamp, self._period))
+        self._executed.publish(executed_message(executed, stamp, self.answers.period))
 
     def delivered(self) -> bool:
         """Whether all who read reliably have what was published."""
@@ -208,24 +188,6 @@ class SimBridge(Node):
     def _outlets(self) -> tuple[Publisher, ...]:
         own = self._clock_publisher, self._instruction, self._executed, self._episode
         return *self._sensors.all, *own
-
-    def chunk(self, timeout: float) -> Answer | None:
-        """The next answer that arrived."""
-        return self._inbox.get(timeout)
-
-    def limits_follow(self) -> bool:
-        """Whether the statistics of a policy say of every chunk how much of it is to be played."""
-        name = self.resolve_topic_name(STATISTICS)
-        return self._limits_follow and self.count_publishers(name) > 0
-
-    def discard_chunks(self) -> None:
-        """Forget what arrived."""
-        self._inbox.clear()
-        self._refused = 0
-
-    def refused(self) -> int:
-        """Chunks refused since `discard_chunks`."""
-        return self._refused
 
     def instruct(self, text: str) -> None:
         """Publish the instruction; wait until the readers have it, as topics keep no order."""
@@ -257,54 +219,13 @@ class SimBridge(Node):
 
     def give_up(self, error: Exception) -> None:
         """The simulation broke down for good: the node cannot go on."""
-        cause = (
-            ''
-            if isinstance(error, ParameterError)
-            else f'simulation failed: {type(error).__name__}: '
-        )
-        self.get_logger().fatal(f'{cause}{error}')
+        said = isinstance(error, ParameterError)
+        text = f'{error}' if said else f'simulation failed: {type(error).__name__}: {error}'
+        self.get_logger().fatal(text)
         self.failed = True
         self._stop.set()
 
     # -- callbacks -----------------------------------------------------------------------------
-    def _on_chunk(self, message: JointTrajectory) -> None:
-        self._text = None
-        try:
-            actions = actions_from(message)
-            if not len(actions):
-                raise MessageError('no actions')
-            self._check_grid(message)
-        except MessageError as error:
-            self._refused += 1
-            self.warn('refused', f'chunk refused: {error}')
-            return
-        stamp = to_ns(message.header.stamp)
-        self._inbox.put(Answer(stamp, actions, self._limits.pop(stamp, 0)))
-
-    def _check_grid(self, message: JointTrajectory) -> None:
-        """MessageError unless the actions are meant for this robot's control rate."""
-        if not self._period:
-            raise MessageError('the simulation has not started')
-        times = [to_ns(point.time_from_start) for point in message.points]
-        if any(abs(t - k * self._period) > 0.1 * self._period for k, t in enumerate(times)):
-            raise MessageError(
-                f'time_from_start must be 0, {self._period / 1e6:g} ms, ...: set control_rate of '
-                f'the policy to {NANOSECONDS / self._period:g} Hz'
-            )
-
-    def _on_stats(self, message: DiagnosticArray) -> None:
-        """Before its chunk or after it: how much of the chunk is to be played."""
-        limit = requery_from(message)
-        self._limits_follow = limit is not None
-        if limit is None:
-            return
-        stamp = to_ns(message.header.stamp)
-        if limit:
-            self._limits[stamp] = limit
-            if len(self._limits) > LIMITS:
-                self._limits.popitem(last=False)
-        self._inbox.put(Answer(stamp, None, limit))
-
     def _on_reset_episode(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
@@ -312,6 +233,10 @@ class SimBridge(Node):
         number = self._episodes.restart()
         response.message = f'episode {number} begins' if response.success else 'there is no robot'
         return response
+
+    def _be_quiet(self) -> None:
+        """The policy answers: it has the instruction."""
+        self._text = None
 
     def _repeat_instruction(self) -> None:
         text = self._text
@@ -348,7 +273,7 @@ class SimBridge(Node):
             self._robot = robot
             for name in ('task', 'initial_state'):
                 self._check_choice(name, self._value(name))
-            self._period = round(NANOSECONDS / robot.control_hz)
+            self.answers.period = round(NANOSECONDS / robot.control_hz)
             self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
             if robot.notice:
                 self._notice = f' ({robot.notice})'
