@@ -29,6 +29,7 @@ from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
 from vla_prune_ros.ros.images import ImageError, decode_compressed_rgb, decode_rgb
 from vla_prune_ros.ros.messages import (
+    DEPTH,
     NANOSECONDS,
     RELIABLE,
     SENSOR,
@@ -188,6 +189,7 @@ class Inputs:
         qos = copy.copy(SENSOR)  # an override writes into it
         if self._config.input_reliability == 'reliable':
             qos.reliability = ReliabilityPolicy.RELIABLE
+            qos.depth = DEPTH
         subscription = self._node.create_subscription(
             kind,
             topic,
