@@ -110,11 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'replay: {error}', file=sys.stderr)
         return 2
     # From here on ROS messages and torch are needed.
-    from vla_prune_ros.ros.children import ChildDiedError, isolate
+    from vla_prune_ros.ros.children import ChildDiedError, isolate, keep_local
 
-    if 'T2' in tiers:
-        domain = os.environ.get('ROS_DOMAIN_ID')
-        isolate(None if domain is None else int(domain))
+    if 'T2' in tiers and 'ROS_DOMAIN_ID' in os.environ:
+        keep_local()
+    elif 'T2' in tiers:
+        isolate(None)
     from vla_prune_ros.bags.graph import GraphError
     from vla_prune_ros.bags.run import Replay, ReplayError
 

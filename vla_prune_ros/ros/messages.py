@@ -28,7 +28,8 @@ ACTION_NAMES = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_
 NANOSECONDS = 1_000_000_000
 
 DEPTH = 100  # messages that may wait for a busy reader; a queue holds no more than have come
-SENSOR = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
+# What a sensor says is soon old, and a hundred large pictures would fill the memory.
+SENSOR = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
 # For writers that wait until readers have what was sent (`delivery.py`): Fast DDS asks them for it
 # with every message only while the queue is full, else every three seconds.

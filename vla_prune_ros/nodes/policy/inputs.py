@@ -34,6 +34,7 @@ from vla_prune_ros.ros.images import (
     decode_rgb,
 )
 from vla_prune_ros.ros.messages import (
+    DEPTH,
     RELIABLE,
     SENSOR,
     MessageError,
@@ -162,6 +163,7 @@ class Inputs:
         qos = copy.copy(SENSOR)  # an override writes into it
         if self._config.input_reliability == 'reliable':
             qos.reliability = ReliabilityPolicy.RELIABLE
+            qos.depth = DEPTH
         subscription = self._node.create_subscription(
             kind,
             topic,

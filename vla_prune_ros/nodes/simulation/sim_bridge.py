@@ -240,7 +240,7 @@ class SimBridge(Node):
 
     def _repeat_instruction(self) -> None:
         text = self._text
-        if text is not None:
+        if text is not None and acknowledged((self._instruction,)):
             self._instruction.publish(String(data=text))
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
