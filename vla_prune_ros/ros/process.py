@@ -17,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from io import UnsupportedOperation
 from typing import Any, NoReturn, Protocol
 
 import rclpy
@@ -74,10 +73,9 @@ def make_executor(context: Context | None = None) -> Executor:
     """
     try:
         from rclpy.experimental import EventsExecutor
-
-        return EventsExecutor(context=context)
-    except (ImportError, UnsupportedOperation):  # it wants a stderr that is a file
+    except ImportError:
         return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
 
 
 def run_node(
