@@ -10,6 +10,7 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,7 +40,8 @@ PACE = 0.01
 
 def isolate(domain_id: int | None) -> None:
     """Keep to this machine, and to the ROS domain that is given or of the environment."""
-    children.isolate(domain_id, inherit=True)
+    given = os.environ.get('ROS_DOMAIN_ID') if domain_id is None else domain_id
+    children.isolate(None if given is None else int(given))
 
 
 def parameters(setup: Setup, fingers: Sequence[str]) -> list[str]:

@@ -28,14 +28,18 @@ ACTION_NAMES = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_
 NANOSECONDS = 1_000_000_000
 
 DEPTH = 100  # messages that may wait for a busy reader; a queue holds no more than have come
-SENSOR = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
+# What a sensor says is soon old, and a hundred large pictures would fill the memory.
+SENSOR = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
+# For writers that wait until readers have what was sent (`delivery.py`): Fast DDS asks them for it
+# with every message only while the queue is full, else every three seconds.
+PROMPT = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-# Latched, but deep enough that the end of an episode is not lost to the start of the next.
+# For readers of episodes that may be busy for a while. The writer latches one message.
 EPISODES = QoSProfile(
     depth=16,
     reliability=ReliabilityPolicy.RELIABLE,

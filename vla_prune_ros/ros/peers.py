@@ -14,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -21,7 +22,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.ros.children import slowness
 from vla_prune_ros.ros.client import MANY_LATCHED, Client, GraphError, Received
-from vla_prune_ros.ros.messages import LATCHED, actions_from, values_from
+from vla_prune_ros.ros.messages import LATCHED, RELIABLE, actions_from, values_from
 
 START_GRACE = 5.0  # s in which a policy that is not active must begin to change
 LOADING = 10.0  # times the patience: a large checkpoint from a slow disk
@@ -93,16 +94,21 @@ class Robot:
         chunks: inbox of the action chunks, float64 [n, 7] each.
     """
 
-    def __init__(self, client: Client, policy: Policy, cameras: Sequence[str]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        policy: Policy,
+        cameras: Sequence[str],
+        qos: QoSProfile = RELIABLE,
+    ) -> None:
         self._client, self._policy = client, policy
-        self.publishers = {
-            camera: client.publisher(Image, f'{camera}/image_raw') for camera in cameras
-        } | {
-            'joint_states': client.publisher(JointState, 'joint_states'),
-            'ee_pose': client.publisher(PoseStamped, 'ee_pose'),
-            'executed_actions': client.publisher(JointTrajectory, 'executed_actions'),
-            'instruction': client.publisher(String, 'instruction', LATCHED),
+        topics = {camera: (Image, f'{camera}/image_raw', qos) for camera in cameras} | {
+            'joint_states': (JointState, 'joint_states', qos),
+            'ee_pose': (PoseStamped, 'ee_pose', qos),
+            'executed_actions': (JointTrajectory, 'executed_actions', qos),
+            'instruction': (String, 'instruction', LATCHED),
         }
+        self.publishers = {name: client.publisher(*topic) for name, topic in topics.items()}
         self.chunks = client.listen(JointTrajectory, 'action_chunk', actions_from)
 
     def wait_until_connected(self) -> None:
