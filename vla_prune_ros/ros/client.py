@@ -175,6 +175,7 @@ class Client:
         what: str,
         patience: float | None = None,
         progress: Callable[[], Any] = lambda: None,
+        tick: float = TICK,
     ) -> Any:
         """Spin until `ready()` is true; returns what it gave.
 
@@ -183,6 +184,7 @@ class Client:
             what: its name in the error.
             patience: seconds; None: those of the client. A busy machine gets more.
             progress: whenever it changes, the time begins anew.
+            tick: seconds between two looks while no message comes.
 
         Raises:
             ChildDiedError: a process that is needed has ended.
@@ -199,7 +201,7 @@ class Client:
                 begun, seen = now, current
             if now - begun > patience and now - begun > patience * slowness():
                 raise self.error(f'waited {now - begun:.0f} s in vain for {what}')
-            self._executor.spin_once(timeout_sec=TICK)
+            self._executor.spin_once(timeout_sec=tick)
         return result
 
     def spin(self, seconds: float, until: Callable[[], Any] = lambda: False) -> bool:
