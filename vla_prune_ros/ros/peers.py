@@ -95,20 +95,17 @@ class Robot:
     """
 
     def __init__(
-        self,
-        client: Client,
-        policy: Policy,
-        cameras: Sequence[str],
-        qos: QoSProfile = RELIABLE,
+        self, client: Client, policy: Policy, cameras: Sequence[str], qos: QoSProfile = RELIABLE
     ) -> None:
         self._client, self._policy = client, policy
-        topics = {camera: (Image, f'{camera}/image_raw', qos) for camera in cameras} | {
-            'joint_states': (JointState, 'joint_states', qos),
-            'ee_pose': (PoseStamped, 'ee_pose', qos),
-            'executed_actions': (JointTrajectory, 'executed_actions', qos),
-            'instruction': (String, 'instruction', LATCHED),
+        self.publishers = {
+            camera: client.publisher(Image, f'{camera}/image_raw', qos) for camera in cameras
+        } | {
+            'joint_states': client.publisher(JointState, 'joint_states', qos),
+            'ee_pose': client.publisher(PoseStamped, 'ee_pose', qos),
+            'executed_actions': client.publisher(JointTrajectory, 'executed_actions', qos),
+            'instruction': client.publisher(String, 'instruction', LATCHED),
         }
-        self.publishers = {name: client.publisher(*topic) for name, topic in topics.items()}
         self.chunks = client.listen(JointTrajectory, 'action_chunk', actions_from)
 
     def wait_until_connected(self) -> None:

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from io import UnsupportedOperation
 from typing import Any, NoReturn, Protocol
 
 import rclpy
@@ -73,9 +74,10 @@ def make_executor(context: Context | None = None) -> Executor:
     """
     try:
         from rclpy.experimental import EventsExecutor
-    except ImportError:
+
+        return EventsExecutor(context=context)
+    except (ImportError, UnsupportedOperation):  # it wants a stderr that is a file
         return SingleThreadedExecutor(context=context)
-    return EventsExecutor(context=context)
 
 
 def run_node(
