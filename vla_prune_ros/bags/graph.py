@@ -10,7 +10,6 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -40,8 +39,7 @@ PACE = 0.01
 
 def isolate(domain_id: int | None) -> None:
     """Keep to this machine, and to the ROS domain that is given or of the environment."""
-    given = os.environ.get('ROS_DOMAIN_ID') if domain_id is None else domain_id
-    children.isolate(None if given is None else int(given))
+    children.isolate(domain_id, inherit=True)
 
 
 def parameters(setup: Setup, fingers: Sequence[str]) -> list[str]:

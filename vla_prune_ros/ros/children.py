@@ -47,12 +47,18 @@ def claim_domain() -> int:
     raise RuntimeError('no free ROS domain')
 
 
-def isolate(domain_id: int | None) -> None:
-    """Keep to this machine and to a ROS domain, None: a free one, here and in the children."""
-    domain_id = claim_domain() if domain_id is None else domain_id
-    if not 0 <= domain_id <= DOMAINS:
-        raise ValueError(f'ROS domain {domain_id} is not within 0..{DOMAINS}')
-    os.environ['ROS_DOMAIN_ID'] = str(domain_id)
+def isolate(domain_id: int | None, inherit: bool = False) -> None:
+    """Keep to this machine and to a ROS domain of our own, here and in the children.
+
+    Args:
+        domain_id: the domain; None: a free one.
+        inherit: or else that of the environment, if there is one.
+    """
+    if domain_id is not None or not (inherit and 'ROS_DOMAIN_ID' in os.environ):
+        domain_id = claim_domain() if domain_id is None else domain_id
+        if not 0 <= domain_id <= DOMAINS:
+            raise ValueError(f'ROS domain {domain_id} is not within 0..{DOMAINS}')
+        os.environ['ROS_DOMAIN_ID'] = str(domain_id)
     keep_local()
 
 

@@ -35,6 +35,7 @@ MANY_LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 TICK = 0.2  # s between two looks at the children while nothing arrives
+SOON = 0.005  # s, the first time: some things come without a message
 ASK_AGAIN = 3.0  # s without an answer of a service, at first; DDS may not have matched it yet
 LIMIT = 10_000  # stamps that an inbox keeps
 
@@ -175,7 +176,6 @@ class Client:
         what: str,
         patience: float | None = None,
         progress: Callable[[], Any] = lambda: None,
-        tick: float = TICK,
     ) -> Any:
         """Spin until `ready()` is true; returns what it gave.
 
@@ -184,14 +184,13 @@ class Client:
             what: its name in the error.
             patience: seconds; None: those of the client. A busy machine gets more.
             progress: whenever it changes, the time begins anew.
-            tick: seconds between two looks while no message comes.
 
         Raises:
             ChildDiedError: a process that is needed has ended.
             GraphError: it took too long.
         """
         patience = self.patience if patience is None else patience
-        begun, look, seen = time.monotonic(), 0.0, progress()
+        begun, look, seen, pause = time.monotonic(), 0.0, progress(), SOON
         while not (result := ready()):
             now = time.monotonic()
             if now >= look:
@@ -201,7 +200,8 @@ class Client:
                 begun, seen = now, current
             if now - begun > patience and now - begun > patience * slowness():
                 raise self.error(f'waited {now - begun:.0f} s in vain for {what}')
-            self._executor.spin_once(timeout_sec=tick)
+            self._executor.spin_once(timeout_sec=pause)
+            pause = min(TICK, 2 * pause)
         return result
 
     def spin(self, seconds: float, until: Callable[[], Any] = lambda: False) -> bool:
