@@ -177,3 +177,16 @@ def test_a_signal_ends_a_trial_in_order(start, tmp_path, checkpoint, verb, numbe
     assert code == 130, process.log
     assert f'{verb}: interrupted; all nodes were stopped' in process.log
     assert 'Traceback' not in process.log + log.read_text()
+
+
+def test_the_time_between_two_messages_is_that_of_the_sender(world):
+    with Client('starved', patience=20.0) as client:
+        inbox = client.listen(DiagnosticArray, 'sim_bridge/episode', m.values_from)
+        client.wait(lambda: world.episode.get_subscription_count(), 'discovery')
+        for step in (0, 1):
+            world._report(1, 'running', step)
+            time.sleep(0.3)  # in which this process does not get its turn
+        client.wait(lambda: len(list(inbox)) == 2, 'both')
+        first, second = inbox.within(0, 20_000_000_000)
+        assert second.arrived - first.arrived < 0.1
+        assert 0.29 < second.sent - first.sent < 0.29 * 5

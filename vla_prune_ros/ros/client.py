@@ -17,6 +17,7 @@ from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.client import Client as ServiceClient
 from rclpy.context import Context
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
@@ -34,6 +35,7 @@ MANY_LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 TICK = 0.2  # s between two looks at the children while nothing arrives
+SOON = 0.005  # s, the first time: some things come without a message
 ASK_AGAIN = 3.0  # s without an answer of a service, at first; DDS may not have matched it yet
 LIMIT = 10_000  # stamps that an inbox keeps
 
@@ -43,11 +45,16 @@ class GraphError(RuntimeError):
 
 
 class Received(NamedTuple):
-    """One message: its stamp (ns), its content, when it came (s of `time.perf_counter`)."""
+    """One message: its stamp (ns), its content, when it was sent and when it came.
+
+    `arrived` is in s of `time.perf_counter`. `sent` is in s of the system's clock: what two
+    messages are apart, even if this process had to wait for its turn meanwhile.
+    """
 
     stamp: int
     value: Any
     arrived: float
+    sent: float
 
 
 class Inbox:
@@ -64,13 +71,13 @@ class Inbox:
         self._decode = decode
         self._kept: dict[int, list[Received]] = {}
 
-    def add(self, message: Any, arrived: float) -> None:
+    def add(self, message: Any, arrived: float, sent: float) -> None:
         """Take a message with a header."""
         if not self.is_open:
             return
         stamp = to_ns(message.header.stamp)
         self.latest = self._decode(message)
-        self._kept.setdefault(stamp, []).append(Received(stamp, self.latest, arrived))
+        self._kept.setdefault(stamp, []).append(Received(stamp, self.latest, arrived, sent))
         if len(self._kept) > LIMIT:
             del self._kept[next(iter(self._kept))]
 
@@ -100,6 +107,7 @@ class Client:
         patience: float = 90.0,
         domain_id: int | None = None,
         check: Callable[[], None] = lambda: None,
+        quick: bool = False,
     ) -> None:
         """Describe it.
 
@@ -109,7 +117,10 @@ class Client:
             patience: seconds to wait for anything, on an idle machine.
             domain_id: ROS domain; None: that of the environment.
             check: raises when waiting has become pointless.
+            quick: wait on events as the nodes do; then no time of sending is known, for rclpy's
+                executor of events fails where it is asked for.
         """
+        self._quick = quick
         self._name, self._domain_id = name, domain_id
         self._children, self._check_more = children, check
         self.patience = patience
@@ -120,7 +131,8 @@ class Client:
     def __enter__(self) -> Client:
         self._context.init([], domain_id=self._domain_id)
         self.node = Node(self._name, context=self._context, enable_rosout=False)
-        self._executor = make_executor(self._context)
+        make = make_executor if self._quick else SingleThreadedExecutor
+        self._executor = make(context=self._context)
         self._executor.add_node(self.node)
         return self
 
@@ -140,13 +152,17 @@ class Client:
         """Collect a topic whose messages have a header; the time of arrival is before decoding."""
         inbox = Inbox(decode)
 
-        def take(data: bytes) -> None:
+        def take(data: bytes, sent: float = 0.0) -> None:
             arrived = time.perf_counter()
             if inbox.is_open:
-                inbox.add(deserialize_message(data, kind), arrived)
+                inbox.add(deserialize_message(data, kind), arrived, sent)
 
+        def take_with_info(data: bytes, info: dict[str, int]) -> None:
+            take(data, info['source_timestamp'] / 1e9)
+
+        callback = take if self._quick else take_with_info
         silent = SubscriptionEventCallbacks(use_default_callbacks=False)
-        self.node.create_subscription(kind, topic, take, qos, raw=True, event_callbacks=silent)
+        self.node.create_subscription(kind, topic, callback, qos, raw=True, event_callbacks=silent)
         return inbox
 
     def publisher(self, kind: type, topic: str, qos: QoSProfile = RELIABLE) -> Publisher:
@@ -174,7 +190,7 @@ class Client:
             GraphError: it took too long.
         """
         patience = self.patience if patience is None else patience
-        begun, look, seen = time.monotonic(), 0.0, progress()
+        begun, look, seen, pause = time.monotonic(), 0.0, progress(), SOON
         while not (result := ready()):
             now = time.monotonic()
             if now >= look:
@@ -184,7 +200,8 @@ class Client:
                 begun, seen = now, current
             if now - begun > patience and now - begun > patience * slowness():
                 raise self.error(f'waited {now - begun:.0f} s in vain for {what}')
-            self._executor.spin_once(timeout_sec=TICK)
+            self._executor.spin_once(timeout_sec=pause)
+            pause = min(TICK, 2 * pause)
         return result
 
     def spin(self, seconds: float, until: Callable[[], Any] = lambda: False) -> bool:

@@ -147,14 +147,13 @@ class Episode:
     """An episode that ended, by its last status and all reports of it that were heard.
 
     Whatever else carries a stamp from `first` to `last` (ns) belongs to it: time jumps between
-    two episodes. `period` is that of a step, ns; 0 if it is not known.
+    two episodes.
     """
 
     status: dict[str, str]
     reports: tuple[Received, ...]
     first: int
     last: int
-    period: int = 0
 
 
 class Bridge:
@@ -194,11 +193,10 @@ class Bridge:
             f'the end of the episode with {values}',
             progress=lambda: len(reports()),
         )
-        heard, after = tuple(reports()), self._end + 1
+        heard, first = tuple(reports()), self._end + 1
         self._end, steps = done.stamp, int(done.value['step'])
         for report in heard:  # the first one may be lost, so it is reckoned from any
             if left := steps - int(report.value['step']):
-                period = (done.stamp - report.stamp) // left
-                first = done.stamp - steps * period
-                return Episode(done.value, heard, first, done.stamp, period)
-        return Episode(done.value, heard, after, done.stamp)
+                first = done.stamp - steps * ((done.stamp - report.stamp) // left)
+                break
+        return Episode(done.value, heard, first, done.stamp)

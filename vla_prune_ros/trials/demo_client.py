@@ -85,8 +85,11 @@ class DemoClient:
             client.spin(LATE * slowness(), lambda: len(queries()) >= int(status['queries']))
         frames: list[Frame] = []
         if wanted.pictures:
-            end = last - episode.period  # that of the last action
-            client.spin(LATE * slowness(), lambda: all(view.at(end) for view in self._views))
+            steps = int(status['step'])  # with a picture each, unless one was lost
+            client.spin(
+                LATE * slowness(),
+                lambda: all(len(view.within(first, last)) >= steps for view in self._views),
+            )
             frames = frames_within(self._views, first, last)
         seen = [query_from(message) for message in queries()]
         others = sorted({query.mode for query in seen} - {wanted.mode})

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     more = (f'pruning.mode:={args.mode}', f'default_instruction:={INSTRUCTION}')
     with Children(args.out) as children:
         children.start_node('policy_node', policy_parameters(args, *more))
-        with Client('vla_driver', children, args.patience) as client:
+        with Client('vla_driver', children, args.patience, quick=True) as client:
             driver = Driver(client)
             driver.wait_until_connected()
             ticks = measure(args, driver)

@@ -124,7 +124,7 @@ def paced(shown: DemoEpisode, episode: Episode) -> dict[str, Any]:
         'steps': shown.steps,
         'control_hz': count * 1e9 / (end.stamp - begin.stamp),
         'timed_steps': count,
-        'timed_s': end.arrived - begin.arrived,
+        'timed_s': end.sent - begin.sent,
         **{key: int(episode.status[key]) for key in ('late', 'starved', 'queries')},
         'latency_ms': [query.latency_ms for query in shown.queries],
     }

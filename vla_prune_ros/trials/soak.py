@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     more = ('default_instruction:=go', 'input_reliability:=reliable')
     with Children(args.out) as children:
         children.start_node('policy_node', policy_parameters(args, *more))
-        with Client('vla_driver', children, args.patience) as client:
+        with Client('vla_driver', children, args.patience, quick=True) as client:
             driver = Driver(client)
             driver.wait_until_connected()
             record, lost = ask(args, driver, modes, children.pid('policy_node'))
