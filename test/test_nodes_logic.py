@@ -221,6 +221,7 @@ def test_actions_whose_observation_was_lost_are_told_with_the_next_one():
     trigger = Trigger('request')
     assert add(trigger, (2, A), (9, B), 9) == [9]
     assert trigger.take(9) == Tick(seen(9), (A, B), reports=(2, 9))
+    assert add(trigger, 2) == [], 'no chunk goes back in time'
 
 
 def test_a_request_of_a_restarted_clock_is_not_lost():
