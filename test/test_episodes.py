@@ -224,3 +224,26 @@ def test_stopping_takes_no_longer_than_a_step_in_any_state():
         assert episodes.stop(5)
         assert time.monotonic() - started < 1.0
         assert [s.result for s in policy.done] == ['aborted'] * len(plans)
+
+
+def test_an_episode_that_is_asked_for_has_the_number_that_was_answered():
+    """Also when the next of the schedule is being chosen meanwhile."""
+    numbers, threads = [], []
+
+    class Asked(Policy):
+        def next_plan(self, robot, requested):
+            if not threads:
+                threads.append(threading.Thread(target=lambda: numbers.append(episodes.restart())))
+                threads[0].start()
+                time.sleep(0.2)
+            chosen = super().next_plan(robot, requested)
+            return chosen and replace(chosen, initial_state=5 if requested else 0)
+
+    policy = Asked([plan(8), plan(8)], lambda stamp, n: [Answer(stamp, numbered(n))])
+    episodes = Episodes(lambda: TabletopRobot(render=False), policy)
+    episodes.start()
+    assert policy.over.wait(60)
+    assert episodes.stop(10)
+    (number,) = numbers
+    asked = next(status for status in policy.done if status.initial_state == 5)
+    assert (asked.episode, asked.result) == (number, 'step_limit')

@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f'unknown verb {verb!r}\n\n{usage()}', file=sys.stderr)
         return 2
-    # Before torch is loaded: threads of OpenMP that spin while they wait take the cores from the
-    # other processes of a robot, and those then hold up the thread that all the rest waits for.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     if verb in NODES:  # imports take a second, in which there is nothing to tidy up yet
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(0))
+        # Before torch is loaded: threads of OpenMP that spin while they wait take the cores from
+        # the robot's other processes, which then hold up the thread that all the others wait for.
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     return importlib.import_module(VERBS[verb][0]).main(rest) or 0
 
 
