@@ -126,6 +126,11 @@ def test_the_command_line_lists_its_verbs_and_refuses_others():
     assert "unknown verb 'fly'" in refused.stderr
 
 
+def test_the_script_lists_the_same_verbs():
+    shown = output([REPOSITORY / 'run', '--help'])
+    assert re.findall(r'^  (\w+) {3,}', shown.split('PYTHON=')[1], re.MULTILINE) == list(VERBS)
+
+
 @pytest.mark.parametrize('verb', sorted(VERBS))
 def test_every_verb_has_help(verb):
     shown = subprocess.run(
