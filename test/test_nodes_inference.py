@@ -168,3 +168,21 @@ def test_an_observation_whose_picture_is_broken_is_dropped_and_its_actions_are_t
     node.inference.serve()
     assert node.answers[-1].tick.executed[0] is moved
     assert node.answers[-1].tick.between == ()
+
+
+def test_a_reset_between_two_lines_of_the_thread_comes_before_the_next_inference():
+    node = Stepped()
+    keep_up = node.inference._keep_up
+
+    def late(config) -> None:
+        keep_up(config)
+        node.talk.reset('reset')
+        node.talk.add_executed(node.see(), NOTHING)
+
+    node.policy.history.append('from before')
+    node.inference._keep_up = late
+    node.inference.serve()
+    assert not node.answers
+    node.inference._keep_up = keep_up
+    node.inference.serve()
+    assert len(node.answers) == 1 and not node.policy.history
