@@ -127,7 +127,7 @@ def environment() -> dict[str, Any]:
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'python': platform.python_version(),
         'system': platform.platform(),
-        'cpu': _cpu_name(),
+        'cpu': processor_name(),
         'cores': len(os.sched_getaffinity(0)),
         'gpu': torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         'packages': packages,
@@ -140,7 +140,8 @@ def environment_line(env: Mapping[str, Any]) -> str:
     return f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}'
 
 
-def _cpu_name() -> str:
+def processor_name() -> str:
+    """Model name of the CPU, or its kind where the system does not tell."""
     try:
         for line in Path('/proc/cpuinfo').read_text().splitlines():
             if line.startswith('model name'):

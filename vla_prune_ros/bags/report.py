@@ -50,7 +50,7 @@ def header(
     argv: Sequence[str], bag: Bag, golden: Path | None, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What was run on what, with digests."""
-    from vla_prune_ros.evaluation.report import command_line, environment  # needs torch
+    from vla_prune_ros.command_line import command_line, environment
 
     return {
         'type': 'header',

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_prune_ros.command_line import command_line, environment, environment_line  # noqa: F401
+from vla_prune_ros.command_line import environment_line
 from vla_prune_ros.evaluation import plots
 from vla_prune_ros.evaluation.published import published_table
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord

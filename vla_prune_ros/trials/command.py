@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_prune_ros.ros.children import ChildDiedError
+from vla_prune_ros.command_line import exit_code_of, verb_parser
 
 # Both families of the tabletop suite and all four colours come first.
 TASKS = '0,5,2,7,4,1,6,3'
@@ -37,9 +37,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
 
 def parser(verb: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
     """A command line with some of the shared options, in the order of `defaults`."""
-    p = argparse.ArgumentParser(
-        prog=verb, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser(verb, description)
     for name, default in defaults.items():
         kind, text = OPTIONS[name]
         shown = '' if default in ('', None) else f' (default: {default})'
@@ -72,14 +70,7 @@ def run_verb(
         print(f'{p.prog}: {text}', file=sys.stderr)
         return 2
     _interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        return run(args, argv)
-    except KeyboardInterrupt:
-        print(f'\n{p.prog}: interrupted; all nodes were stopped', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\n{p.prog}: {error}', file=sys.stderr)
-        return 1
+    return exit_code_of(p.prog, lambda: run(args, argv), interrupted='all nodes were stopped')
 
 
 def _interrupt_on(*numbers: int) -> None:

@@ -128,7 +128,7 @@ def write_everything(
     notice: str = '',
 ) -> None:
     """Print the table; write the results, the animation and the strip of pictures."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
     from vla_prune_ros.trials import demo_report
 
     rows = demo_report.demo_rows(modes, episodes)

@@ -220,7 +220,7 @@ def write(
     out: Path, episodes: Sequence[LatencyEpisode], argv: Sequence[str], pairs: int, note: str
 ) -> None:
     """Print the table; write results, page and picture."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
     from vla_prune_ros.trials import latency_report
 
     cells = latency_report.rows(episodes)

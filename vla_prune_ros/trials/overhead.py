@@ -179,7 +179,7 @@ def write(
     args: argparse.Namespace, argv: Sequence[str], summary: dict[str, Any], info: dict[str, str]
 ) -> None:
     """Print the table and write both files."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
 
     within = summary['added']['p95'] <= BUDGET
     verdict = (

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     cores = bind(args.cores)
     isolate(args.domain_id)
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.evaluation.report import command_line
+    from vla_prune_ros.command_line import command_line
     from vla_prune_ros.ros.client import Client
     from vla_prune_ros.trials.demo_client import DemoClient, Wanted
 

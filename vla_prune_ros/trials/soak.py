@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.trials.demo import chosen_modes
 
     isolate(args.domain_id)
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
     from vla_prune_ros.ros.client import Client
     from vla_prune_ros.trials.driver import Driver, policy_parameters
 

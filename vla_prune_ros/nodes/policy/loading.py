@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vla_prune_ros.command_line import processor_name
 from vla_prune_ros.execution.checks import ACTION_LOW
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 
@@ -80,13 +81,3 @@ def hardware(policy: Any) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return processor_name() or str(device)
-
-
-def processor_name() -> str:
-    """Model name of the CPU; '' where the system does not tell."""
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            names = [line.split(':', 1)[1].strip() for line in file if line.startswith('model n')]
-    except OSError:
-        return ''
-    return names[0] if names else ''
