@@ -14,6 +14,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from vla_prune_ros.__main__ import VERBS
 from vla_prune_ros.nodes import launch_arguments
 from vla_prune_ros.nodes.policy.parameters import POLICY, PRUNING, pruning_specs
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
@@ -112,10 +113,10 @@ def test_nodes_have_the_names_that_the_documentation_uses(source):
     for node in nodes:
         words = {k.arg: k.value for k in node.keywords}
         assert words['package'].value == 'vla_prune_ros'
-        if words['executable'].value == 'record':  # it chooses its name itself
-            assert 'name' not in words
-            continue
-        assert EXECUTABLES[words['executable'].value] == words['name'].value
+        executable = words['executable'].value
+        assert executable in VERBS
+        if 'name' in words or executable in EXECUTABLES:
+            assert EXECUTABLES[executable] == words['name'].value
 
 
 def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
