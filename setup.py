@@ -73,6 +73,7 @@ setup(
         'sim': ['mujoco', 'numpy'],
         'quantization': ['torchao'],
         'bags': ['rosbags'],
+        'view': ['rerun-sdk'],
         'lora': ['peft'],
         'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff'],
     },
