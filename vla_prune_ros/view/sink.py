@@ -33,6 +33,7 @@ COLOURS = {
     'world/unplayed': (120, 120, 160),
 }
 EYE = np.array([0.3, -0.3, 0.2])  # m, from the first path to whoever looks at it
+BELOW = 0.08  # m; a robot begins above its work
 PLOTS = {  # two lines of one plot must not get one colour
     'time/age': (230, 60, 60),
     'time/chunk_lasts': (150, 150, 150),
@@ -153,7 +154,7 @@ class RerunSink:
         """Look at where the robot is: the viewer's own choice is a plane of metres."""
         if not self._aimed and lines.strips:
             self._aimed = True
-            middle = lines.strips[0].mean(0)
+            middle = lines.strips[0].mean(0) - (0, 0, BELOW)
             self._recording.send_blueprint(_layout(self._cameras, middle))
 
     def close(self) -> None:
@@ -196,8 +197,11 @@ def _layout(cameras: tuple[str, ...], middle: np.ndarray | None) -> Any:
         for kind, title in (('kept', '{}: kept patches'), ('cameras', '{}'))
     ]  # fmt: skip
     plots = [
-        blueprint.TimeSeriesView(origin=origin, name=name)
-        for origin, name in (('time', 'time (ms)'), ('tokens', 'tokens'), ('gripper', 'gripper'))
+        blueprint.TimeSeriesView(origin='time', name='time (ms)'),
+        blueprint.TimeSeriesView(origin='tokens', name='tokens'),
+        blueprint.TimeSeriesView(
+            origin='gripper', name='gripper', axis_y=blueprint.ScalarAxis(range=(-0.1, 1.1))
+        ),
     ]
     text = blueprint.TextDocumentView(origin='text', name='what runs')
     eye = None
