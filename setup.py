@@ -21,6 +21,7 @@ EXTRAS = {
     'ros': 'ros',
     'sim': 'sim',
     'quantization': 'quantization',
+    'view': 'view',
     'test': 'dev',
 }
 

@@ -28,7 +28,7 @@ COLUMNS = {
     'weights': 1, 'evaluation': 1, 'benchmark': 1,
     'sim': 2, 'bags': 2,
     'execution': 3, 'ros': 3, 'nodes': 3,
-    'trials': 4,
+    'trials': 4, 'view': 4,
 }  # fmt: skip
 WIDTH, HEIGHT = 0.82, 0.46  # of a box, where its place is 1 x 1
 

@@ -35,8 +35,9 @@ MAY_KNOW = {
     'nodes': {'ros', 'execution', 'pruning', 'policy', 'sim', 'weights'},
     'bags': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'weights'},
     'trials': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'sim', 'weights'},
+    'view': {'ros', 'bags', 'pruning'},
 }
-WITH_ROS = {'ros', 'nodes', 'bags', 'trials'}
+WITH_ROS = {'ros', 'nodes', 'bags', 'trials', 'view'}
 ROS = {
     'rclpy',
     'launch',

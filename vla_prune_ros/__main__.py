@@ -30,6 +30,7 @@ VERBS = {
     'expert_node': ('vla_prune_ros.nodes.expert_node', 'ROS node: a scripted expert'),
     'policy_node': ('vla_prune_ros.nodes.policy.policy_node', 'ROS node: the policy'),
     'sim_bridge': ('vla_prune_ros.nodes.simulation.sim_bridge', 'ROS node: a simulated robot'),
+    'live_view': ('vla_prune_ros.view.live_view', 'cameras, plans and numbers in a browser'),
     'record': ('vla_prune_ros.bags.record', 'what the policy gets and gives into a bag'),
     'replay': ('vla_prune_ros.bags.replay', 'run the policy over a recorded bag'),
 }
