@@ -260,6 +260,7 @@ def test_time_stands_still_until_the_recorder_has_everything(start, ros, namespa
     process.wait_for_log(f'recording {namespace}/wrist/image_raw')
     policy = Policy(namespace)
     try:
+        process.wait_for_log(f'recording {namespace}/action_chunk')
         policy.answer(0, some_actions(0))
         assert policy.wait_for(lambda: len(policy.requests) > 1)
         process.popen.send_signal(signal.SIGSTOP)
