@@ -74,5 +74,5 @@ def record_sizes(
         passes += 1
         if passes == 3 and selector.open_ended:
             most = bucket_counts(out.layout)
-            wanted = sorted({*most, *(n + 1 for n in most[1:])}, reverse=True)
+            wanted += sorted({*most, *(n + 1 for n in most[1:])}, reverse=True)
     return passes

@@ -25,6 +25,8 @@ class Reference(SelectorProxy):
         finished: the latest pass came to its end.
     """
 
+    inner: PruningMethod
+
     def __init__(self, inner: PruningMethod) -> None:
         super().__init__(inner)
         self.counts: dict[int, list[int]] = {}

@@ -243,7 +243,7 @@ class VLACache(PruningMethod):
         schedule, columns = self.rule['schedule'], layout.visual
         layers = range(self.config.llama.n_layers)
         if schedule == 'fixed':
-            layers = (self.relevance_layer,)
+            layers = range(self.relevance_layer, self.relevance_layer + 1)
         elif schedule == 'released':  # its entropies are those of complete attention maps
             rows = columns = range(layout.length)
         return {layer: ScoreRequest(rows, columns, schedule == 'entropy') for layer in layers}

@@ -10,7 +10,7 @@ because topics keep no order among each other. `peers.py` builds on it: a policy
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rcl_interfaces.srv import SetParametersAtomically
@@ -89,7 +89,7 @@ class Inbox:
         """The first message of every stamp from `first` to `last`, in the order of the stamps."""
         return [self._kept[stamp][0] for stamp in sorted(self._kept) if first <= stamp <= last]
 
-    def __iter__(self) -> Iterable[Received]:
+    def __iter__(self) -> Iterator[Received]:
         return (message for messages in self._kept.values() for message in messages)
 
     def clear(self) -> None:
@@ -160,7 +160,7 @@ class Client:
         def take_with_info(data: bytes, info: dict[str, int]) -> None:
             take(data, info['source_timestamp'] / 1e9)
 
-        callback = take if self._quick else take_with_info
+        callback: Any = take if self._quick else take_with_info
         silent = SubscriptionEventCallbacks(use_default_callbacks=False)
         self.node.create_subscription(kind, topic, callback, qos, raw=True, event_callbacks=silent)
         return inbox
@@ -231,7 +231,7 @@ class Client:
         self.wait(service.service_is_ready, f'the service {name}')
         return service
 
-    def call(self, kind: type, name: str, request: Any = None, patience: float = 0.0) -> Any:
+    def call(self, kind: Any, name: str, request: Any = None, patience: float = 0.0) -> Any:
         """Call a service that may be called again; the answer to the last call.
 
         An answer can be lost while the two directions of a service are matched one after the
@@ -239,7 +239,8 @@ class Client:
         """
         service = self.wait_for_service(kind, name)
         request = kind.Request() if request is None else request
-        future, due, pause = None, 0.0, ASK_AGAIN
+        future: Any = None
+        due, pause = 0.0, ASK_AGAIN
 
         def answered() -> bool:
             nonlocal future, due, pause

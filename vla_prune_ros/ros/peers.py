@@ -181,12 +181,12 @@ class Bridge:
         self._client.set_parameters(self._name, values)
         self._reports.clear()
         answer = self._client.call(Trigger, self._reset)
-        number = re.search(r'\d+', answer.message)
-        if not answer.success or number is None:
+        number, *_ = *re.findall(r'\d+', answer.message), ''
+        if not answer.success or not number:
             raise GraphError(f'/{self._name} starts no episode: {answer.message}')
 
         def reports() -> list[Received]:
-            return [r for r in self._reports if r.value['episode'] == number[0]]
+            return [r for r in self._reports if r.value['episode'] == number]
 
         done = self._client.wait(
             lambda: next((r for r in reports() if r.value['state'] == 'done'), None),

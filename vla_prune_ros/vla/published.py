@@ -77,11 +77,12 @@ def preprocessor_config(size: int) -> dict[str, Any]:
 def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
     """Published tensors that no output of the L1 policy depends on: name -> shape."""
     llama = config.llama
-    shapes = {'language_model.lm_head.weight': (llama.vocab_size, llama.hidden_size)}
+    head = (llama.vocab_size, llama.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {'language_model.lm_head.weight': head}
     for name in ('featurizer', 'fused_featurizer'):
         tower: TowerConfig = getattr(config, name)
         prefix, dim, hidden = f'vision_backbone.{name}.', tower.dim, tower.mlp_hidden
-        layers = {'norm': (dim,)}
+        layers: dict[str, tuple[int, ...]] = {'norm': (dim,)}
         block = f'blocks.{tower.depth - 1}.'
         layers |= {block + 'norm1': (dim,), block + 'norm2': (dim,)}
         layers |= {block + 'attn.qkv': (3 * dim, dim), block + 'attn.proj': (dim, dim)}

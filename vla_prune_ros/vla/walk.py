@@ -157,7 +157,7 @@ class Segment(Stage):
         mask = None if there is None or cache is not None else there[:, None, None]
         requests, found = dict(self.scores), []
         for index in self.layers:
-            layer, request = network.layers[index], requests.get(index)
+            layer, request = network.layers[index], requests.get(index)  # type: ignore[index]
             if cache is None and request is None:
                 x = layer(x, rope, mask)
                 continue
@@ -291,9 +291,9 @@ def side_product(
 
 def _locate(wanted: range, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Row of each wanted id among ascending ids (any row if absent), and whether it is there."""
-    wanted = torch.arange(wanted.start, wanted.stop, wanted.step, device=ids.device)
-    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
-    return at, ids[at] == wanted
+    all_ids = torch.arange(wanted.start, wanted.stop, wanted.step, device=ids.device)
+    at = torch.searchsorted(ids, all_ids).clamp(max=len(ids) - 1)
+    return at, ids[at] == all_ids
 
 
 def check_plan(plan: PassPlan, layout: TokenLayout, depth: int) -> None:

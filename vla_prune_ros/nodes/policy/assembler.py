@@ -142,10 +142,11 @@ class Assembler:
                 name: self._buffers[name].nearest(moment, 0 if name == self.cameras[0] else slop)
                 for name, slop in self._slops.items()
             }
-            if None in chosen.values():
+            matched = {name: one for name, one in chosen.items() if one is not None}
+            if len(matched) < len(chosen):
                 continue
-            found.append(MatchedSet(moment, {name: one[1] for name, one in chosen.items()}))
-            for name, (used, _) in chosen.items():
+            found.append(MatchedSet(moment, {name: one[1] for name, one in matched.items()}))
+            for name, (used, _) in matched.items():
                 if name in self.cameras:
                     self._used[name] = used  # the frame goes, and what it overtook
                     self.dropped[name] += self._buffers[name].drop_before(used + 1) - 1

@@ -73,13 +73,11 @@ class EpisodeStatus:
 
 
 class Link(Protocol):
-    """What an episode needs of the world; all of it is called in the simulation's thread.
+    """What an episode needs of the world; all of it is called in the simulation's thread."""
 
-    Attributes:
-        answers: what the policy said.
-    """
-
-    answers: Inbox
+    @property
+    def answers(self) -> Inbox:
+        """What the policy said."""
 
     def ready(self) -> bool:
         """Whether a policy is there."""

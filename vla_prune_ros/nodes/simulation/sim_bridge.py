@@ -250,20 +250,10 @@ class SimBridge(Node):
                 if parameter.name in self._specs:
                     self._specs[parameter.name].check(parameter.value)
                 if self._robot is not None:
-                    self._check_choice(parameter.name, parameter.value)
+                    _check_choice(self._robot, parameter.name, parameter.value)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
-
-    def _check_choice(self, name: str, value: Any) -> None:
-        """ParameterError if the robot has no such task or initial state."""
-        n = self._robot.n_initial_states
-        if name == 'initial_state' and value >= n:
-            raise ParameterError(f'parameter initial_state: {value} is outside 0..{n - 1}')
-        try:
-            self._robot.task_index((name == 'task' and value) or 0)
-        except ValueError as error:
-            raise ParameterError(f'parameter task: {error}') from error
 
     # -- helpers -------------------------------------------------------------------------------
     def _prepare(self, robot: SimulatedRobot) -> None:
@@ -272,7 +262,7 @@ class SimBridge(Node):
         if self._robot is None:
             self._robot = robot
             for name in ('task', 'initial_state'):
-                self._check_choice(name, self._value(name))
+                _check_choice(robot, name, self._value(name))
             self.answers.period = round(NANOSECONDS / robot.control_hz)
             self.get_logger().info(f'suite {robot.suite} with {len(robot.tasks)} tasks is ready')
             if robot.notice:
@@ -285,6 +275,17 @@ class SimBridge(Node):
 
 def _node_of(endpoint: TopicEndpointInfo) -> tuple[str, str]:
     return endpoint.node_namespace, endpoint.node_name
+
+
+def _check_choice(robot: SimulatedRobot, name: str, value: Any) -> None:
+    """ParameterError if the robot has no such task or initial state."""
+    n = robot.n_initial_states
+    if name == 'initial_state' and value >= n:
+        raise ParameterError(f'parameter initial_state: {value} is outside 0..{n - 1}')
+    try:
+        robot.task_index((name == 'task' and value) or 0)
+    except ValueError as error:
+        raise ParameterError(f'parameter task: {error}') from error
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
