@@ -77,6 +77,10 @@ class Conversation:
         self.active, self.enabled, self.instruction = False, config.enabled, ''
         self.forgotten: tuple[int, str] = (0, '')
         self.wake: Callable[[], None] = lambda: None
+        self._last: MatchedSet | None = None  # the observation that was taken last
+        self._phase = 'open'  # or working, answered: what became of it
+        self._offered: dict[int, tuple[float, float]] = {}
+        self._spent = 0.0  # s, on messages since the last observation that was asked for
         self._forget('')
 
     # -- what came -------------------------------------------------------------------------------
@@ -169,6 +173,7 @@ class Conversation:
             stamp = asked[-1 if self._newest_first else 0]
             offered, spent = self._offered.get(stamp, (time.perf_counter(), 0.0))
             observation = self._trigger.get(stamp)
+            assert observation is not None  # what is asked for is there
             return Request(observation, self.forgotten[0], offered, spent * 1e3)
 
     def refuse(self, request: Request, *, broken: bool = False) -> None:
@@ -243,8 +248,6 @@ class Conversation:
         self.forgotten = self.forgotten[0] + 1, reason
         self._assembler.clear()
         self._trigger.clear()
-        self._last: MatchedSet | None = None  # the observation that was taken last
-        self._phase = 'open'  # or working, answered
-        self._offered: dict[int, tuple[float, float]] = {}
-        self._spent = 0.0  # s, on messages since the last observation that was asked for
+        self._last, self._phase = None, 'open'
+        self._offered, self._spent = {}, 0.0
         self.wake()

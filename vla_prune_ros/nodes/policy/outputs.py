@@ -95,6 +95,8 @@ class Outputs:
             'node_ms': round((time.perf_counter() - answer.offered) * 1e3, 4),
             **{f'{chunk.mode}.{name}': value for name, value in chunk.stats.items()},
             **counts,
+            'between': ' '.join(str(frame.stamp) for frame in answer.tick.between),
+            'executed': ' '.join(map(str, answer.tick.reports)),
             'kept': chunk.kept.tolist(),
         }
         self._stats.publish(

@@ -99,7 +99,9 @@ class PolicyNode(LifecycleNode):
         self._outputs = Outputs(self)
         warn = Throttled(lambda text: self.get_logger().warning(text))
         self._conversation = Conversation(self.config, self._outputs.repeat, warn)
-        self._conversation.instruct(clean_instruction(self.config.default_instruction), int)
+        self._conversation.instruct(
+            clean_instruction(self.config.default_instruction), lambda: None
+        )
         self.inputs = Inputs(self, self.config, self._conversation)
         self.inference = Inference(
             lambda: self.config, self._conversation, self.get_clock(), self.get_logger(),
@@ -149,6 +151,7 @@ class PolicyNode(LifecycleNode):
     def start(self) -> None:
         """Configure and activate as soon as the executor spins, if `autostart` says so."""
         if self.config.autostart:
+            assert self.executor is not None  # it was added to one
             self.executor.create_task(self._start_up)
 
     async def _start_up(self) -> None:
@@ -184,7 +187,7 @@ class PolicyNode(LifecycleNode):
         """Start to load the model; what it returns is done when it is loaded, or failed."""
         self.get_logger().info(f'loading {self.config.checkpoint or "the embedded policy"}')
         self._begun = time.monotonic()
-        done = rclpy.task.Future(executor=self.executor)
+        done: rclpy.task.Future = rclpy.task.Future(executor=self.executor)
         self._loading = self.inference.load()
         self._loading.add_done_callback(lambda _: done.set_result(None))
         return done
@@ -193,6 +196,7 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Take the model that `_load` has loaded and run once."""
         loading, self._loading = self._loading, None
+        assert loading is not None  # `_load` comes first
         loading.result()
         took = time.monotonic() - self._begun
         self.get_logger().info(f'ready after {took:.1f} s on {self._outputs.hardware}')
@@ -295,9 +299,6 @@ class PolicyNode(LifecycleNode):
         self.inference.latency.add({'total': total, 'policy': policy_ms}, cold=answer.cold)
         counts = {'superseded': self.inference.superseded} | self.inputs.counts()
         counts |= {f'dropped.{cause}': n for cause, n in self.inference.counts.items()}
-        tick = answer.tick
-        counts['between'] = ' '.join(str(frame.stamp) for frame in tick.between)
-        counts['executed'] = ' '.join(map(str, tick.reports))
         self._outputs.statistics(answer, stages, counts)
 
     def _on_change(self) -> None:
