@@ -259,7 +259,7 @@ def test_every_step_of_a_lockstep_episode_is_in_the_bag(start, ros, namespace, t
     process.wait_for_log(f'recording {namespace}/wrist/image_raw')
     policy = Policy(namespace)
     try:
-        process.wait_for_log(f'recording {namespace}/action_chunk')
+        assert policy.wait_for(lambda: policy.answers.get_subscription_count() == 2)
         for n in range(3):
             policy.answer(n, some_actions(n))
         assert policy.wait_until_done()['step'] == str(STEPS)
