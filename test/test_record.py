@@ -259,7 +259,6 @@ def test_every_step_of_a_lockstep_episode_is_in_the_bag(start, ros, namespace, t
     process.wait_for_log(f'recording {namespace}/wrist/image_raw')
     policy = Policy(namespace)
     try:
-        assert policy.wait_for(lambda: policy.answers.get_subscription_count() == 2)
         for n in range(3):
             policy.answer(n, some_actions(n))
         assert policy.wait_until_done()['step'] == str(STEPS)
@@ -271,7 +270,6 @@ def test_every_step_of_a_lockstep_episode_is_in_the_bag(start, ros, namespace, t
     with Bag(bag) as opened:
         for name in ('agentview/image_raw', 'wrist/image_raw', 'joint_states', 'ee_pose'):
             assert len(stamps(opened, f'{namespace}/{name}')) == len(policy.seen[name]) == STEPS
-        assert opened.counts[f'{namespace}/action_chunk'] == 3
         assert not opened.lost
 
 
