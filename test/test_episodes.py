@@ -226,7 +226,6 @@ def test_stopping_takes_no_longer_than_a_step_in_any_state():
         assert [s.result for s in policy.done] == ['aborted'] * len(plans)
 
 
-<<<<<<< HEAD
 def test_an_episode_that_is_asked_for_has_the_number_that_was_answered():
     """Also when the next of the schedule is being chosen meanwhile."""
     numbers, threads = [], []
@@ -248,7 +247,8 @@ def test_an_episode_that_is_asked_for_has_the_number_that_was_answered():
     (number,) = numbers
     asked = next(status for status in policy.done if status.initial_state == 5)
     assert (asked.episode, asked.result) == (number, 'step_limit')
-=======
+
+
 def test_nothing_is_sent_before_all_readers_have_what_was_sent():
     """In lockstep; or a recorder that falls behind would miss something."""
     policy = Policy([plan(12)], lambda stamp, n: [Answer(stamp, numbered(n))], every_step=True)
@@ -265,4 +265,3 @@ def test_nothing_is_sent_before_all_readers_have_what_was_sent():
     (status,) = policy.done
     assert (status.result, status.step) == ('step_limit', 12)
     assert len(policy.images) == 2 and not policy.warnings
->>>>>>> bags
