@@ -203,13 +203,17 @@ class Protocol(RuleBasedStateMachine):
             self.known[self.stamp] = [0 if self.by_request else 1, 0]
             if not self.by_request or self.stamp == self.asked:
                 self.known[self.stamp][0] = 1
-                self.due, self.unmet = None if broken else self.stamp, 0
+                self.due, self.unmet = None if broken or self._is_ahead() else self.stamp, 0
             if broken:
                 self.broken.add(self.stamp)
 
     def _is_late(self) -> bool:
         """Whether the newest stamp is before one that was seen, but not from a new start."""
         return self.latest - NANOSECONDS <= self.stamp < self.latest
+
+    def _is_ahead(self) -> bool:
+        """Whether the newest stamp is from the time before the clock jumped back: of no use."""
+        return self.stamp > self.now
 
     def _new_stamp(self) -> None:
         self.now += next(self.unique)  # no two are the same
@@ -251,7 +255,7 @@ class Protocol(RuleBasedStateMachine):
                 if self.stamp in self.known:
                     self.known[self.stamp][0] += 1
                     if self.stamp not in self.published and self.stamp not in self.broken:
-                        self.due, self.unmet = self.stamp, 0
+                        self.due, self.unmet = None if self._is_ahead() else self.stamp, 0
                 else:
                     self.unmet += 1
                     if self.unmet >= DEPTH - 1:
