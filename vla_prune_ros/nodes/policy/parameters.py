@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -197,7 +197,7 @@ def pruning_specs() -> tuple[Spec, ...]:
     """The mode and the options of every registered pruning mode. Imports torch."""
     from vla_prune_ros.pruning import MODES
 
-    specs = [PRUNING]
+    specs = [replace(PRUNING, choices=tuple(MODES))]  # also those that a program added
     for mode, method in MODES.items():
         specs += [
             Spec(
