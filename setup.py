@@ -1,8 +1,12 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Installation by colcon (`colcon build`) and by pip (`pip install .`) from one tree."""
+"""Installation by colcon (`colcon build`) and by pip (`pip install .`) from one tree.
 
-import runpy
+The only command on the PATH is `vla_prune_ros`. Where `ros2 run` looks, in lib/vla_prune_ros,
+scripts/ is installed: one name per verb. They are data files, because the console scripts of
+`colcon build --symlink-install` are bound to the Python of colcon itself.
+"""
+
 import sys
 from glob import glob
 from pathlib import Path
@@ -10,35 +14,22 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = 'vla_prune_ros'
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # colcon runs a link to this file
+BY_PIP = not {'bdist_wheel', 'dist_info', 'editable_wheel'}.isdisjoint(sys.argv)
+EXTRAS = {
+    'model': 'base',
+    'ros': 'ros',
+    'sim': 'sim',
+    'quantization': 'quantization',
+    'view': 'view',
+    'test': 'dev',
+}
 
 
-def verbs() -> dict[str, str]:
-    """Command -> module, for the commands whose modules are part of this tree."""
-    registry = runpy.run_path(str(HERE / NAME / '__main__.py'), run_name='registry')['VERBS']
-    return {
-        verb: module
-        for verb, (module, _) in registry.items()
-        if (HERE / f'{module.replace(".", "/")}.py').exists()
-    }
-
-
-def wrappers() -> list[str]:
-    """Shell scripts for lib/<package>, where `ros2 run` looks and a wheel installs nothing.
-
-    Only for wheels: colcon puts the console scripts there by itself (setup.cfg).
-    """
-    if 'bdist_wheel' not in sys.argv:
-        return []
-    folder = Path('build/wrappers')
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for verb in verbs():
-        path = folder / verb
-        path.write_text(f'#!/bin/sh\nexec "$(dirname "$0")/../../bin/{verb}" "$@"\n')
-        path.chmod(0o755)
-        paths.append(str(path))
-    return paths
+def requirements(file: str) -> list[str]:
+    """What a file of requirements/ names."""
+    lines = (HERE / 'requirements' / f'{file}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith(('#', '-c'))]
 
 
 setup(
@@ -56,26 +47,12 @@ setup(
         (f'share/{NAME}/launch', sorted(glob('launch/*.launch.*'))),
         (f'share/{NAME}/config', sorted(glob('config/*.*'))),
         (f'share/{NAME}/config/robots', sorted(glob('config/robots/*.yaml'))),
-        (f'lib/{NAME}', wrappers()),
+        (f'lib/{NAME}', sorted(set(glob('scripts/*')) - {f'scripts/{NAME}'})),
+        ('bin', [] if BY_PIP else [f'scripts/{NAME}']),
     ],
-    entry_points={'console_scripts': [f'{verb} = {NAME}.__main__:console' for verb in verbs()]},
+    entry_points={'console_scripts': [f'{NAME} = {NAME}.__main__:main'] if BY_PIP else []},
     python_requires='>=3.10',
-    install_requires=['setuptools'],
-    extras_require={
-        'model': ['torch', 'transformers', 'tokenizers', 'safetensors', 'numpy', 'pillow'],
-        'ros': [
-            'ros-rclpy[fastrtps]',
-            'ros-diagnostic-msgs',
-            'ros-geometry-msgs',
-            'ros-sensor-msgs',
-            'ros-std-srvs',
-            'ros-trajectory-msgs',
-        ],
-        'sim': ['mujoco', 'numpy'],
-        'quantization': ['torchao'],
-        'bags': ['rosbags'],
-        'lora': ['peft'],
-        'test': ['pytest', 'pytest-timeout', 'hypothesis', 'ruff'],
-    },
+    extras_require={extra: requirements(file) for extra, file in EXTRAS.items()}
+    | {'lora': ['peft']},
     zip_safe=False,
 )

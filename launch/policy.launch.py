@@ -5,25 +5,14 @@
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
-from launch.substitutions import LaunchConfiguration
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from vla_prune_ros.nodes.launch_arguments import MODEL, ROBOT, declarations, given
+from vla_prune_ros.ros.launching import end_all, full_name
+from vla_prune_ros.ros.parameters import check_file
 
-PRUNING = (
-    'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
-)  # fmt: skip
-# Launch argument -> parameter. An empty argument leaves the parameter as the file of parameters,
-# or else the node, has it.
-POLICY = {
-    'checkpoint': 'checkpoint',
-    'device': 'device',
-    'pruning': 'pruning.mode',
-    'image_transport': 'image_transport',
-    'instruction_text': 'default_instruction',
-}
-SWITCHES = ('enabled', 'use_sim_time')
 TOPICS = {
     'agentview_image': ('agentview/image_raw', 'third-person camera, sensor_msgs/Image'),
     'wrist_image': ('wrist/image_raw', 'camera at the hand, sensor_msgs/Image'),
@@ -38,80 +27,49 @@ TOPICS = {
 def generate_launch_description() -> LaunchDescription:
     """Start the policy node with its topics remapped."""
     config = Path(get_package_share_directory('vla_prune_ros')) / 'config' / 'policy.yaml'
-    arguments = [
-        DeclareLaunchArgument('namespace', default_value='', description='of the node'),
-        DeclareLaunchArgument(
-            'params_file', default_value=str(config), description='parameters of the node'
-        ),
-        DeclareLaunchArgument(
-            'checkpoint',
-            default_value='',
-            description='checkpoint directory; empty: the embedded tabletop policy',
-        ),
-        DeclareLaunchArgument(
-            'device', default_value='', description='torch device; empty: a GPU if there is one'
-        ),
-        DeclareLaunchArgument(
-            'pruning',
-            default_value='',
-            choices=['', *PRUNING],
-            description='visual-token pruning; empty: as in params_file',
-        ),
-        DeclareLaunchArgument(
-            'image_transport',
-            default_value='',
-            choices=['', 'raw', 'compressed'],
-            description='compressed: TOPIC/compressed of both cameras; empty: as in params_file',
-        ),
-        DeclareLaunchArgument(
-            'instruction_text',
-            default_value='',
-            description='instruction in force until one arrives',
-        ),
-        DeclareLaunchArgument(
-            'enabled',
-            default_value='',
-            choices=['', 'true', 'false'],
-            description='publish chunks from the start (later: ~/set_enabled); '
-            'empty: as in params_file, or true',
-        ),
-        DeclareLaunchArgument(
-            'use_sim_time',
-            default_value='',
-            choices=['', 'true', 'false'],
-            description='take the time from /clock; empty: as in params_file, or false',
-        ),
-        *(
-            DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
-            for name, (topic, text) in TOPICS.items()
-        ),
-    ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=_node)])
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument('namespace', default_value='', description='of the node'),
+            DeclareLaunchArgument(
+                'params_file', default_value=str(config), description='parameters of the node'
+            ),
+            *declarations(MODEL | ROBOT),
+            DeclareLaunchArgument(
+                'required',
+                default_value='false',
+                choices=['true', 'false'],
+                description='true: if the node ends the launch ends, if it failed with exit code '
+                '1; false: what else was launched goes on',
+            ),
+            *(
+                DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
+                for name, (topic, text) in TOPICS.items()
+            ),
+            OpaqueFunction(function=_node),
+        ]
+    )
 
 
 def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The node with the arguments that were given."""
-
-    def value(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
-    remappings = [(topic, value(name)) for name, (topic, _) in TOPICS.items()]
+    value = context.launch_configurations
+    remappings = [(topic, value[name]) for name, (topic, _) in TOPICS.items()]
     remappings += [
         (f'{topic}/compressed', f'{target}/compressed')
         for topic, target in remappings
         if topic.endswith('/image_raw')
     ]
-    given = {parameter: value(name) for name, parameter in POLICY.items() if value(name)}
-    given |= {name: value(name) == 'true' for name in SWITCHES if value(name)}
+    # launch_ros would only warn of a file that is not there, and start the robot on defaults.
+    check_file(value['params_file'], full_name(context, value['namespace'], 'vla_policy'))
     return [
         Node(
             package='vla_prune_ros',
             executable='policy_node',
             name='vla_policy',
-            namespace=value('namespace'),
+            namespace=value['namespace'],
             output='screen',
-            parameters=[value('params_file'), given],
+            parameters=[value['params_file'], given(context, MODEL | ROBOT)],
             remappings=remappings,
-            on_exit=Shutdown(reason='the policy ended'),
+            on_exit=end_all if value['required'] == 'true' else None,
         )
     ]

@@ -5,20 +5,20 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from rclpy.serialization import deserialize_message, serialize_message
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vla_prune_ros.bags import offline as replay_offline
 from vla_prune_ros.bags import run as replay_run
 from vla_prune_ros.bags.files import Bag
-from vla_prune_ros.bags.record import message_class
 from vla_prune_ros.bags.replay import main
-from vla_prune_ros.bags.writer import BagWriter, qos
+from vla_prune_ros.bags.topics import message_class
+from vla_prune_ros.bags.writer import BagWriter, qos, typestore
 
 BAGS = Path(__file__).parent / 'data' / 'bags'
 PICK, PUT = BAGS / 'pick_up', BAGS / 'put_on_plate'
@@ -47,7 +47,7 @@ def rewrite(
 
 def write(target: Path, messages: Iterable[tuple[str, int, Any]], storage: str = 'mcap') -> Path:
     """A new bag of (topic, time, message or (type, CDR bytes))."""
-    with BagWriter(target, storage) as writer:
+    with Sqlite(target) if storage == 'sqlite3' else BagWriter(target) as writer:
         known = set()
         for topic, time, message in messages:
             raw = isinstance(message, tuple)
@@ -58,6 +58,27 @@ def write(target: Path, messages: Iterable[tuple[str, int, Any]], storage: str =
                 known.add(topic)
             writer.write(topic, time, message[1] if raw else serialize_message(message))
     return target
+
+
+class Sqlite:
+    """A bag as rosbag2 wrote it before MCAP, made by the rosbags library."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3)
+        self._connections: dict[str, Any] = {}
+
+    def add_topic(self, topic: str, kind: str, *profiles: Any) -> None:
+        self._connections[topic] = self._writer.add_connection(topic, kind, typestore=typestore())
+
+    def write(self, topic: str, time: int, data: bytes) -> None:
+        self._writer.write(self._connections[topic], time, data)
+
+    def __enter__(self) -> Sqlite:
+        self._writer.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
 
 
 class Result:
@@ -84,21 +105,14 @@ class Result:
         return [line for line in self.lines if line['type'] == 'tick']
 
 
-_policies: dict[tuple, Any] = {}
+_policies: dict[Any, Any] = {}
 
 
-def loader() -> Callable[[Any], Any]:
-    """Loads policies for one run; those that an earlier run has loaded are used again."""
-    number: Counter = Counter()
-
-    def load(setup: Any) -> Any:
-        number[setup] += 1
-        key = (setup, number[setup])  # T0 wants two of the same
-        if key not in _policies:
-            _policies[key] = replay_offline.load(setup)
-        return _policies[key]
-
-    return load
+def load(setup: Any) -> Any:
+    """A policy; one that an earlier run has loaded is used again."""
+    if setup not in _policies:
+        _policies[setup] = replay_offline.load(setup)
+    return _policies[setup]
 
 
 def replay(capsys, tmp_path: Path, bag: Path, *arguments: str, plots=False) -> Result:
@@ -106,7 +120,7 @@ def replay(capsys, tmp_path: Path, bag: Path, *arguments: str, plots=False) -> R
     arguments = arguments if plots else ('--no-plots', *arguments)
     number = sum(1 for path in tmp_path.glob('out*'))
     out = tmp_path / f'out{number}'
-    with mock.patch.object(replay_run, 'load', loader()):
+    with mock.patch.object(replay_run, 'load', load):
         code = main([str(bag), '--out', str(out), '--device', 'cpu', *arguments])
     captured = capsys.readouterr()
     return Result(code, out, captured.out + captured.err)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import vla_prune_ros
-from vla_prune_ros.ros.children import die_with_parent
+from vla_prune_ros.ros.children import claim_domain, die_with_parent, slowness
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the nodes would inherit it
@@ -28,21 +27,7 @@ HERE = Path(__file__).parent
 REPOSITORY = HERE.parent
 
 
-def _claim_domain() -> int:
-    """A ROS domain that no other test run on this machine uses; held until this process ends."""
-    for offset in range(100):
-        domain = 1 + (os.getpid() + offset) % 100  # domains above 101 meet ephemeral ports
-        name = f'/tmp/vla_prune_ros_domain_{domain}_{os.getuid()}.lock'
-        lock = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)  # open as long as we live
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return domain
-        except OSError:
-            os.close(lock)
-    raise RuntimeError('no free ROS domain')
-
-
-os.environ['ROS_DOMAIN_ID'] = str(_claim_domain())
+os.environ['ROS_DOMAIN_ID'] = str(claim_domain())
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 # Processes started by tests use the package that the tests import, installed or not.
 _package = str(Path(vla_prune_ros.__file__).parent.parent)
@@ -54,7 +39,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 def patience(seconds: float) -> float:
     """A time limit of an idle machine, for the machine as loaded as it is."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return seconds * slowness()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -107,12 +92,21 @@ class Process:
 
     def wait_for_log(self, text: str, timeout: float = 60.0) -> str:
         """Wait until `text` is in the log."""
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while text not in self.log:
             assert self.popen.poll() is None, f'ended early:\n{self.log}'
-            assert time.monotonic() < deadline, f'no {text!r} in:\n{self.log}'
+            waited = time.monotonic() - started
+            assert waited < patience(timeout), f'no {text!r} in:\n{self.log}'
             time.sleep(0.05)
         return self.log
+
+    def wait(self, timeout: float) -> int:
+        """Exit code; a busy machine gets more time."""
+        started = time.monotonic()
+        while self.popen.poll() is None:
+            assert time.monotonic() - started < patience(timeout), f'still running:\n{self.log}'
+            time.sleep(0.05)
+        return self.popen.returncode
 
     def end(self, number: int = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
         """Send a signal; returns exit code and seconds until the end."""
@@ -166,6 +160,20 @@ def start(tmp_path):
 
 
 @pytest.fixture
+def busy():
+    """Four busy loops per core until the end of the test; they die with this process."""
+    command = [sys.executable, '-c', 'while True: pass']
+    loops = [
+        subprocess.Popen(command, preexec_fn=die_with_parent)
+        for _ in range(4 * len(os.sched_getaffinity(0)))
+    ]
+    yield
+    for loop in loops:
+        loop.kill()
+        loop.wait()
+
+
+@pytest.fixture
 def namespace() -> str:
     """A ROS namespace that no other test uses: for DDS a killed process lives for seconds."""
     return f'/test{next(_numbers)}'
@@ -197,3 +205,13 @@ def ros():
     rclpy.init()
     yield rclpy
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> None:
+    """Let `runtime: graphs` record on a CPU."""
+    from recorded_operations import RecordedOperations
+
+    from vla_prune_ros.runtime.engine import BACKENDS
+
+    monkeypatch.setitem(BACKENDS, 'cpu', RecordedOperations)

@@ -76,9 +76,12 @@ class FaultPeer(Peer):
         self.node.create_subscription(
             DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=10)
         )
-        self.simulated = simulated
         if simulated:
-            self.clock = self.node.create_publisher(Clock, '/clock', QoSProfile(depth=1))
+            self.start_clock()
+
+    def start_clock(self) -> None:
+        """Become the source of simulated time."""
+        self.clock = self.node.create_publisher(Clock, '/clock', QoSProfile(depth=1))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         mine = f'{self.namespace}/vla_policy: '.lstrip('/')

@@ -7,17 +7,21 @@ Everything else is the real node. Run it like the verb: `python faulty_node.py -
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
+from rclpy.executors import SingleThreadedExecutor
 
 from vla_prune_ros.nodes.policy import policy_node
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.pruning.base import Option, PruningMethod
+from vla_prune_ros.ros import process
 
 ERRORS = {
     'error': lambda: RuntimeError('selector fault'),
     'memory': lambda: torch.OutOfMemoryError('CUDA out of memory (test)'),
+    'cuda': lambda: torch.AcceleratorError('CUDA error: device-side assert triggered'),
     'exit': lambda: SystemExit('selector left'),
 }
 
@@ -53,4 +57,7 @@ class Faulty(PruningMethod):
 
 if __name__ == '__main__':
     MODES['faulty'] = Faulty
+    if os.environ.get('TEST_OLD_EXECUTOR'):
+        process.make_executor = SingleThreadedExecutor
+        print(SingleThreadedExecutor.__name__, flush=True)
     policy_node.main()

@@ -12,10 +12,10 @@ import torch
 from tiny import inputs, tiny_config
 
 from vla_prune_ros.pruning import History, Tick, make_selector
+from vla_prune_ros.vla import OFTOutput, OpenVLAOFT
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
-from vla_prune_ros.vla.model import OFTOutput, OpenVLAOFT
 from vla_prune_ros.vla.processor import pixel_values
-from vla_prune_ros.vla.selection import PassPlan
+from vla_prune_ros.vla.selection import PassPlan, SelectorProxy
 
 TEMPLATE_TOKENS = 4
 
@@ -79,11 +79,12 @@ class Trace:
     at_end: list[int] = field(default_factory=list)
 
 
-class Watch:
-    """Passes everything on to a selector and notes it."""
+class Watch(SelectorProxy):
+    """Notes what a selector was asked and answered."""
 
     def __init__(self, inner) -> None:
-        self.inner, self.trace = inner, Trace()
+        super().__init__(inner)
+        self.trace = Trace()
 
     def begin(self, layout, embeddings):
         self.trace.plan = self.inner.begin(layout, embeddings)

@@ -163,7 +163,7 @@ def jittered(rng, largest_ms):
 def test_jitter_within_the_tolerance_changes_nothing(run, tmp_path):
     bag = changed(tmp_path, jittered(np.random.default_rng(0), 15))
     passes(run(bag, *DENSE))
-    refused = run(bag, *DENSE, '--slop', '0', '--state-slop', '0')
+    refused = run(bag, *DENSE, '-p', 'sync.slop:=0', '-p', 'sync.state_slop:=0')
     assert refused.code == 1
 
 

@@ -9,25 +9,21 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import INSTRUCTIONS
 
 from vla_prune_ros.benchmark import bench
 from vla_prune_ros.benchmark import roofline as bench_roofline
-from vla_prune_ros.benchmark.chart import draw
 from vla_prune_ros.benchmark.page import markdown
 from vla_prune_ros.benchmark.profile import pauses
-from vla_prune_ros.benchmark.report import SCHEMA, main_table, targets
-from vla_prune_ros.benchmark.roofline import (
-    Machine,
-    Product,
-    floors,
-    measure_machine,
-    query_products,
-)
+from vla_prune_ros.benchmark.report import SCHEMA, main_table, short_table, targets
+from vla_prune_ros.benchmark.roofline import Machine, floors, measure_machine
+from vla_prune_ros.benchmark.run import Arm
 from vla_prune_ros.benchmark.scene import (
     make_queries,
     synthetic_queries,
@@ -35,7 +31,15 @@ from vla_prune_ros.benchmark.scene import (
 )
 from vla_prune_ros.benchmark.startup import import_time
 from vla_prune_ros.evaluation.entries import make_entries
-from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
+from vla_prune_ros.evaluation.flops import (
+    LayerWork,
+    PassWork,
+    Product,
+    query_flops,
+    query_products,
+)
+from vla_prune_ros.evaluation.plots import latency_by_stage
+from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.trials import realtime
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
@@ -74,11 +78,25 @@ def test_frames_and_actions_are_the_same_at_every_call():
     assert last.shape == (8, 7) and np.abs(last[:, :6]).max() <= 1.0
 
 
+@pytest.mark.parametrize('make', [synthetic_queries, tabletop_queries])
+def test_every_step_between_two_queries_is_in_the_history(make, checkpoint):
+    policy = VLAPolicy.from_pretrained(checkpoint, 'specprune')
+    arm = Arm('specprune', policy, 'specprune')
+    for query in make(4):
+        arm.lead_to(query)
+        chunk = arm.answer(query, INSTRUCTIONS[0])
+        steps = [frame.step for frame in policy.history.frames]
+        newest = policy.history.step
+        assert steps == [*range(max(0, newest - 15), newest + 1)]
+        # At most base 7 and offset 4 back, at least to the last query.
+        assert chunk.stats['dense'] or 8 <= chunk.stats['reference_distance'] <= 11
+
+
 # -- floors ------------------------------------------------------------------------------------
 def test_products_add_up_to_the_flops_of_a_query():
     layout = TokenLayout(2, 4, 9, SMALL_WORK.n_placeholders)
     n = layout.length
-    layers = (LayerWork(n, n), LayerWork(n - 3, n, ahead_rows=n, score_products=40),
+    layers = (LayerWork(n, n), LayerWork(n - 3, n, score_products=40),
               LayerWork(0, 0))  # fmt: skip
     work = PassWork(layout, layers)
     flops = query_flops(SMALL_WORK, work)
@@ -207,11 +225,68 @@ def test_on_a_gpu_times_are_in_milliseconds(written, tmp_path):
     text = markdown(run, content['arms'], content['targets'], {}, relative=False)
     dense = next(row for row in content['arms'] if row['name'] == 'dense')
     total = dense['latency_ms']['total']
-    cells = ' '.join(text.split())  # columns are padded to their widest number
-    assert 'p50 (ms)' in cells and f'{total["p50"]:.2f} | {total["p95"]:.2f}' in cells
+    assert 'p50 (ms)' in text
+    assert re.search(rf'{total["p50"]:.2f} \| +{total["p95"]:.2f}', text)
     assert 'not really' in text and 'Processor time' not in text
-    draw(content['arms'], False, 'a GPU', tmp_path / 'chart.png')
+    latency_by_stage(content['arms'], tmp_path / 'chart.png', title='a GPU')
     assert (tmp_path / 'chart.png').stat().st_size > 1000
+
+
+def test_a_run_can_be_shown_again_and_quoted_by_a_page(written, tmp_path):
+    out, content = written
+    again = tmp_path / 'again'
+    again.mkdir()
+    shutil.copy(out / 'results.json', again)
+    page = tmp_path / 'page.md'
+    page.write_text('# A page\n<!-- bench again -->\nold\n<!-- end -->\nbelow\n')
+    assert bench.main(['--show', str(again), '--page', str(page)]) == 0
+    assert (again / 'report.md').read_text() == (out / 'report.md').read_text()
+    assert (again / 'latency.png').stat().st_size > 1000
+    quoted = short_table(content['arms'])
+    assert '| x eager |' in quoted and '| half ' in quoted
+    expected = f'# A page\n<!-- bench again -->\n{quoted}\n<!-- end -->\nbelow\n'
+    assert page.read_text() == expected
+
+
+def test_what_cannot_be_shown_is_refused(written, tmp_path, capsys):
+    out, content = written
+    page = tmp_path / 'page.md'
+    page.write_text('no place')
+    assert bench.main(['--show', str(out), '--page', str(page)]) == 2
+    assert bench.main(['--show', str(tmp_path)]) == 2
+    (tmp_path / 'results.json').write_text(json.dumps({**content, 'schema': 'other'}))
+    assert bench.main(['--show', str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert '<!-- bench' in errors and 'No such file' in errors and SCHEMA in errors
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--ticks', '1', '--warm-up', '0'), 'begin an episode'),
+        (('--ticks', '0'), 'from 1 on'),
+        (('--warm-up', '-1'), 'from 0 on'),
+        (('--layers', '0'), 'from 1 on'),
+        (('--threads', '-1'), 'from 0 on'),
+        (('--unnorm-key', 'x'), '--unnorm-key is for'),
+        (('--out', '/proc/nowhere'), '/proc/nowhere'),
+        pytest.param(
+            ('--device', 'cuda'), 'no GPU',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
+        ),
+    ],
+)  # fmt: skip
+def test_impossible_arguments_end_in_one_line_before_anything_is_measured(
+    arguments, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(bench_roofline, 'measure_machine', lambda *_: pytest.fail('measured'))
+    common = ['--size', 'tiny', '--frames', 'synthetic', '--modes', 'none', '--no-reference']
+    try:
+        code = bench.main([*common, '--out', str(tmp_path), *arguments])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_cannot_be_measured_is_refused(capsys):
@@ -251,7 +326,7 @@ def test_traces_tell_work_from_pauses(tmp_path, known_machine):
     assert '## Profile' in (tmp_path / 'report.md').read_text()
 
 
-def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine):
+def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine, stand_in):
     code = bench.main([
         '--size', 'tiny', '--modes', 'none,lightvla', '--no-reference', '--ticks', '1',
         '--warm-up', '2', '--frames', 'synthetic', '--threads', '1', '--runtime', 'graphs',
@@ -262,6 +337,18 @@ def test_work_is_counted_beside_recorded_stages(tmp_path, known_machine):
     assert lightvla['visual_rows_per_layer'] == [5] * 8
     assert lightvla['flops_total'] < dense['flops_total']
     assert dense['runtime']['runtime'] == 'graphs' and dense['runtime']['replays'] > 0
+
+
+def test_plain_paths_keep_weights_that_compile_has_packed(monkeypatch):
+    # What `compile` does to the weights on a GPU, without the compiler.
+    monkeypatch.setattr(
+        'vla_prune_ros.runtime.engine.compile_layers', lambda model: model.decoder.pack()
+    )
+    args = bench.parser().parse_args(['--size', 'tiny', '--modes', 'none', '--runtime', 'compile'])
+    arms = bench.make_arms(args, bench.make_subject(args, torch.float32), torch.float32)
+    query = make_queries('synthetic', 1)[1][0]
+    eager, _, dense = (arm.answer(query, 'pick up the bowl') for arm in arms)
+    np.testing.assert_allclose(eager.actions, dense.actions, rtol=0, atol=1e-4)
 
 
 # -- targets -----------------------------------------------------------------------------------
@@ -316,6 +403,14 @@ def test_commands_of_the_page_are_accepted(command):
     args = module.parser().parse_args(words)
     if verb == 'bench':
         make_entries(args.modes, args.option, args.variant, control='off')
+
+
+@pytest.mark.parametrize('name', ['small', 'small_bfloat16', 'tabletop'])
+def test_figures_of_the_page_are_those_of_the_results(name):
+    file = PAGE.parent / 'results' / 'benchmark' / name / 'results.json'
+    quoted = short_table(json.loads(file.read_text(encoding='utf-8'))['arms'])
+    text = PAGE.read_text(encoding='utf-8')
+    assert f'<!-- bench {name} -->\n{quoted}\n<!-- end -->' in text
 
 
 def test_results_that_the_page_names_are_there():

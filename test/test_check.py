@@ -17,9 +17,9 @@ from tiny import norm_stats, tiny_checkpoint
 
 from vla_prune_ros import weights
 from vla_prune_ros.evaluation.check import check_checkpoint, main, text
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import published_shapes
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.sizes import SIZES
 
 
@@ -147,7 +147,7 @@ def test_a_truncated_file_and_a_broken_config_are_problems_and_no_tracebacks(cop
 # -- memory ------------------------------------------------------------------------------------
 LOAD = """
 import sys, torch
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 def kilobytes(key):
     lines = open('/proc/self/status').read().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(key)))

@@ -36,8 +36,7 @@ class Policy:
 
     def __init__(self, plans: list[Plan], answer: Callable, every_step: bool = False) -> None:
         self.plans, self.answer, self.always = list(plans), answer, every_step
-        self.limited = False
-        self.inbox = Inbox()
+        self.answers = Inbox()
         self.executed: list[np.ndarray] = []
         self.requests: list[int] = []
         self.images: list[bool] = []
@@ -54,7 +53,7 @@ class Policy:
             self.over.set()
             return None
         plan = self.plans.pop(0)
-        self.inbox.latency = plan.settings.latency
+        self.answers.latency = plan.settings.latency
         return plan
 
     def every_step(self):
@@ -71,19 +70,10 @@ class Policy:
             self.executed += list(executed)
             self.requests.append(stamp)
         for answer in self.answer(stamp, len(self.executed)):
-            self.inbox.put(answer)
+            self.answers.put(answer)
 
-    def chunk(self, timeout):
-        return self.inbox.get(timeout)
-
-    def limits_follow(self):
-        return self.limited
-
-    def discard_chunks(self):
-        self.inbox.clear()
-
-    def refused(self):
-        return 0
+    def delivered(self):
+        return True
 
     def warn(self, kind, text):
         self.warnings.append(text)
@@ -153,7 +143,7 @@ def test_a_policy_may_want_to_be_asked_early_before_or_after_its_chunk():
         return [Answer(stamp, numbered(n), 3)] if early else parts
 
     policy = Policy([plan(12)], answer)
-    policy.limited = True
+    policy.answers.limits_follow = lambda: True
     run(policy)
     (status,) = policy.done
     assert (np.diff(policy.requests) // PERIOD).tolist() == [3, 3, 3]
@@ -234,3 +224,44 @@ def test_stopping_takes_no_longer_than_a_step_in_any_state():
         assert episodes.stop(5)
         assert time.monotonic() - started < 1.0
         assert [s.result for s in policy.done] == ['aborted'] * len(plans)
+
+
+def test_an_episode_that_is_asked_for_has_the_number_that_was_answered():
+    """Also when the next of the schedule is being chosen meanwhile."""
+    numbers, threads = [], []
+
+    class Asked(Policy):
+        def next_plan(self, robot, requested):
+            if not threads:
+                threads.append(threading.Thread(target=lambda: numbers.append(episodes.restart())))
+                threads[0].start()
+                time.sleep(0.2)
+            chosen = super().next_plan(robot, requested)
+            return chosen and replace(chosen, initial_state=5 if requested else 0)
+
+    policy = Asked([plan(8), plan(8)], lambda stamp, n: [Answer(stamp, numbered(n))])
+    episodes = Episodes(lambda: TabletopRobot(render=False), policy)
+    episodes.start()
+    assert policy.over.wait(60)
+    assert episodes.stop(10)
+    (number,) = numbers
+    asked = next(status for status in policy.done if status.initial_state == 5)
+    assert (asked.episode, asked.result) == (number, 'step_limit')
+
+
+def test_nothing_is_sent_before_all_readers_have_what_was_sent():
+    """In lockstep; or a recorder that falls behind would miss something."""
+    policy = Policy([plan(12)], lambda stamp, n: [Answer(stamp, numbered(n))], every_step=True)
+    waiting, sent = [], policy.observation
+
+    def observation(*what):
+        assert not waiting, 'sent too early'
+        waiting.extend([False, False, False])  # three looks until it is confirmed
+        sent(*what)
+
+    policy.observation = observation
+    policy.delivered = lambda: not waiting or waiting.pop()
+    run(policy)
+    (status,) = policy.done
+    assert (status.result, status.step) == ('step_limit', 12)
+    assert len(policy.images) == 2 and not policy.warnings

@@ -228,6 +228,8 @@ def test_published_numbers_stand_beside_measured_ones_with_their_source():
     assert '94.5' in lines[2]
     assert 'arXiv 2502.19645' in lines[2]
     assert '88.8' in lines[3]
+    assert 'its step limit (here 520)' in lines[0]
+    assert ' 520 |' in lines[2] and ' 600 |' in lines[3] and ' - |' in lines[4]
     assert 'no published number' in lines[4]
     assert published_table(rows, 'tabletop') == ''
     assert published_table(rows, 'libero_90') == ''

@@ -137,6 +137,9 @@ def test_a_chunk_from_before_a_reset_is_not_published(peer, how):
 def test_a_deactivated_node_publishes_nothing_not_even_what_it_is_computing(peer, node):
     start_slow(peer, 0.7)
     assert peer.change('deactivate')
+    assert node.wait_for_log('deactivate: inactive')
+    for task in ('Node', 'Inference', 'Inputs', 'Pruning'):
+        assert peer.wait_for_report(task, lambda r: r[0] >= 1 and 'inactive' in r[1])
     assert peer.gets_nothing(1.0)
     assert peer.change('activate')
     peer.wait_until_active(node)

@@ -115,7 +115,7 @@ def test_a_camera_that_repeats_its_last_stamp_is_answered_once_and_counts_as_sil
         peer.send_parts(stamp)
         peer.spin(0.1)
     assert len(peer.chunks) == 1
-    assert peer.count('dropped.agentview') >= 3
+    assert peer.count('repeated.agentview') >= 3
 
 
 @pytest.mark.parametrize(('offset', 'cause'), [(-0.8, 'stale'), (30.0, 'future'), (0.3, 'future')])
@@ -202,10 +202,9 @@ def test_joints_are_found_by_name_among_others_in_any_order(peer):
 
 
 # -- instruction and executed actions ----------------------------------------------------------
-@pytest.mark.parametrize('text', ['x' * 10_000, '', ' \n\t '], ids=['long', 'empty', 'blank'])
-def test_an_unusable_instruction_leaves_the_old_one_in_force(peer, text):
+def test_an_unusable_instruction_leaves_the_old_one_in_force(peer):
     before = peer.count('broken.instruction')
-    peer.instruction.publish(String(data=text))
+    peer.instruction.publish(String(data='x' * 10_000))
     peer.spin(0.2)
     assert peer.count('broken.instruction') == before + 1
     assert peer.info[-1]['instruction'] == 'wave'
@@ -230,6 +229,7 @@ def test_executed_actions_that_are_not_finite_are_refused_and_very_many_do_no_ha
 
 # -- parameters --------------------------------------------------------------------------------
 def test_in_a_storm_of_parameters_every_chunk_has_a_mode_with_its_own_options(peer):
+    assert peer.set_parameters(pruning__mode='none')[0].successful  # whatever was before
     client = peer.parameter_client()
     pairs = [{'pruning__mode': 'none', 'pruning__random__keep': 1}]
     pairs += [{'pruning__mode': 'random', 'pruning__random__keep': k} for k in (2, 5, 9)]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The FLOP count against torch's own counter, a hand count and the published model."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +15,8 @@ from vla_prune_ros.evaluation.flops import (
     query_flops,
     tower_flops,
 )
+from vla_prune_ros.runtime.engine import GraphEngine
+from vla_prune_ros.runtime.workspace import bucket_counts
 from vla_prune_ros.vla import LlamaConfig, OpenVLAConfig, OpenVLAOFT, TowerConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, SlotCache, TokenLayout
 
@@ -85,17 +88,8 @@ PLANS = {
     'scores on the way': lambda model: Scripted(
         {2: 6}, scores={0: ScoreRequest(range(20, 25), range(1, 19))}
     ),
-    'scores ahead of the cut': lambda model: Scripted(
-        {2: 6}, scores={2: ScoreRequest(range(20, 25), range(1, 19), ahead=True)}
-    ),
-    'buckets': lambda model: Scripted({1: 13, 3: 5}, bucket=4),
-    'scores on the way in a bucket': lambda model: Scripted(
-        {1: 6}, bucket=8, scores={3: ScoreRequest(range(20, 25), range(1, 19))}
-    ),
-    'scores ahead of a second cut': lambda model: Scripted(
-        {1: 6, 3: 2},
-        bucket=8,
-        scores={3: ScoreRequest(range(20, 25), range(1, 19), ahead=True)},
+    'scores behind a cut': lambda model: Scripted(
+        {1: 6}, scores={3: ScoreRequest(range(20, 25), range(1, 19))}
     ),
     'cached keys': lambda model: Scripted({1: 5}, cache=full_cache(model)),
     'scores over cached keys': lambda model: Scripted(
@@ -114,6 +108,18 @@ def test_count_equals_torchs_counter(plan):
     meter = WorkMeter(model.decoder)
     counted = run(model, selector, count=True)
     assert sum(query_flops(TINY, meter.last).values()) == counted
+
+
+def test_recorded_passes_are_counted_with_their_filling(stand_in):
+    model = OpenVLAOFT(TINY).eval()
+    meter, engine = WorkMeter(model.decoder), GraphEngine(model)
+    frames = np.zeros((VIEWS, 42, 42, 3), np.uint8)
+    for _ in range(2):  # recorded, replayed
+        engine(frames, torch.full((1, PROMPT), 5), np.zeros(8), Scripted({1: 12, 3: 4}))
+        assert meter.last.visual_rows == (18, 12, 12, 4, 4)
+    counts = bucket_counts(meter.last.layout)
+    engine(frames, torch.full((1, 70), 5), np.zeros(8), Scripted({1: 17}))
+    assert meter.last.visual_rows == (18, *[min(n for n in counts if n >= 17)] * 4)
 
 
 def test_visual_rows_follow_the_cuts():

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +103,17 @@ def test_a_broken_message_is_refused_with_its_reason(change, reason):
         decode_rgb(broken)
 
 
+@pytest.mark.parametrize(
+    ('width', 'height'), [(16385, 1), (1, 16385), (16000, 5000), (2**31, 2**31)]
+)
+def test_a_size_that_no_camera_has_is_refused_whatever_the_data_says(width, height):
+    huge = SimpleNamespace(
+        height=height, width=width, encoding='mono8', is_bigendian=0, step=width, data=b''
+    )
+    with pytest.raises(ImageError, match=f'size {width} x {height}; a side may have'):
+        decode_rgb(huge)
+
+
 def test_a_picture_survives_the_round_trip_bit_for_bit():
     sent = pixels('rgb8')
     image = SimpleNamespace()
@@ -124,6 +139,74 @@ def test_compressed_rubbish_is_refused(data):
     pytest.importorskip('cv2')
     with pytest.raises(ImageError, match='jpeg'):
         decode_compressed_rgb(SimpleNamespace(format='jpeg', data=data))
+
+
+def claiming(width: int, height: int, kind: str) -> bytes:
+    """A small picture whose header claims another size."""
+    cv2 = pytest.importorskip('cv2')
+    data = bytearray(cv2.imencode(f'.{kind}', pixels('rgb8'))[1].tobytes())
+    if kind == 'png':
+        data[16:24] = struct.pack('>II', width, height)
+        data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+    else:
+        at = data.index(b'\xff\xc0')
+        data[at + 5 : at + 9] = struct.pack('>HH', height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpg'])
+@pytest.mark.parametrize(('width', 'height'), [(16000, 5000), (60000, 1), (1, 65535)])
+def test_a_compressed_picture_is_measured_before_it_is_unpacked(kind, width, height):
+    data = claiming(width, height, kind)
+    with pytest.raises(ImageError, match=f'size {width} x {height}; a side may have'):
+        decode_compressed_rgb(SimpleNamespace(format=kind, data=data))
+
+
+def test_a_bomb_costs_neither_memory_nor_the_process():
+    """A PNG of 0.2 MB with 80 million pixels, and a picture for which the memory is too short."""
+    child = """
+import resource, sys
+from types import SimpleNamespace
+import cv2, numpy as np
+from vla_prune_ros.ros.images import ImageError, decode_compressed_rgb, decode_rgb
+def refused(decode, **fields):
+    try:
+        decode(SimpleNamespace(format='png', is_bigendian=0, **fields))
+    except ImageError as error:
+        return str(error)
+bomb = cv2.imencode('.png', np.zeros((5000, 16000), np.uint8))[1].tobytes()
+assert len(bomb) < 300_000
+big = cv2.imencode('.png', np.zeros((5000, 5000), np.uint8))[1].tobytes()
+grey = bytes(5000 * 5000)
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 30_000_000,) * 2)
+print(refused(decode_compressed_rgb, data=bomb))
+print(refused(decode_compressed_rgb, data=big))
+print(refused(decode_rgb, data=grey, width=5000, height=5000, step=5000, encoding='mono8'))
+"""
+    pytest.importorskip('cv2')
+    done = subprocess.run([sys.executable, '-c', child], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bomb, *short = done.stdout.splitlines()
+    assert 'size 16000 x 5000' in bomb
+    assert len(short) == 2 and all('memory' in line for line in short), short
+
+
+def test_the_size_of_real_pictures_is_read_whatever_comes_before_it():
+    """Comments and fill bytes before the frame, progressive ones, EXIF: OpenCV reads them too."""
+    cv2 = pytest.importorskip('cv2')
+    rgb = np.zeros((40, 30, 3), np.uint8)
+    plain = cv2.imencode('.jpg', rgb)[1].tobytes()
+    comment = b'\xff\xfe\x00\x08\xff\xc0\x00\x00\x00\x00'
+    for data in (
+        plain,
+        cv2.imencode('.jpg', rgb, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes(),
+        plain[:2] + comment + plain[2:],
+        plain[:2] + b'\xff\xff' + plain[2:],
+        cv2.imencode('.png', rgb)[1].tobytes(),
+    ):
+        got = decode_compressed_rgb(SimpleNamespace(format='jpeg', data=data))
+        assert got.shape == (40, 30, 3)
 
 
 @pytest.mark.parametrize('encoding', ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', '16UC1', '32FC1'])

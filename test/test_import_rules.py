@@ -2,16 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may know whom (see doc/architecture.md), read from the source and tried in a process."""
 
-import ast
+import json
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
+from PIL import Image
 
 import vla_prune_ros
 
 ROOT = Path(vla_prune_ros.__file__).parent
+DOC = REPOSITORY / 'doc'
+drawing = runpy.run_path(str(DOC / 'draw_rooms.py'), run_name='drawing')
+imports = drawing['imports']
 # Knowing a room means knowing what it stands on: policy stands on vla, pruning and runtime.
 MAY_KNOW = {
     'vla': set(),
@@ -28,8 +35,9 @@ MAY_KNOW = {
     'nodes': {'ros', 'execution', 'pruning', 'policy', 'sim', 'weights'},
     'bags': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'weights'},
     'trials': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'sim', 'weights'},
+    'view': {'ros', 'bags', 'pruning'},
 }
-WITH_ROS = {'ros', 'nodes', 'bags', 'trials'}
+WITH_ROS = {'ros', 'nodes', 'bags', 'trials', 'view'}
 ROS = {
     'rclpy',
     'launch',
@@ -51,17 +59,6 @@ def room_of(path):
     return path.relative_to(ROOT).parts[0].removesuffix('.py')
 
 
-def imports(path):
-    """Absolute names of everything a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{path}: relative import'
-            yield node.module
-            yield from (f'{node.module}.{alias.name}' for alias in node.names)
-
-
 def is_ros(name):
     top = name.split('.')[0]
     return top in ROS or top.endswith(('_msgs', '_srvs', '_interfaces'))
@@ -69,6 +66,19 @@ def is_ros(name):
 
 def test_the_rooms_are_those_of_the_design():
     assert {room_of(p) for p in modules()} <= MAY_KNOW.keys()
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports():
+    drawn = json.loads(Image.open(DOC / 'rooms.png').info['Description'])
+    assert drawn == drawing['rooms'](), 'python doc/draw_rooms.py'
+    assert set(drawn) <= set(drawing['COLUMNS']), 'give the new room a column'
+
+
+def test_the_table_of_the_page_says_who_may_know_whom():
+    rows = re.findall(
+        r'^\| `(\w+)/` \|.*\| ([^|]+) \|$', (DOC / 'architecture.md').read_text(), re.M
+    )
+    assert {room: set(re.findall(r'`(\w+)`', known)) for room, known in rows} == MAY_KNOW
 
 
 @pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(ROOT)))

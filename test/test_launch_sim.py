@@ -33,7 +33,7 @@ except PackageNotFoundError:
 NAMESPACE = f'launch_test_{os.getpid()}'
 
 
-@pytest.mark.launch
+@pytest.mark.launch_system
 @pytest.mark.launch_test
 def generate_test_description():
     """The installed launch file, in a namespace, with arguments of both nodes."""

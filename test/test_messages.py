@@ -137,3 +137,10 @@ def test_values_come_back_as_text():
     sent = {'mode': 'none', 'n': 3, 'x': 0.1, 'yes': np.bool_(True), 'ids': [1, 2], 'empty': []}
     got = m.values_from(through_dds(m.values_message('node', sent, STAMP)))
     assert got == {'mode': 'none', 'n': '3', 'x': '0.1', 'yes': 'true', 'ids': '1,2', 'empty': ''}
+
+
+def test_texts_with_commas_stay_apart():
+    values = {'units': ('controller input, 1 = full step', '1 = open'), 'kept': [3, 4]}
+    got = m.values_from(m.values_message('policy', values, 0))
+    assert got['units'].split('; ') == list(values['units'])
+    assert got['kept'] == '3,4'

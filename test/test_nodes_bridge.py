@@ -16,6 +16,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
 from bridge_peer import STEPS, Robot, bridge, some_actions
+from diagnostic_msgs.msg import DiagnosticArray
 from peer import PERIOD
 
 from vla_prune_ros.ros import messages as m
@@ -97,7 +98,7 @@ def test_episodes_can_be_driven_from_outside(start, namespace, robot):
         results = robot.set_parameters('sim_bridge', task=task, initial_state=3 + n)
         assert all(r.successful for r in results)
         answer = robot.trigger('sim_bridge/reset_episode')
-        assert (answer.success, answer.message) == (True, str(n + 1))
+        assert (answer.success, answer.message) == (True, f'episode {n + 1} begins')
         robot.answer(n, some_actions(n))
         number = str(n + 1)
         assert robot.wait_for(
@@ -115,11 +116,52 @@ def test_a_running_episode_is_aborted_by_a_new_one(start, namespace, robot):
     start('sim_bridge', *bridge(namespace, episodes=1))
     robot.answer(0, some_actions(0))
     assert robot.wait_for(lambda: len(robot.requests) == 2)
-    assert robot.trigger('sim_bridge/reset_episode').message == '2'
+    assert robot.trigger('sim_bridge/reset_episode').message.split()[1] == '2'
     assert robot.wait_for(lambda: len(robot.requests) == 3)
     ended = [e for e in robot.episodes if e['state'] == 'done']
     assert [(e['episode'], e['result']) for e in ended] == [('1', 'aborted')]
     assert not len(m.actions_from(robot.requests[2]))
+
+
+def test_an_endless_sweep_goes_on_after_an_episode_that_was_asked_for(start, namespace, robot):
+    """Nor does asking for it take one of the planned ones away; a task may be given by number."""
+    process = start('sim_bridge', *bridge(namespace, episodes=2, max_steps=8))
+    assert robot.wait_for(lambda: len(robot.requests) == 1)
+    process.wait_for_log('is ready')
+    results = robot.set_parameters('sim_bridge', task=5, initial_state=3)
+    assert all(r.successful for r in results), results
+    assert robot.trigger('sim_bridge/reset_episode').message.split()[1] == '2'
+    for n in (1, 2):
+        robot.answer(n, some_actions(n))
+    ended = lambda: [e for e in robot.episodes if e['state'] == 'done']  # noqa: E731
+    assert robot.wait_for(lambda: len(ended()) == 3)
+    assert [(e['task'], e['initial_state'], e['result']) for e in ended()] == [
+        (TASKS[0].name, '0', 'aborted'),
+        (TASKS[5].name, '3', 'step_limit'),
+        (TASKS[6].name, '3', 'step_limit'),
+    ]
+    assert 'all episodes are done: ~/reset_episode starts one' in process.wait_for_log('all epi')
+    (refused,) = robot.set_parameters('sim_bridge', task=80)
+    assert not refused.successful and '0..7' in refused.reason
+    for wrong in (1.5, True):
+        (refused,) = robot.set_parameters('sim_bridge', task=wrong)
+        assert not refused.successful
+
+
+def test_who_comes_late_hears_of_the_newest_episode_and_how_the_last_one_ended(
+    start, namespace, robot
+):
+    start('sim_bridge', *bridge(namespace, episodes=2, max_steps=8))
+    robot.answer(0, some_actions(0))
+    assert robot.wait_for(lambda: len(robot.requests) == 2)
+    late: list[DiagnosticArray] = []
+    robot.node.create_subscription(DiagnosticArray, 'sim_bridge/episode', late.append, m.EPISODES)
+    assert robot.wait_for(lambda: late)
+    robot.spin(0.3)
+    (message,) = late
+    assert (m.values_from(message)['episode'], m.values_from(message)['state']) == ('2', 'running')
+    last = {pair.key: pair.value for pair in message.status[1].values}
+    assert (last['episode'], last['result'], len(message.status)) == ('1', 'step_limit', 2)
 
 
 def test_realtime_does_not_wait_and_counts_starvation(start, namespace, robot):

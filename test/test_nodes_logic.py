@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from vla_prune_ros.execution.executed import Executed
-from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, Assembler, MatchedSet
+from vla_prune_ros.nodes.policy.assembler import MAX_BYTES, NANOSECONDS, Assembler, MatchedSet
 from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
 from vla_prune_ros.nodes.policy.worker import Worker
 from vla_prune_ros.ros.streams import Streams
@@ -50,11 +51,13 @@ def test_slop_takes_the_nearest_frame_and_state():
 
 
 def test_overtaken_late_and_repeated_frames_are_dropped_and_counted():
+    """What is sent again because an answer was lost is no loss of its own."""
     target = assembler()
     feed(target, ('a', 1), ('a', 2), ('b', 2), ('state', 2))
-    assert target.dropped == {'a': 1, 'b': 0}
-    assert feed(target, ('a', 1), ('a', 2), ('b', 2)) == []
-    assert target.dropped == {'a': 3, 'b': 1}
+    assert (target.dropped, target.repeated) == ({'a': 1, 'b': 0}, {})
+    assert feed(target, ('a', 1), ('a', 2), ('b', 2), ('state', 2), ('a', 3), ('a', 3)) == []
+    assert target.dropped == {'a': 2, 'b': 0}
+    assert target.repeated == {'a': 2, 'b': 1, 'state': 1}
 
 
 def test_a_clock_that_starts_anew_is_followed():
@@ -63,7 +66,6 @@ def test_a_clock_that_starts_anew_is_followed():
     feed(target, ('a', late), ('b', late), ('state', late))
     got = feed(target, ('state', 7), ('a', 7), ('b', 7))
     assert [s.stamp for s in got] == [7]
-    assert target.rewinds >= 1
 
 
 def test_nothing_of_the_time_before_goes_into_a_set_of_the_same_stamp():
@@ -79,11 +81,75 @@ def test_nothing_of_the_time_before_goes_into_a_set_of_the_same_stamp():
 
 def test_an_unmatched_stream_cannot_fill_the_memory():
     target = assembler()
-    for stamp in range(10_000):
+    for stamp in range(100_000):
         target.add('a', stamp, None)
         target.add('state', stamp, None)
-    assert sum(map(len, target._buffers.values())) < 500
-    assert target.dropped['a'] > 9000
+    assert sum(len(buffer.stamps) for buffer in target._buffers.values()) < 25_000
+    assert target.dropped['a'] > 99_900
+
+
+def test_state_waits_for_its_picture_by_time_and_not_by_number():
+    """State at 1 kHz, and pictures that come 300 ms late."""
+    target, found = assembler(state_slop=MS), 0
+    for now in range(6000):
+        target.add('state', now * MS, now)
+        if now % 33 == 0 and now > 300:
+            stamp = (now - 300) * MS
+            target.add('a', stamp, 'a')
+            found += len(target.add('b', stamp, 'b'))
+    assert found == len(range(330, 6000, 33))
+    assert target._buffers['state'].stamps[0] >= 5000 * MS, 'older ones no picture can match'
+
+
+def test_a_lost_camera_costs_next_to_nothing():
+    """State at 1 kHz, one camera of two: a second of it takes far less than a second."""
+    target = assembler(MS, MS)
+    began = time.process_time()
+    for now in range(5000):
+        target.add('state', now * MS, now)
+        if now % 33 == 0:
+            target.add('a', now * MS, now)
+    assert time.process_time() - began < 0.25
+
+
+class Big:
+    """A sample of 25 MB, as a 4K picture, that holds none."""
+
+    nbytes = 3840 * 2160 * 3
+
+
+def test_pictures_are_bounded_by_bytes_before_and_after_they_are_matched():
+    unmatched = assembler()
+    for stamp in range(100):
+        unmatched.add('a', stamp, Big())
+    kept = len(unmatched._buffers['a'].stamps)
+    assert 1 <= kept <= MAX_BYTES // 2 // Big.nbytes
+    trigger = Trigger('request')
+    for stamp in range(100):
+        trigger.add_observation(MatchedSet(stamp, {'a': Big(), 'b': Big()}))
+    trigger.add_executed(99, A)
+    assert 1 <= len(trigger.take(99).between) * 2 * Big.nbytes <= MAX_BYTES
+
+
+def test_one_picture_is_kept_however_large_it_is():
+    class Huge:
+        nbytes = 10 * MAX_BYTES
+
+    target = Assembler(('a',), ('state',))
+    assert feed(target, ('state', 5)) == []
+    (found,) = target.add('a', 5, Huge())
+    trigger = Trigger('observation')
+    trigger.add_observation(found)
+    assert trigger.asked() == [5]
+
+
+def test_a_stamp_from_far_ahead_does_not_cost_the_state():
+    target = assembler(state_slop=MS)
+    target.add('state', 5, 5)
+    target.add('state', 1000 * NANOSECONDS, 'wrong clock')
+    for stamp in (10, 15):
+        target.add('state', stamp, stamp)
+    assert [s.stamp for s in feed(target, ('a', 15), ('b', 15))] == [15]
 
 
 # -- trigger -----------------------------------------------------------------------------------
@@ -99,66 +165,134 @@ def did(*ends: int) -> Executed:
 A, B = did(2), did(9)
 
 
+def add(trigger: Trigger, *things: int | tuple[int, Executed]) -> list[int]:
+    """Add observations by their stamps and executed actions; returns what is asked for."""
+    for thing in things:
+        if isinstance(thing, int):
+            trigger.add_observation(seen(thing))
+        else:
+            trigger.add_executed(*thing)
+    return trigger.asked()
+
+
 def test_by_observation_everything_is_inferred_with_what_was_executed_before_it():
     trigger = Trigger('observation')
-    assert trigger.add_observation(seen(1)) == Tick(seen(1))
-    assert trigger.add_executed(2, A) is None
-    assert trigger.add_executed(9, B) is None
-    assert trigger.add_observation(seen(3)) == Tick(seen(3), (A,))
-    assert trigger.add_observation(seen(9)) == Tick(seen(9), (B,))
+    assert add(trigger, 1) == [1]
+    assert trigger.take(1) == Tick(seen(1))
+    assert add(trigger, (2, A), (9, B), 3) == [3]
+    assert trigger.take(3) == Tick(seen(3), (A,), reports=(2,))
+    assert add(trigger, 9) == [9]
+    assert trigger.take(9) == Tick(seen(9), (B,), reports=(9,))
+
+
+def test_by_observation_a_late_report_reaches_the_history_and_asks_for_nothing():
+    trigger = Trigger('observation')
+    add(trigger, 2)
+    trigger.take(2)
+    assert add(trigger, *[(2, A)] * 20) == []
+    add(trigger, 3)
+    assert trigger.take(3) == Tick(seen(3), (A,), reports=(2,))
+    add(trigger, (2, A), 4)
+    assert trigger.take(4) == Tick(seen(4))
 
 
 def test_a_rate_limit_leaves_observations_to_the_history():
     trigger = Trigger('observation', gap=100)
-    assert trigger.add_observation(seen(50)) == Tick(seen(50))
-    assert trigger.add_observation(seen(100)) is None
+    trigger.add_observation(seen(50))
+    assert trigger.asked() == [50] and trigger.take(50) == Tick(seen(50))
+    trigger.add_observation(seen(100))
     trigger.add_executed(100, A)
-    assert trigger.add_observation(seen(149)) is None
-    between = (seen(100), seen(149))
-    assert trigger.add_observation(seen(150)) == Tick(seen(150), (A,), between)
-    assert trigger.add_observation(seen(240)) is None
+    trigger.add_observation(seen(149))
+    assert trigger.asked() == []
+    trigger.add_observation(seen(150))
+    assert trigger.asked() == [150]
+    assert trigger.take(150) == Tick(seen(150), (A,), (seen(100), seen(149)), reports=(100,))
+    trigger.add_observation(seen(240))
+    assert trigger.asked() == []
     trigger.clear()
-    assert trigger.add_observation(seen(241)) == Tick(seen(241))
+    trigger.add_observation(seen(241))
+    assert trigger.asked() == [241]
 
 
 @pytest.mark.parametrize('request_first', [False, True])
 def test_by_request_only_the_named_observation_is_inferred(request_first):
     trigger = Trigger('request')
-    assert trigger.add_observation(seen(1)) is None
-    steps = [lambda: trigger.add_executed(2, A), lambda: trigger.add_observation(seen(2))]
+    assert add(trigger, 1) == []
+    steps = [(2, A), 2]
     first, second = steps if request_first else steps[::-1]
-    assert first() is None
-    assert second() == Tick(seen(2), (A,), between=(seen(1),))
+    assert add(trigger, first) == []
+    assert add(trigger, second) == [2]
+    assert trigger.take(2) == Tick(seen(2), (A,), (seen(1),), reports=(2,))
+    assert trigger.asked() == []
 
 
 @pytest.mark.parametrize('mode', ['observation', 'request'])
 def test_repeated_executed_actions_count_once(mode):
     trigger = Trigger(mode)
-    trigger.add_executed(2, A)
-    assert trigger.add_observation(seen(2)) == Tick(seen(2), (A,))
-    assert trigger.add_executed(2, A) is None
-    trigger.add_executed(3, B)
-    assert trigger.add_observation(seen(3)) == Tick(seen(3), (B,))
+    add(trigger, (2, A), 2)
+    assert trigger.take(2).executed == (A,)
+    assert add(trigger, (2, A), (3, B), 3) == [3]
+    assert trigger.take(3).executed == (B,)
+
+
+def test_actions_whose_observation_was_lost_are_told_with_the_next_one():
+    trigger = Trigger('request')
+    assert add(trigger, (2, A), (9, B), 9) == [9]
+    assert trigger.take(9) == Tick(seen(9), (A, B), reports=(2, 9))
+    assert add(trigger, 2) == [], 'no chunk goes back in time'
 
 
 def test_a_request_of_a_restarted_clock_is_not_lost():
     trigger = Trigger('request')
-    trigger.add_observation(seen(500 * NANOSECONDS))
-    trigger.add_executed(10, A)
-    assert trigger.add_observation(seen(10)) == Tick(seen(10), (A,))
+    assert add(trigger, 500 * NANOSECONDS, (10, A), 10) == [10]
+    assert trigger.take(10) == Tick(seen(10), (A,), reports=(10,))
 
 
 def test_unanswered_requests_cannot_fill_the_memory():
     trigger = Trigger('request')
     for stamp in range(0, 10_000, 2):
-        trigger.add_executed(stamp, A)
-        trigger.add_observation(seen(stamp + 1))
-    assert len(trigger._executed) + len(trigger._sets) < 200
+        add(trigger, (stamp, A), stamp + 1)
+    assert len(trigger._executed) + len(trigger._sets) + len(trigger._asked) < 200
+    trigger = Trigger('observation')
+    for stamp in range(10_000):
+        add(trigger, (stamp, A), stamp)
+    assert len(trigger._executed) + len(trigger._sets) + len(trigger._asked) < 200
 
 
-def test_a_superseded_tick_hands_its_actions_and_frames_on():
-    merged = Tick.merge(Tick(seen(2), (A,), (seen(1),), 'old'), Tick(seen(9), (B,), (), 'new'))
-    assert merged == Tick(seen(9), (A, B), (seen(1), seen(2)), 'new')
+def test_what_is_overtaken_hands_its_actions_and_frames_on():
+    trigger = Trigger('request')
+    assert add(trigger, 1, (2, A), 2, (9, B), 9) == [2, 9]
+    expected = Tick(seen(9), (A, B), (seen(1), seen(2)), reports=(2, 9))
+    assert trigger.take(9) == expected
+    assert trigger.superseded == 1 and trigger.asked() == []
+
+
+def test_what_is_refused_may_be_asked_for_again_or_comes_before_the_next_one():
+    trigger = Trigger('request')
+    assert add(trigger, (2, A), 2) == [2]
+    trigger.refuse(2)
+    assert trigger.asked() == []
+    assert add(trigger, (2, A)) == [2]
+    trigger.refuse(2)
+    assert add(trigger, (9, B), 9) == [9]
+    assert trigger.take(9) == Tick(seen(9), (A, B), (seen(2),), reports=(2, 9))
+    assert trigger.superseded == 0
+
+
+def test_a_broken_observation_is_gone_and_its_actions_are_told():
+    trigger = Trigger('request')
+    add(trigger, (2, A), 2)
+    trigger.refuse(2, broken=True)
+    add(trigger, (9, B), 9)
+    assert trigger.take(9) == Tick(seen(9), (A, B), reports=(2, 9))
+
+
+def test_what_was_taken_gets_another_try_without_what_was_told():
+    trigger = Trigger('request')
+    add(trigger, 1, (2, A), 2)
+    tick = trigger.take(2)
+    trigger.ask_again(tick.observation)
+    assert trigger.take(2) == Tick(seen(2))
 
 
 def test_frames_and_actions_before_an_observation_come_in_order_of_time():
@@ -170,83 +304,65 @@ def test_frames_and_actions_before_an_observation_come_in_order_of_time():
 def test_a_request_of_a_simulation_that_is_started_again_is_no_repetition():
     trigger = Trigger('request')
     for stamp in (2, 5 * NANOSECONDS):
-        trigger.add_executed(stamp, A)
-        assert trigger.add_observation(seen(stamp)) is not None
-    assert trigger.add_executed(2, A) is None
-    assert trigger.add_observation(seen(2)) == Tick(seen(2), (A,))
+        assert add(trigger, (stamp, A), stamp) == [stamp]
+        trigger.take(stamp)
+    assert add(trigger, (2, A)) == []
+    assert add(trigger, 2) == [2]
+    assert trigger.take(2) == Tick(seen(2), (A,), reports=(2,))
 
 
 # -- worker ------------------------------------------------------------------------------------
-class Busy:
-    """A worker whose first item blocks until it is released."""
+def test_a_worker_serves_until_nothing_is_left_and_again_when_it_is_woken():
+    left, idle = [3], threading.Event()
 
-    def __init__(self, depth: int) -> None:
-        self.done: list = []
-        self.errors: list[Exception] = []
-        self.entered, self.release = threading.Event(), threading.Event()
-        self.worker = Worker(
-            self._handle, lambda _, e: self.errors.append(e), lambda a, b: a + b, depth
-        )
-        self.worker.start()
-        self.worker.offer(['first'])
-        assert self.entered.wait(5)
+    def serve() -> bool:
+        left[0] -= left[0] > 0
+        if not left[0]:
+            idle.set()
+        return left[0] > 0
 
-    def _handle(self, item: list) -> None:
-        self.entered.set()
-        self.release.wait(5)
-        if item == ['bad']:
-            raise ValueError('bad item')
-        self.done.append(item)
-
-    def finish(self) -> list:
-        self.release.set()
-        idle = threading.Event()
-        self.worker.offer(['last'])
-        while ['last'] not in self.done and not any('last' in d for d in self.done):
-            idle.wait(0.01)
-        assert self.worker.stop(5)
-        return self.done
+    worker = Worker(serve)
+    worker.start()
+    for _ in range(3):
+        left[0] = 3
+        idle.clear()
+        worker.wake()
+        assert idle.wait(5)
+    assert worker.stop(5)
 
 
-def test_the_latest_observation_wins_and_carries_what_may_not_be_lost():
-    busy = Busy(depth=1)
-    busy.worker.offer(['second'])
-    busy.worker.offer(['third'])
-    busy.finish()
-    assert busy.done == [['first'], ['second', 'third', 'last']]
-    assert busy.worker.superseded == 2
+def test_a_job_runs_before_anything_else_and_its_failure_ends_nothing():
+    entered, release, order = threading.Event(), threading.Event(), []
 
+    def serve() -> bool:
+        entered.set()
+        release.wait(5)
+        order.append('serve')
+        return len(order) < 5
 
-def test_a_deep_queue_keeps_the_order():
-    busy = Busy(depth=10)
-    for name in 'abc':
-        busy.worker.offer([name])
-    assert busy.finish() == [['first'], ['a'], ['b'], ['c'], ['last']]
-
-
-def test_a_job_runs_before_waiting_observations():
-    busy = Busy(depth=10)
-    busy.worker.offer(['observation'])
-    future = busy.worker.post(lambda: busy.done.append(['job']) or 'result')
-    busy.finish()
-    assert busy.done[:3] == [['first'], ['job'], ['observation']]
-    assert future.result() == 'result'
-
-
-def test_a_failing_observation_or_job_does_not_end_the_worker():
-    busy = Busy(depth=10)
-    busy.worker.offer(['bad'])
-    future = busy.worker.post(lambda: 1 / 0)
-    assert busy.finish()[-1] == ['last']
-    assert isinstance(future.exception(), ZeroDivisionError)
-    assert [str(e) for e in busy.errors] == ['bad item']
+    worker = Worker(serve)
+    worker.start()
+    worker.wake()
+    assert entered.wait(5)
+    good = worker.post(lambda: order.append('job') or 'result')
+    bad = worker.post(lambda: 1 / 0)
+    release.set()
+    assert good.result(5) == 'result'
+    assert isinstance(bad.exception(5), ZeroDivisionError)
+    assert worker.post(lambda: 'alive').result(5) == 'alive'
+    assert order[:2] == ['serve', 'job']
+    assert worker.stop(5)
 
 
 def test_stopping_does_not_wait_for_a_busy_model():
-    busy = Busy(depth=1)
-    assert not busy.worker.stop(timeout=0.05)
-    assert busy.worker.post(lambda: None).cancelled()
-    busy.release.set()
+    entered, release = threading.Event(), threading.Event()
+    worker = Worker(lambda: entered.set() or not release.wait(5))
+    worker.start()
+    worker.wake()
+    assert entered.wait(5)
+    assert not worker.stop(timeout=0.05)
+    assert worker.post(lambda: None).cancelled()
+    release.set()
 
 
 # -- streams -----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from vla_prune_ros.execution.checks import ACTION_HIGH, ACTION_LOW, ChunkError, safe_actions
-from vla_prune_ros.nodes.policy.answering import Prepared, observation_of
+from vla_prune_ros.nodes.policy.answering import Picture, Prepared, observation_of, unpacked
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.latency import LatencyWindow
 from vla_prune_ros.nodes.policy.parameters import (
@@ -23,7 +22,7 @@ from vla_prune_ros.nodes.policy.parameters import (
     clean_instruction,
     pruning_specs,
 )
-from vla_prune_ros.nodes.policy.trigger import MAX_BETWEEN, Executed, Tick
+from vla_prune_ros.nodes.policy.trigger import Executed, Tick
 from vla_prune_ros.ros.images import ImageError, decode_rgb
 from vla_prune_ros.ros.streams import Streams
 from vla_prune_ros.ros.throttle import Throttled
@@ -202,26 +201,6 @@ def test_yuv_and_bayer_pictures_need_an_even_size():
 
 
 # -- inference ---------------------------------------------------------------------------------
-def test_a_worker_outlives_whatever_an_observation_raises():
-    from vla_prune_ros.nodes.policy.worker import Worker
-
-    seen, done = [], threading.Event()
-
-    def handle(item: str) -> None:
-        if item == 'last':
-            done.set()
-            return
-        raise SystemExit('leave')
-
-    worker = Worker(handle, lambda item, error: seen.append((item, type(error))), max, depth=5)
-    worker.start()
-    worker.offer('bad')
-    worker.offer('last')
-    assert done.wait(5.0)
-    assert worker.stop(5.0)
-    assert seen == [('bad', SystemExit)]
-
-
 def test_frames_prepared_ahead_give_the_same_chunk(checkpoint):
     from vla_prune_ros.policy import VLAPolicy
 
@@ -243,8 +222,8 @@ def test_frames_prepared_ahead_give_the_same_chunk(checkpoint):
         policy = VLAPolicy.from_pretrained(checkpoint, 'specprune')
         prepared = Prepared()
         if ahead:
-            for one in frames[1:8]:
-                prepared.add(policy, one, CAMERAS)
+            while prepared.add_one(policy, frames[1:8], CAMERAS):
+                pass
         for tick in ticks:
             chunk = policy.step(observation_of(policy, tick, CAMERAS, prepared))
         assert [f.queried for f in policy.history.frames].count(False) == 7
@@ -253,13 +232,44 @@ def test_frames_prepared_ahead_give_the_same_chunk(checkpoint):
     assert answers[0] == answers[1]
 
 
-def test_a_prepared_frame_is_of_that_very_frame_and_few_are_kept():
+def test_a_prepared_frame_is_of_that_very_frame_and_those_that_left_are_forgotten():
     prepared, policy = Prepared(), SimpleNamespace(prepare=lambda images: dict(images))
-    frames = [MatchedSet(k, {'a': k}) for k in range(MAX_BETWEEN + 3)]
-    for one in frames:
-        prepared.add(policy, one, ['a'])
-    assert prepared.take(frames[2]) is None  # the oldest went
-    assert prepared.take(MatchedSet(5, {'a': 'of a restarted robot'})) is None
+    frames = [MatchedSet(k, {'a': k}) for k in range(8)]
+    while prepared.add_one(policy, frames, ['a']):
+        pass
+    again = MatchedSet(5, {'a': 'of a restarted robot'})
+    assert prepared.add_one(policy, [*frames[3:5], again, frames[6]], ['a'])
+    assert prepared.take(frames[2]) is None  # it left
+    assert prepared.take(frames[5]) is None
     assert prepared.take(frames[6]) == {'a': 6}
     prepared.clear()
-    assert prepared.take(frames[7]) is None
+    assert prepared.take(frames[3]) is None
+
+
+def test_a_picture_is_unpacked_when_it_is_looked_at_and_a_broken_one_reported_once():
+    reasons: list[str] = []
+
+    def unpack(message: SimpleNamespace) -> np.ndarray:
+        if message.data == b'bad':
+            raise ImageError('no picture')
+        unpack.calls += 1
+        return np.zeros((2, 2, 3), np.uint8)
+
+    unpack.calls = 0
+    good, bad = (
+        Picture(SimpleNamespace(data=data), unpack, lambda e: reasons.append(str(e)))
+        for data in (b'good', b'bad')
+    )
+    assert unpack.calls == 0 and good.nbytes == 4
+    state = {'ee_pose': np.zeros(6), 'joint_states': np.zeros(2)}
+    told = SimpleNamespace(wants_frames=False)
+    tick = Tick(MatchedSet(2, {'a': good} | state), (), (MatchedSet(1, {'a': bad} | state),), 'x')
+    assert observation_of(told, tick, ['a']).images['a'].shape == (2, 2, 3)
+    assert unpack.calls == 1 and not reasons, 'nobody looks at frames between'
+    looked: list = []
+    told = SimpleNamespace(wants_frames=True, observe=lambda *frame: looked.append(frame))
+    for _ in range(2):
+        observation_of(told, tick, ['a'])
+    assert reasons == ['no picture'] and not looked
+    with pytest.raises(ImageError):
+        unpacked(tick.between[0], ['a'])

@@ -16,13 +16,17 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from vla_prune_ros.__main__ import VERBS, installed
+from vla_prune_ros.__main__ import VERBS
 from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
 from vla_prune_ros.nodes.robot.parameters import ROBOT
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.ros.parameters import Spec
 
-SOURCES = ('LICENSE', 'package.xml', 'setup.py', 'setup.cfg', 'resource', 'config', 'launch')
+SOURCES = (
+    'LICENSE', 'package.xml', 'setup.py', 'setup.cfg', 'requirements', 'resource', 'config',
+    'launch', 'scripts', 'vla_prune_ros',
+)  # fmt: skip
+CONSTRAINTS = (REPOSITORY / 'requirements' / 'constraints.txt').read_text()
 NODES = {
     'vla_policy': (*POLICY, *pruning_specs()), 'sim_bridge': BRIDGE, 'robot_bridge': ROBOT
 }  # fmt: skip
@@ -62,7 +66,7 @@ def test_parameter_files_name_existing_parameters_with_allowed_values(path):
     content = yaml.safe_load(path.read_text())
     assert content
     for node, values in content.items():
-        specs = {spec.name: spec for spec in NODES[node.removeprefix('/**/')]}
+        specs = {spec.name: spec for spec in NODES[node.rpartition('/')[2]]}
         for name, value in flat(values['ros__parameters']).items():
             if name not in ALWAYS and not name.startswith('qos_overrides.'):
                 assert name in specs, f'{node} has no parameter {name}'
@@ -88,7 +92,7 @@ def test_every_requirement_is_pinned_exactly_for_every_python():
     folder = REPOSITORY / 'requirements'
     lines = [
         line.strip()
-        for line in (folder / 'constraints.txt').read_text().splitlines()
+        for line in CONSTRAINTS.splitlines()
         if line.strip() and not line.startswith('#')
     ]
     pins = [Requirement(line) for line in lines]
@@ -119,16 +123,19 @@ def test_the_command_line_lists_its_verbs_and_refuses_others():
     )
     listed = run('--help')
     assert listed.returncode == 0
-    assert all(verb in listed.stdout for verb in installed())
+    assert all(verb in listed.stdout for verb in VERBS)
     refused = run('fly')
     assert refused.returncode == 2
     assert "unknown verb 'fly'" in refused.stderr
 
 
+def test_the_script_lists_the_same_verbs():
+    shown = output([REPOSITORY / 'run', '--help'])
+    assert re.findall(r'^  (\w+) {3,}', shown.split('PYTHON=')[1], re.MULTILINE) == list(VERBS)
+
+
 @pytest.mark.parametrize('verb', sorted(VERBS))
 def test_every_verb_has_help(verb):
-    if verb not in installed():
-        pytest.skip(f'{verb} is not part of this tree')
     shown = subprocess.run(
         [sys.executable, '-m', 'vla_prune_ros', verb, '--help'], capture_output=True, text=True
     )
@@ -136,22 +143,26 @@ def test_every_verb_has_help(verb):
     assert 'usage' in shown.stdout
 
 
+def copy_of_the_tree(folder: Path) -> Path:
+    """What an installation needs; a build in the tree itself would leave files there."""
+    for name in SOURCES:
+        source = REPOSITORY / name
+        copier = shutil.copytree if source.is_dir() else shutil.copy
+        copier(source, folder / name)
+    return folder
+
+
 @pytest.fixture(scope='module')
 def wheel_install(tmp_path_factory) -> Path:
     """A prefix into which pip installed the package from a copy of the tree."""
     pytest.importorskip('setuptools', reason='needed to build without a network')
-    pytest.importorskip('wheel', reason='needed to build without a network')
     copy, prefix = tmp_path_factory.mktemp('copy'), tmp_path_factory.mktemp('a prefix')
-    for name in (*SOURCES, 'vla_prune_ros'):
-        source = REPOSITORY / name
-        copier = shutil.copytree if source.is_dir() else shutil.copy
-        copier(source, copy / name)
     subprocess.run(
         [
             sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation',
             '--use-pep517', '--no-index', '--prefix', str(prefix),
             '--ignore-installed',  # or pip removes the package under test from its environment
-            str(copy),
+            str(copy_of_the_tree(copy)),
         ],
         check=True,
     )  # fmt: skip
@@ -179,18 +190,109 @@ def test_a_wheel_brings_every_file_that_the_code_reads(wheel_install):
     assert missing == []
 
 
-def test_ros2_run_finds_every_verb_and_it_starts(wheel_install):
-    folder = wheel_install / 'lib' / 'vla_prune_ros'
-    assert {p.name for p in folder.iterdir()} == set(installed())
-    for path in folder.iterdir():
-        assert os.access(path, os.X_OK), path
-    (site,) = wheel_install.rglob('site-packages')
-    environment = os.environ | {'PYTHONPATH': str(site)}
-    shown = subprocess.run(
-        [folder / 'sim_bridge', '--help'], capture_output=True, text=True, env=environment
+def output(command: list, **environment: str) -> str:
+    """What a command prints that must succeed."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, cwd='/'
     )
-    assert shown.returncode == 0, shown.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_scripts_of_a_colcon_build_use_the_active_python():
-    assert 'executable=/usr/bin/env python3' in (REPOSITORY / 'setup.cfg').read_text()
+def test_a_wheel_brings_one_command_and_ros2_run_finds_every_verb(wheel_install):
+    assert [p.name for p in (wheel_install / 'bin').iterdir()] == ['vla_prune_ros']
+    folder = wheel_install / 'lib' / 'vla_prune_ros'
+    assert {p.name for p in folder.iterdir()} == set(VERBS)
+    (site,) = wheel_install.rglob('site-packages')
+    for command in ([folder / 'sim_bridge'], [wheel_install / 'bin/vla_prune_ros', 'sim_bridge']):
+        assert 'usage: sim_bridge' in output([*command, '--help'], PYTHONPATH=str(site))
+
+
+@pytest.fixture
+def speaking_python(tmp_path) -> Path:
+    """A folder with a python3 that only says how it was called."""
+    path = tmp_path / 'active' / 'python3'
+    path.parent.mkdir()
+    path.write_text('#!/bin/sh\necho "$0 $*"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_script_runs_the_python_of_its_environment_or_else_the_active_one(
+    tmp_path, speaking_python
+):
+    path = f'{speaking_python.parent}:{os.environ["PATH"]}'
+    (tmp_path / 'lib' / 'vla_prune_ros').mkdir(parents=True)
+    script = tmp_path / 'lib' / 'vla_prune_ros' / 'policy_node'
+    shutil.copy(REPOSITORY / 'scripts' / 'policy_node', script)
+    said = output([script, '--help'], PATH=path)
+    assert said == f'{speaking_python} -m vla_prune_ros policy_node --help\n'
+    (tmp_path / 'bin').mkdir()
+    shutil.copy(speaking_python, tmp_path / 'bin')
+    assert output([script], PATH='/usr/bin:/bin').endswith(
+        'bin/python3 -m vla_prune_ros policy_node\n'
+    )
+
+
+@pytest.mark.parametrize('options', [[], ['--symlink-install']], ids=['copies', 'links'])
+def test_a_colcon_build_has_the_same_commands_in_the_active_python(
+    tmp_path, speaking_python, options
+):
+    colcon = shutil.which('colcon')
+    if colcon is None:
+        pytest.skip('colcon is not installed')
+    source = tmp_path / 'src' / 'vla_prune_ros'
+    source.mkdir(parents=True)
+    copy_of_the_tree(source)
+    subprocess.run([colcon, 'build', *options], cwd=tmp_path, check=True, capture_output=True)
+    prefix = tmp_path / 'install' / 'vla_prune_ros'
+    folder = prefix / 'lib' / 'vla_prune_ros'
+    assert {p.name for p in folder.iterdir()} == set(VERBS)
+    assert [p.name for p in (prefix / 'bin').iterdir()] == ['vla_prune_ros']
+    assert (folder / 'policy_node').is_symlink() is bool(options)
+    path = f'{speaking_python.parent}:{os.environ["PATH"]}'
+    for command in ([folder / 'check'], [prefix / 'bin/vla_prune_ros', 'check']):
+        assert output(command, PATH=path) == f'{speaking_python} -m vla_prune_ros check\n'
+
+
+def test_requirements_of_users_leave_colcon_working():
+    """setuptools 80 dropped what `colcon build --symlink-install` calls."""
+    from packaging.requirements import Requirement
+
+    folder = REPOSITORY / 'requirements'
+    for name in ('base', 'sim', 'quantization'):
+        lines = (folder / f'{name}.txt').read_text().splitlines()
+        assert not {'setuptools', 'wheel', 'pip'} & set(lines), name
+    pins = [Requirement(x) for x in re.findall(r'^setuptools.*$', CONSTRAINTS, re.MULTILINE)]
+    assert pins, 'torch brings it in'
+    assert all(pin.specifier.contains('79.0.1') for pin in pins)
+
+
+# Modules of ROS packages that are not named after their package, and what comes with others.
+PACKAGE_OF = {'cv2': 'python3-opencv', 'PIL': 'python3-pil', 'yaml': 'python3-yaml',
+              'numpy': 'python3-numpy'}  # fmt: skip
+
+
+def imported(*folders: str) -> set[str]:
+    """Top names that the Python files of some folders import or ask pytest for."""
+    names = set()
+    for path in (p for folder in folders for p in (REPOSITORY / folder).rglob('*.py')):
+        text = path.read_text()
+        names |= set(re.findall(r'^\s*(?:from|import) (\w+)', text, re.MULTILINE))
+        names |= set(re.findall(r"importorskip\(\s*'(\w+)", text))
+    return names
+
+
+def test_package_xml_names_the_ros_packages_that_are_imported_and_no_others():
+    root = ElementTree.parse(REPOSITORY / 'package.xml').getroot()
+    needed = {e.text for e in root.iter('exec_depend')}
+    tested = {e.text for e in root.iter('test_depend')}
+    ros = re.compile(r'\w+_(msgs|srvs|interfaces)|rclpy|launch\w*|ament_\w+|cv_bridge|tf2\w*')
+
+    def packages(names: set[str]) -> set[str]:
+        return {PACKAGE_OF.get(n, n) for n in names if n in PACKAGE_OF or ros.fullmatch(n)}
+
+    assert needed == packages(imported('vla_prune_ros', 'launch'))
+    extra = packages(imported('test')) - needed
+    assert extra <= tested
+    assert {n for n in tested if not n.startswith('python3-')} <= extra

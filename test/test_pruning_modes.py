@@ -24,7 +24,7 @@ KEEP_ALL = {
     'specprune': {
         'alpha': 1.0, 'k_local': 256, 'k_global': 256, 'k_dynamic': 256, 'layer_cuts': False,
     },
-    'lightvla': {'bucket': 4096, 'padding': 'patches'},
+    'lightvla': {'keep': 4096},
     'vla_cache': {'static_k': 0},
     'efficient_vla': {'preset': 'tokens_only', 'keep': 4096},
     'fastv': {'prune_ratio': 0.0},

@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""SpecPrune: each ablation switch changes what it says and nothing else; weights; buckets."""
+"""SpecPrune: each ablation switch changes what it says and nothing else; weights."""
 
 import numpy as np
 import pytest
@@ -78,10 +78,7 @@ def test_entropy_weighs_layers_against_each_other():
     def layer(values, entropy):
         probs = torch.tensor(values).view(1, 1, -1)
         here = torch.ones(3, dtype=torch.bool)
-        return LayerScores(
-            probs, torch.tensor([9]), torch.arange(1, 4), torch.tensor([True]), here,
-            torch.tensor(entropy),
-        )  # fmt: skip
+        return LayerScores(probs, torch.tensor([True]), here, torch.tensor(entropy))
 
     for confidence, best in ((True, 1), (False, 3)):
         gathered = Importance(torch.zeros(3), 0.2, 1e-6, 5.3, confidence)
@@ -168,37 +165,6 @@ def test_statistics_agree_with_what_was_cut(deep):
     assert all(type(v) in (bool, int, float, str) for v in stats.values())
 
 
-@pytest.mark.parametrize('sizes', ['512,256,168,128,96', '400', '96,300'])
-def test_buckets_give_fixed_sizes_and_only_add(deep, sizes):
-    allowed = {72, *(int(int(s) * 72 / 512 + 0.5) for s in sizes.split(','))}
-    options = {'k_local': 24, 'layer_cuts': False}
-    for seed in range(3):
-        pair = [
-            Rig(deep, 'specprune', **options, **extra)
-            for extra in ({}, {'buckets': True, 'bucket_sizes': sizes})
-        ]
-        for rig in pair:
-            rig.tick(seed)
-            rig.tick(seed + 5, FAST)
-        free, full = (visual(rig, 2) for rig in pair)
-        assert free <= full and len(full) in allowed
-        assert len(full) == min(size for size in allowed if size >= len(free))
-        scores = sum(pair[1].trace.scores[k] for k in (0, 1))
-        added, left = full - free, {*range(1, 73)} - full
-        if added and left:
-            assert min(scores[i - 1] for i in added) >= max(scores[i - 1] for i in left)
-
-
-def test_bucket_sizes_make_the_later_counts_fixed_too(deep):
-    counts = set()
-    for seed in range(4):
-        rig = Rig(deep, 'specprune', buckets=True, bucket_sizes='400')
-        rig.tick(seed)
-        rig.tick(seed + 5, FAST)
-        counts.add(tuple(len(c) for c in rig.trace.cuts.values()))
-    assert len(counts) == 1
-
-
 def test_entering_fine_within_a_chunk_asks_for_a_query_only_on_request():
     for requery in (False, True):
         rig = Rig(model(SIZES[0]), 'specprune', requery_on_enter=requery)
@@ -236,7 +202,6 @@ def test_when_a_query_will_be_wanted_is_known_before_the_actions_are_executed():
         ({'global_layers': '14,x'}, 'global_layers'),
         ({'global_layers': ''}, 'global_layers'),
         ({'cut_layers': '5,32'}, 'cut_layers'),
-        ({'bucket_sizes': '-5'}, 'bucket_sizes'),
         ({'leave_rotation': 0.1}, 'leave_rotation'),
         ({'fine_factor': 0.9}, 'fine_factor'),
         ({'global_merge': 'max'}, 'global_merge'),

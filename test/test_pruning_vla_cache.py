@@ -212,12 +212,11 @@ def test_the_most_similar_and_least_relevant_are_reused_first():
 @given(
     seed=st.integers(0, 50),
     shares=st.lists(st.floats(0, 1), min_size=3, max_size=3),
-    bucket=st.sampled_from([0, 1, 7, 32, 500]),
 )
-def test_stages_nest_keep_their_budget_and_protect(seed, shares, bucket):
+def test_stages_nest_keep_their_budget_and_protect(seed, shares):
     model = MODELS['small']
     stages = ','.join(f'{1 + i}:{share}' for i, share in enumerate(shares))
-    run = Run(model, stages=stages, bucket=bucket, **{**REUSE_ALL, 'static_k': 11})
+    run = Run(model, stages=stages, **{**REUSE_ALL, 'static_k': 11})
     frames = noise(model, seed)
     run.step(frames)
     rows = []
@@ -232,26 +231,10 @@ def test_stages_nest_keep_their_budget_and_protect(seed, shares, bucket):
     assert rows[0] == n
     for share, live in zip(shares, rows[1:], strict=True):
         reused = max(reused, int(np.floor(share * 22 + 1e-9)))
-        wanted = n - reused
-        if bucket:
-            wanted = min(n, -(-wanted // bucket) * bucket)
-        assert live == wanted
+        assert live == n - reused
     assert out.kept.tolist() == sorted(set(out.kept.tolist()))
     tail = [0, *range(1 + out.layout.n_visual, n)]
     assert set(tail) <= set(out.position_ids.tolist())
-
-
-def test_buckets_only_add_recomputed_rows():
-    model = MODELS['small']
-    frames = noise(model, 0)
-    kept = []
-    for bucket in (0, 16):
-        run = Run(model, bucket=bucket, **REUSE_ALL)
-        run.step(frames)
-        out = run.step(frames)
-        torch.testing.assert_close(out.actions, run.dense(frames).actions, rtol=0, atol=1e-5)
-        kept.append(set(out.kept.tolist()))
-    assert kept[0] < kept[1]
 
 
 # -- age, reference frame, refresh -------------------------------------------------------------
@@ -559,6 +542,74 @@ def test_entropy_schedule_of_the_release_by_hand():
     shares = released_shares([4.0, 3.0, 3.5, 2.0], {1: 0, 2: 0, 3: 0})
     assert shares == pytest.approx({1: 0.275, 2: 0.25, 3: 0.6625})
     assert released_shares([1.0, 1.0], {1: 0.9}) == {1: 0.0}
+
+
+def released_schedule(maps):
+    """Shares of all layers, restated from the released code; maps [heads, live rows, tokens]."""
+    entropies = []
+    for heads in maps:
+        attention = heads.mean(0)
+        attention = attention / (attention.sum(-1, keepdim=True) + 1e-10)
+        entropies.append(-(attention * torch.log(attention + 1e-10)).sum(-1).mean())
+    entropies = torch.stack(entropies)
+    spread = entropies.max() - entropies.min() + 1e-10
+    shares = (1 - (entropies - entropies.min()) / spread).tolist()
+    for i in range(1, len(shares)):
+        if shares[i] > shares[i - 1]:
+            shares[i] = shares[i - 1] + 0.55 * (shares[i] - shares[i - 1])
+    return shares
+
+
+def test_the_released_preset_selects_as_the_released_code(sized, monkeypatch):
+    model, views = sized
+    run = Run(model, views, preset='released_oft', tau=0.9)
+    patches, depth = model.config.patches_per_view, model.config.llama.n_layers
+    static_k, relevant_k = (run.selector.rule[name] for name in ('static_k', 'relevant_k'))
+    attention = type(model.decoder.layers[0].self_attn)
+    original = attention.attend
+    start = noise(model, 5, views)
+    rng = np.random.default_rng(0)
+    previous, maps = None, []
+    for _ in range(4):
+        change = rng.integers(-40, 41, start.shape) * rng.integers(0, 2, (1, *start.shape[1:3], 1))
+        frames = np.clip(start.astype(int) + change, 0, 255).astype(np.uint8)
+        captured = []
+
+        def attend(self, q, k, v, mask, captured=captured):
+            captured.append(torch.softmax(q[0] @ k[0].transpose(1, 2) / q.shape[-1] ** 0.5, -1))
+            return original(self, q, k, v, mask)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, 'attend', attend)
+            out = run.step(frames)
+        rows = [m.shape[1] for m in captured]
+        n = out.layout.length
+        if previous is None:
+            assert rows == [n] * depth
+        else:
+            shares, candidates = released_schedule(maps), []
+            # Relevance is that of 34 rows from the robot state on; all of them are always live.
+            first = out.layout.proprio - n
+            text = slice(first, first + 34 if first + 34 < 0 else None)
+            for view in range(views):
+                a, b = (to_patches(f, 14)[view].double() for f in (frames, previous))
+                similarity = torch.nn.functional.cosine_similarity(a, b)
+                static = [i for i in similarity.argsort(descending=True).tolist()
+                          if similarity[i] >= 0.9][:static_k]  # fmt: skip
+                ids = out.layout.view(view)
+                attended = maps[run.selector.relevance_layer].mean(0)[text, ids.start : ids.stop]
+                relevant = attended.mean(0).argsort(descending=True)[:relevant_k].tolist()
+                candidates += [ids.start + i for i in sorted({*static} - {*relevant})]
+            reused, expected = 0, []
+            for layer in range(depth):
+                if layer in run.selector.stages and candidates:
+                    reused = max(reused, max(1, int(shares[layer] * len(candidates))))
+                expected.append(n - reused)
+            assert rows == expected
+            assert reused > 0
+            kept = {*range(1, 1 + views * patches)} - {*candidates[:reused]}
+            assert out.kept.tolist() == sorted(kept)
+        previous, maps = frames, captured
 
 
 def test_entropies_of_the_previous_pass_drive_the_schedule():

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
+import struct
 import threading
 import time
 
@@ -22,8 +24,9 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_prune_ros.bags.files import Bag
+from vla_prune_ros.bags.files import Bag, Entry, as_published
 from vla_prune_ros.bags.record import Recording
+from vla_prune_ros.bags.topics import Losses, Taken
 from vla_prune_ros.bags.writer import BagWriter
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 
@@ -87,9 +90,9 @@ def test_messages_qos_and_latched_topics_are_in_the_bag(start, robot, namespace,
         assert counts['/ee_pose'] >= 15  # best effort
         assert '/not_ours' not in counts
         images = list(opened.messages({f'{namespace}/agentview/image_raw'}))
-    received = [e.time for e in images]
-    assert received == sorted(received)
-    assert abs(received[0] - time.time_ns()) < 60e9
+    published = [e.time for e in images]
+    assert published == sorted(published)
+    assert abs(published[0] - time.time_ns()) < 60e9
     message = deserialize_message(images[7].data, Image)
     assert message.header.stamp.sec == 7 and bytes(message.data[:3]) == b'\7\7\7'
     metadata = yaml.safe_load((bag / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
@@ -130,15 +133,15 @@ def test_the_recorder_writes_over_nothing(start, tmp_path):
 
 def test_a_full_disk_ends_the_recording_and_leaves_a_whole_bag(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    writer = BagWriter(tmp_path / 'bag', compression='none')
-    writer.add_topic('/image', 'sensor_msgs/msg/Image')
-    recording = Recording(writer, 10**9)
     data = serialize_message(Image(data=bytes(300_000)))
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))
+        writer = BagWriter(tmp_path / 'bag', compression='none')
+        writer.add_topic('/image', 'sensor_msgs/msg/Image')
+        recording = Recording(writer, 10**9)
         recording.start()
         for k in range(30):
-            recording.put('/image', k + 1, data)
+            recording.put(Taken('/image', k + 1, k + 1, 0, data))
         recording.stop()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -160,9 +163,143 @@ def test_a_disk_that_is_too_slow_costs_messages_not_memory(tmp_path):
     data = serialize_message(String(data='x' * 990))
     started = time.monotonic()
     for k in range(100):
-        recording.put('/text', k + 1, data)
+        recording.put(Taken('/text', k + 1, k + 1, 0, data))
     assert time.monotonic() - started < 1
     gate.set()
     recording.stop()
     assert recording.taken['/text'] == 100
     assert recording.written['/text'] in (9, 10)
+
+
+def test_what_dds_lost_is_counted_said_and_in_the_bag(start, robot, namespace, tmp_path):
+    """A recorder that stands still while a publisher goes on: the queues push messages out."""
+    bag = tmp_path / 'bag'
+    process = recorder(start, namespace, bag)
+    robot.wait()
+    robot.publish(3)
+    process.popen.send_signal(signal.SIGSTOP)
+    for _ in range(3000):
+        robot.pose.publish(PoseStamped())
+    process.popen.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    robot.publish(3)
+    code, _ = process.end(signal.SIGINT)
+    assert code == 1, process.log
+    with Bag(bag) as opened:
+        topic = f'{namespace}/ee_pose'
+        assert opened.lost[topic] > 0
+        assert opened.lost[topic] + opened.counts[topic] == 3006
+        assert list(opened.lost) == [topic]
+    assert f'record: lost: {opened.lost[topic]} of {topic}' in process.log
+
+
+def test_a_gap_in_the_numbers_of_a_publisher_is_a_loss():
+    losses, ours, later = Losses(), b'ours', b'later'
+    losses.see('/any', ours, 7)  # nobody knows what came before we listened
+    losses.see('/any', ours, 9)
+    losses.expect('/whole', [ours])
+    losses.see('/whole', ours, 5)
+    losses.see('/whole', later, 3)  # its first two were published while we listened
+    losses.report('/unnumbered', 4)
+    assert losses.total() == {'/any': 1, '/whole': 2, '/unnumbered': 4}
+
+
+def test_a_bag_has_both_times_and_is_read_by_the_tools_of_others(
+    start, robot, namespace, tmp_path
+):
+    """The mcap library with its ROS 2 decoder, and rosbags by metadata.yaml."""
+    from mcap.reader import make_reader
+    from mcap_ros2.decoder import DecoderFactory
+    from rosbags.rosbag2 import Reader
+
+    bag = tmp_path / 'bag'
+    process = recorder(start, namespace, bag)
+    robot.wait()
+    robot.publish(5)
+    assert process.end(signal.SIGINT)[0] == 0, process.log
+    topic = f'{namespace}/agentview/image_raw'
+    with (bag / 'bag.mcap').open('rb') as stream:
+        reader = make_reader(stream, validate_crcs=True, decoder_factories=[DecoderFactory()])
+        found = list(reader.iter_decoded_messages([topic]))
+    assert [m.decoded_message.header.stamp.sec for m in found] == list(range(5))
+    assert [m.message.sequence for m in found] == [1, 2, 3, 4, 5]
+    for one in found:
+        assert 0 <= one.message.log_time - one.message.publish_time < 5e9
+    with Reader(bag) as opened, Bag(bag) as ours:
+        assert {c.topic: c.msgcount for c in opened.connections if c.msgcount} == {
+            t: n for t, n in ours.counts.items() if n
+        }
+        (connection,) = (c for c in opened.connections if c.topic == topic)
+        assert connection.digest.startswith('RIHS01_') and connection.ext.offered_qos_profiles
+        assert len(list(opened.messages([connection]))) == 5
+
+
+def test_messages_come_in_the_order_of_their_publishing():
+    """Across topics, too; but a clock that is far off does not hold everything up."""
+    late, wrong, hour = 3_000_000_000, 10**12, 3600 * 10**9
+    recorded = [
+        (wrong, Entry('/b', wrong - 5, b'')),
+        (wrong + 10, Entry('/latched', wrong - hour, b'')),
+        (wrong + late, Entry('/a', wrong - 7, b'')),  # had to be sent again
+        (wrong + late + 1, Entry('/ahead', wrong + hour, b'')),
+        (wrong + late + 2, Entry('/b', wrong + late, b'')),
+    ]
+    order = [entry.topic for entry in as_published(recorded)]
+    assert order == ['/latched', '/a', '/b', '/b', '/ahead']
+
+
+def test_every_step_of_a_lockstep_episode_is_in_the_bag(start, ros, namespace, tmp_path):
+    pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+    from bridge_peer import STEPS, bridge, some_actions
+    from bridge_peer import Robot as Policy
+
+    bag = tmp_path / 'bag'
+    process = recorder(start, namespace, bag)
+    simulation = start('sim_bridge', *bridge(namespace, episodes=1, publish_every_step='true'))
+    process.wait_for_log(f'recording {namespace}/wrist/image_raw')
+    policy = Policy(namespace)
+    try:
+        for n in range(3):
+            policy.answer(n, some_actions(n))
+        assert policy.wait_until_done()['step'] == str(STEPS)
+        code, _ = process.end(signal.SIGINT)
+        assert code == 0, process.log
+        assert simulation.end()[0] == 0, simulation.log
+    finally:
+        policy.close()
+    with Bag(bag) as opened:
+        for name in ('agentview/image_raw', 'wrist/image_raw', 'joint_states', 'ee_pose'):
+            assert len(stamps(opened, f'{namespace}/{name}')) == len(policy.seen[name]) == STEPS
+        assert not opened.lost
+
+
+def stamps(bag, topic):
+    """The stamps on a topic; an observation that is not answered in time is sent again."""
+    return {struct.unpack_from('<iI', entry.data, 4) for entry in bag.messages({topic})}
+
+
+@pytest.mark.slow
+def test_a_recorded_demo_is_complete_and_replays_bit_for_bit_on_a_busy_machine(
+    busy, start, tmp_path
+):
+    pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
+    bag, out = tmp_path / 'bag', tmp_path / 'out'
+    demo = start(
+        'demo', '--modes', 'none,specprune', '--episodes', '2', '--max-steps', '60',
+        '--record', str(bag), '--out', str(out),
+    )  # fmt: skip
+    assert demo.popen.wait(240) == 0, demo.log
+    queries = sum(e['queries'] for e in json.loads((out / 'results.json').read_text())['episodes'])
+    with Bag(bag) as opened:
+        assert not opened.lost
+        answered, asked, seen, felt = (
+            stamps(opened, topic)
+            for topic in ('/action_chunk', '/executed_actions', '/wrist/image_raw', '/ee_pose')
+        )
+        assert answered == asked <= seen == felt and len(asked) == queries < len(seen)
+    again = start(
+        'replay', str(bag), '--compare', 'golden', '--tiers', 'T1', '--atol', '0', '--no-plots',
+        '--out', str(tmp_path / 'replay'),
+    )  # fmt: skip
+    assert again.popen.wait(120) == 0, again.log
+    assert 'warning' not in again.log

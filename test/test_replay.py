@@ -17,10 +17,16 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from bag_tools import OUTPUTS, PICK, PUT, replay, rewrite
+from diagnostic_msgs.msg import KeyValue
 
 from vla_prune_ros import weights
+from vla_prune_ros.bags.feed import Feed, values_of
 from vla_prune_ros.bags.files import Bag
+from vla_prune_ros.bags.offline import inputs_digest
+from vla_prune_ros.bags.streams import FeedSettings
+from vla_prune_ros.bags.tracks import recorded_track
 from vla_prune_ros.pruning import MODES
+from vla_prune_ros.ros.messages import to_ns
 
 ELSEWHERE = ('--atol', '2e-5', '--jaccard', '0.98')
 TRACKS = ('recorded', *MODES)
@@ -247,6 +253,93 @@ def test_a_stale_cache_fails_where_it_begins(monkeypatch, capsys, tmp_path):
     assert first_failure(replay(capsys, tmp_path, PUT, *arguments)) == 6
 
 
+# -- what the policy says it looked at -----------------------------------------------------------
+def with_words(tmp_path, forget=(), invent=()):
+    """The golden bag with `between` and `executed` in its statistics, as the node gives them.
+
+    The frames at the stamps `forget` are left out of the words; `invent` is said in addition, at
+    the sixth tick.
+    """
+    with Bag(PICK) as bag:
+        track = recorded_track(bag, FeedSettings())
+        ticks = list(Feed(bag, FeedSettings(), track.stamps))
+    between = {t.observation.stamp: [f.stamp for f in t.between] for t in ticks}
+    sixth = ticks[5].observation.stamp
+    between[sixth] = [*invent, *between[sixth]]
+
+    def change(topic, time, message):
+        if topic == '/vla_policy/inference_stats':
+            stamp = to_ns(message.header.stamp)
+            words = ' '.join(str(t) for t in between[stamp] if t not in forget)
+            message.status[0].values += [
+                KeyValue(key='between', value=words), KeyValue(key='executed', value=str(stamp)),
+            ]  # fmt: skip
+        return [(topic, time, message)]
+
+    bag = rewrite(PICK, tmp_path / 'bag', change)
+    shutil.copytree(PICK / 'golden', bag / 'golden')
+    return bag, ticks
+
+
+def feed_of(path):
+    with Bag(path) as bag:
+        track = recorded_track(bag, FeedSettings())
+        assert track.seen
+        feed = Feed(bag, FeedSettings(), track.stamps, track.seen)
+        return list(feed), feed
+
+
+def test_a_recording_that_says_what_was_looked_at_gives_the_same_ticks(capsys, tmp_path):
+    bag, ticks = with_words(tmp_path)
+    again, _ = feed_of(bag)
+    digests = [[inputs_digest(values_of(tick)) for tick in run] for run in (ticks, again)]
+    assert digests[0] == digests[1]
+    arguments = ('--modes', 'recorded,specprune', '--tiers', 'T1', *ELSEWHERE)
+    assert replay(capsys, tmp_path, bag, *arguments).code == 0
+
+
+def test_a_frame_that_the_policy_did_not_see_is_not_shown(tmp_path):
+    """It reached the recorder, but the policy too late."""
+    _, ticks = with_words(tmp_path / 'one')
+    lost = ticks[4].between[2].stamp
+    bag, _ = with_words(tmp_path / 'two', forget=[lost])
+    again, feed = feed_of(bag)
+    shown = [[frame.stamp for frame in tick.between] for tick in again]
+    wanted = [[frame.stamp for frame in tick.between if frame.stamp != lost] for tick in ticks]
+    assert shown == wanted and not feed.missing
+    again, _ = feed_of(bag)  # as often as wanted
+    assert len(again) == len(ticks)
+
+
+def test_a_frame_that_the_policy_saw_and_the_bag_lacks_fails(capsys, tmp_path):
+    bag, _ = with_words(tmp_path, invent=[12_345_678_901])
+    result = replay(capsys, tmp_path, bag, '--tiers', 'T1', *ELSEWHERE)
+    assert result.code == 1
+    assert '1 messages that the policy used are not in the bag' in result.text
+    assert '12.345678901 s' in result.text
+
+
+def test_the_checkpoint_is_held_once(capsys, tmp_path, monkeypatch):
+    from vla_prune_ros.bags import run
+
+    loaded, load = [], run.load
+    monkeypatch.setattr(run, 'load', lambda setup: loaded.append(setup) or load(setup))
+    from vla_prune_ros.bags.replay import main
+
+    arguments = ['--modes', 'none,fastv', '--limit', '2', '--no-plots', *ELSEWHERE]
+    assert main([str(PUT), '--out', str(tmp_path / 'out'), *arguments]) == 0
+    assert len(loaded) == 1, capsys.readouterr()
+
+
+def test_parameters_come_from_a_file_of_the_node(capsys, tmp_path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text('vla_policy:\n  ros__parameters:\n    cameras: [wrist, agentview]\n')
+    swapped = run_dense(capsys, tmp_path, PUT, '--params-file', str(file))
+    assert first_failure(swapped) == 0
+    both = ('--params-file', str(file), '-p', 'cameras:=[agentview, wrist]')
+    assert run_dense(capsys, tmp_path, PUT, *both).code == 0
+
+
 # -- golden values -------------------------------------------------------------------------------
 def test_update_golden_shows_the_differences_first(changed_checkpoint, capsys, tmp_path):
     bag = shutil.copytree(PUT, tmp_path / 'bag')
@@ -307,6 +400,10 @@ def test_results_are_never_written_over(capsys, tmp_path):
         (['--switch', 'x=none'], 'TICK=MODE'),
         (['--atol', '-1'], 'tolerance'),
         (['--dry-run'], '--update-golden'),
+        (['-p', 'camera:=a'], 'cameras'),
+        (['-p', 'control_rate:=fast'], 'control_rate'),
+        (['-p', 'trigger:=never'], 'observation, request'),
+        (['--params-file', 'nowhere.yaml'], 'nowhere.yaml'),
     ],
 )
 def test_bad_arguments_are_refused(arguments, reason, capsys, tmp_path):
@@ -336,6 +433,6 @@ def test_the_commands_of_the_page_exist():
     known = {o for p in parsers.values() for a in p._actions for o in a.option_strings}
     of_others = {
         *('--exclude-topics', '--clock-topics-all', '--topics', '--clock', '--delay'),
-        *('--qos-profile-overrides-path', '--rounds'),
+        '--qos-profile-overrides-path',
     }
     assert options - of_others <= known

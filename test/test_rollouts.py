@@ -15,6 +15,7 @@ import pytest
 from tiny import tiny_checkpoint
 
 from vla_prune_ros import weights
+from vla_prune_ros.evaluation.landmarks import count_landmarks
 from vla_prune_ros.evaluation.rollouts import (
     Entry,
     Episode,
@@ -22,7 +23,6 @@ from vla_prune_ros.evaluation.rollouts import (
     Session,
     Setup,
     checkpoint_directory,
-    count_landmarks,
 )
 from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
 

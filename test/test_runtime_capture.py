@@ -3,12 +3,15 @@
 """Recording work and replaying it: the stand-in keeps the rules of CUDA graphs."""
 
 import gc
+from dataclasses import dataclass
 
 import pytest
 import torch
+from recorded_operations import RecordedOperations
 
-from vla_prune_ros.runtime.capture import CudaGraphs, RecordedOperations
+from vla_prune_ros.runtime.capture import CudaGraphs
 from vla_prune_ros.runtime.stages import Stages
+from vla_prune_ros.vla.walk import Stage
 
 
 def cuda_graphs():
@@ -92,6 +95,16 @@ def test_memory_of_a_dropped_recording_is_no_longer_counted():
     assert backend.used_bytes() == full / 2
 
 
+@dataclass(frozen=True)
+class Add(Stage):
+    """Adds a number to a tensor that stands for the space."""
+
+    number: int
+
+    def work(self, network, space):
+        return [space + self.number]
+
+
 class Broken(RecordedOperations):
     """Cannot record anything."""
 
@@ -102,7 +115,7 @@ class Broken(RecordedOperations):
 def test_a_stage_that_cannot_be_recorded_runs_eagerly_and_says_why():
     stages = Stages(Broken, 4, 1 << 20)
     for _ in range(2):
-        assert stages.run('double', lambda: [torch.ones(1) * 2])[0].item() == 2
+        assert stages.run(None, torch.ones(1), Add(1))[0].item() == 2
     assert (stages.fallbacks, stages.captures, stages.replays) == (2, 0, 0)
     assert stages.said == 'plain: no recording today'
 
@@ -111,16 +124,25 @@ def test_the_least_recently_used_stage_goes_first():
     stages = Stages(RecordedOperations, 2, 1 << 20)
     x = torch.ones(1)
     with torch.inference_mode():
-        for key in ('a', 'b', 'a', 'c', 'a', 'b'):
-            stages.run(key, lambda: [x + 1])
+        for number in (1, 2, 1, 3, 1, 2):
+            assert stages.run(None, x, Add(number))[0].item() == 1 + number
     assert (stages.captures, stages.replays, stages.evicted, len(stages)) == (4, 2, 2, 2)
+
+
+def test_equal_stages_of_other_tensors_are_other_recordings():
+    stages = Stages(RecordedOperations, 4, 1 << 20)
+    spaces = torch.ones(1), torch.full((1,), 5.0)
+    with torch.inference_mode():
+        for _ in range(2):
+            assert [stages.run(None, x, Add(1))[0].item() for x in spaces] == [2, 6]
+    assert (stages.captures, stages.replays) == (2, 2)
 
 
 def test_too_much_memory_starts_all_recordings_anew():
     stages = Stages(RecordedOperations, 100, 3000)
     x = torch.ones(100)
     with torch.inference_mode():
-        for key in range(8):
-            assert stages.run(key, lambda: [x + 1])[0].sum().item() == 200
+        for number in range(8):
+            assert stages.run(None, x, Add(number))[0].sum().item() == 100 * (1 + number)
             assert stages.used_bytes <= 3000
     assert stages.evicted >= 2

@@ -19,12 +19,15 @@ from tiny import INSTRUCTIONS, observation, tiny_checkpoint
 from vla_prune_ros import weights
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import MODES
-from vla_prune_ros.runtime.engine import RUNTIMES
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.runtime.engine import BACKENDS, RUNTIMES
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import pixel_values
 
 GOLDEN = Path(__file__).parent / 'data' / 'oft_tiny'
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::UserWarning'),
+    pytest.mark.usefixtures('stand_in'),
+]
 
 
 @pytest.fixture(scope='module')
@@ -91,15 +94,28 @@ def test_a_new_instruction_mode_or_budget_is_recorded_and_never_fails(directory)
     assert policy.runtime_stats()['fallbacks'] == 0
 
 
+def test_caches_of_many_prompt_lengths_in_turn_are_recorded_and_given_back(directory):
+    policy, plain = (load(directory, 'vla_cache', runtime=name) for name in ('graphs', 'plain'))
+    held = []
+    for words in (1, 2, 3, 4, 5, 6, 7, 1):
+        o = [observation(0, float(i), 'pick ' * words) for i in range(3)]
+        assert_same_chunks([policy.step(x) for x in o], [plain.step(x) for x in o])
+        for each in (policy, plain):
+            each.reset()
+        held.append(policy._engine._slots.used_bytes())
+    assert policy.runtime_stats()['fallbacks'] == 0
+    assert held[-1] < 1.2 * held[3]  # of four lengths
+
+
 @pytest.mark.parametrize('mode', ['specprune', 'lightvla', 'fastv'])
 def test_after_warm_up_with_an_instruction_no_chunk_waits_for_a_recording(directory, mode):
-    policy = load(directory, mode, runtime='graphs')
+    policy = load(directory, mode, runtime='graphs', readout_start=-57)
     policy.warm_up(instruction=INSTRUCTIONS[0])
     assert policy.history.queries == 0
     assert [chunk.stats['runtime'] for chunk in episode(policy, 6)] == ['replay'] * 6
     assert_same_chunks(
-        episode(load(directory, mode, runtime='graphs'), 3),
-        episode(load(directory, mode), 3),
+        episode(load(directory, mode, runtime='graphs', readout_start=-57), 3),
+        episode(load(directory, mode, readout_start=-57), 3),
     )
 
 
@@ -113,6 +129,12 @@ def test_unknown_settings_are_refused_with_the_valid_ones(directory):
             load(directory, **{setting: 'nonsense'})
     assert RUNTIMES[0] == 'auto'
     assert load(directory).info()['runtime'] == 'plain'
+
+
+def test_graphs_without_a_gpu_are_refused(directory, monkeypatch):
+    monkeypatch.delitem(BACKENDS, 'cpu')
+    with pytest.raises(ValueError, match='graphs needs a CUDA device, not cpu; use auto or plain'):
+        load(directory, runtime='graphs')
 
 
 @pytest.mark.slow

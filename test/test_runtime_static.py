@@ -5,25 +5,21 @@
 import numpy as np
 import pytest
 import torch
+from recorded_operations import needs_host
 from tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_prune_ros.pruning import MODES, History, Tick, make_selector
-from vla_prune_ros.runtime import static_pass
-from vla_prune_ros.runtime.capture import CudaGraphs, RecordedOperations, needs_host
-from vla_prune_ros.runtime.engine import PlainEngine
-from vla_prune_ros.runtime.static_pass import StaticModel, bucket_counts
+from vla_prune_ros.runtime.engine import GraphEngine, PlainEngine
+from vla_prune_ros.runtime.workspace import bucket_counts
+from vla_prune_ros.vla import walk
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest
 
 VARIANTS = {
     **{mode: (mode, {}) for mode in MODES},
     'specprune mean': ('specprune', {'global_merge': 'mean', 'use_dynamic': False}),
-    'specprune buckets': ('specprune', {'buckets': True}),
-    'lightvla masked bucket': ('lightvla', {'bucket': 4}),
-    'lightvla filled bucket': ('lightvla', {'bucket': 4, 'padding': 'patches'}),
     'lightvla keep': ('lightvla', {'keep': 9}),
     'vla_cache entropy': ('vla_cache', {'preset': 'paper'}),
-    'vla_cache bucket': ('vla_cache', {'bucket': 8}),
     'efficient_vla skips': ('efficient_vla', {'layers': '2'}),
     'fastv all rows': ('fastv', {'rows': 'all', 'layers': 3}),
     'random matched': ('random', {'matched_to': 'specprune'}),
@@ -34,7 +30,10 @@ DEVICES = [
     pytest.param('cpu', id='stand-in'),
     pytest.param('cuda', marks=pytest.mark.gpu),
 ]
-pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::UserWarning'),
+    pytest.mark.usefixtures('stand_in'),
+]
 
 
 @pytest.fixture(scope='module', params=DEVICES)
@@ -43,12 +42,7 @@ def model(request):
 
 
 def static(model, **limits):
-    device = model.device
-    return StaticModel(
-        model,
-        RecordedOperations if device.type == 'cpu' else lambda: CudaGraphs(device),
-        **limits,
-    )
+    return GraphEngine(model, **limits)
 
 
 def queries(config, n, lengths=(12,), seed=0):
@@ -142,22 +136,22 @@ def test_once_recorded_a_shape_is_only_replayed_and_nothing_moves(model):
     arm.step(*todo[0])
     captures = arm.engine.stats()['captures']
     space = arm.engine._space
-    places = [t.data_ptr() for t in (space.frames, space.sequence, space.rows, space.out)]
+    places = [t.data_ptr() for t in (space.frames, space.at, space.ids, *space.states)]
     for query in todo[1:]:
         arm.step(*query)
         assert arm.engine.stages.said == ''
     assert arm.engine.stats()['captures'] == captures
-    assert places == [t.data_ptr() for t in (space.frames, space.sequence, space.rows, space.out)]
+    assert places == [t.data_ptr() for t in (space.frames, space.at, space.ids, *space.states)]
 
 
 def test_filling_is_never_read(model):
-    plain = Arm(PlainEngine(model), model.config, 'lightvla', {'bucket': 16})
-    recorded = Arm(static(model), model.config, 'lightvla', {'bucket': 16})
+    plain = Arm(PlainEngine(model), model.config, 'lightvla', {})
+    recorded = Arm(static(model), model.config, 'lightvla', {})
     for i, query in enumerate(queries(model.config, 3)):
         if i:
             with torch.inference_mode():
-                recorded.engine._space.rows.fill_(torch.nan)
-                recorded.engine._space.out.fill_(torch.nan)
+                for written in recorded.engine._space.states[1:]:
+                    written.fill_(torch.nan)
         assert_same(plain.step(*query), recorded.step(*query))
 
 
@@ -200,10 +194,10 @@ class Scores:
         return PassPlan(
             frozenset(self.points),
             {
-                0: ScoreRequest(self.rows, columns, ahead=True),
+                0: ScoreRequest(self.rows, columns),
                 1: ScoreRequest(self.rows, columns, entropy=True),
-                2: ScoreRequest(self.rows, columns, entropy=True, ahead=True),
-                3: ScoreRequest(self.rows, columns, ahead=True),
+                2: ScoreRequest(self.rows, columns, entropy=True),
+                3: ScoreRequest(columns, self.rows),
             },
         )
 
@@ -217,7 +211,7 @@ class Scores:
 
 
 @pytest.mark.parametrize('points', [(0, 2, 4), (2,), (2, 3)])
-@pytest.mark.parametrize('rows', [range(36, 40), torch.tensor([34, 37])])
+@pytest.mark.parametrize('rows', [range(36, 40), range(34, 38, 3)])
 def test_scores_of_every_kind_equal_those_of_the_plain_network(model, rows, points):
     arms = [Scores(rows, points), Scores(rows, points)]
     recorded = static(model)
@@ -229,8 +223,6 @@ def test_scores_of_every_kind_equal_those_of_the_plain_network(model, rows, poin
         torch.testing.assert_close(probs, theirs, rtol=0, atol=1e-5)
         if entropy is not None:
             torch.testing.assert_close(entropy, their_entropy, rtol=0, atol=1e-5)
-    if isinstance(rows, torch.Tensor):
-        assert recorded.stages.said == 'plain: scores of rows that are not a range'
 
 
 @pytest.mark.parametrize('start', [-56, -58, -75])
@@ -288,7 +280,7 @@ class HostWaits(TorchDispatchMode):
 )
 def test_the_host_waits_only_where_a_count_decides(model, monkeypatch, variant, allowed):
     if model.device.type == 'cpu':  # there it looks at values, because that costs nothing
-        monkeypatch.setattr(static_pass, 'check_kept', lambda *_: None)
+        monkeypatch.setattr(walk, 'check_kept', lambda *_: None)
     mode, options = VARIANTS[variant]
     arm = Arm(static(model), model.config, mode, options)
     replayed = 0

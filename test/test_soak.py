@@ -22,6 +22,7 @@ def record(kb, ms, files=lambda t: 40) -> dict[str, list]:
     ticks = range(100, 20_001, 100)
     columns = {'tick': ticks, 'seconds': ticks, 'kb': map(kb, ticks), 'node_ms': map(ms, ticks)}
     columns |= {'threads': [20] * len(ticks), 'files': map(files, ticks)}
+    columns |= {'cpu_ms': [9.0] * len(ticks), 'load': [1.0] * len(ticks)}
     return {name: list(values) for name, values in columns.items()}
 
 

@@ -26,7 +26,7 @@ from vla_prune_ros.training.grounding import N_OBJECTS, Grounding
 from vla_prune_ros.training.train import build_parser, main
 from vla_prune_ros.training.validation import closed_loop_success
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.processor import centre_crop, crop_positions
+from vla_prune_ros.vla.processor import centre_crop, crop_table
 
 
 @pytest.fixture(scope='module')
@@ -127,7 +127,8 @@ def test_the_random_crop_at_the_middle_is_the_processors_centre_crop():
         torch.rand = original
     wanted = centre_crop(images[0, 0].numpy())
     np.testing.assert_allclose(cropped[0, 0].permute(1, 2, 0).numpy(), wanted, atol=2e-5)
-    assert abs(float(offset[0, 0, 0]) - crop_positions(56)[0]) < 1e-4
+    lower, _, fraction = crop_table(56)
+    assert abs(float(offset[0, 0, 0]) - (lower + fraction)[0]) < 1e-4
 
 
 def test_object_pixels_follow_the_crop():

@@ -8,19 +8,21 @@ import os
 import pickle
 import re
 import socket
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import inputs, norm_stats, tiny_checkpoint, tiny_config, tiny_model
 
-from vla_prune_ros.vla import checkpoint
+from vla_prune_ros.vla import OpenVLAOFT, checkpoint
 from vla_prune_ros.vla.checkpoint import published_shapes, save_pretrained, unused_shapes
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.model import OpenVLAOFT
 
 HEAD, PROPRIO = 'action_head--1_checkpoint.pt', 'proprio_projector--1_checkpoint.pt'
 INDEX = 'model.safetensors.index.json'
+GOLDEN = Path(__file__).parent / 'data' / 'oft_tiny' / 'checkpoint.zip'
 
 
 @pytest.fixture
@@ -215,6 +217,51 @@ def test_save_and_load_give_the_same_function(directory, tmp_path):
 
 def mark_lm_head(tensors):
     tensors['language_model.lm_head.weight'].fill_(3)
+
+
+def test_the_small_files_are_those_of_the_authors_scripts(tmp_path):
+    with zipfile.ZipFile(GOLDEN) as archive:  # written with the authors' classes
+        archive.extractall(tmp_path / 'theirs')
+    model = OpenVLAOFT.from_pretrained(tmp_path / 'theirs')
+    save_pretrained(model, tmp_path / 'ours')
+
+    def read(name):
+        folders = (tmp_path / 'theirs', tmp_path / 'ours')
+        return [json.loads((folder / name).read_text()) for folder in folders]
+
+    theirs, ours = read('preprocessor_config.json')
+    assert ours == theirs
+    theirs, ours = read('dataset_statistics.json')
+    assert ours == theirs
+    theirs, ours = read('config.json')
+    derived = {'hf_llm_id', 'llm_max_length', 'timm_model_ids', 'timm_override_act_layers',
+               'output_projector_states', 'transformers_version'}  # fmt: skip
+    for key in theirs.keys() - derived - {'norm_stats', 'text_config', 'vision_config'}:
+        assert ours[key] == theirs[key], key
+    # What `update_auto_map` of the authors writes.
+    assert ours['auto_map'] == {
+        'AutoConfig': 'configuration_prismatic.OpenVLAConfig',
+        'AutoModelForVision2Seq': 'modeling_prismatic.OpenVLAForActionPrediction',
+    }
+    assert (
+        ours['text_config'].items()
+        >= {
+            key: value for key, value in theirs['text_config'].items() if key != 'torch_dtype'
+        }.items()
+    )
+    # `find_checkpoint_file` of the authors wants exactly one of each.
+    names = [path.name for path in (tmp_path / 'ours').iterdir()]
+    for head in ('action_head', 'proprio_projector'):
+        assert len([name for name in names if head in name and 'checkpoint' in name]) == 1
+
+
+def test_a_saved_checkpoint_has_every_file_that_is_needed_to_load_it(directory, tmp_path):
+    model = OpenVLAOFT.from_pretrained(directory)
+    save_pretrained(model, tmp_path / 'new', tokenizer=directory)
+    assert {path.name for path in (tmp_path / 'new').iterdir()} == {
+        'config.json', 'preprocessor_config.json', 'dataset_statistics.json', 'model.safetensors',
+        HEAD, PROPRIO, 'tokenizer.json', 'tokenizer_config.json',
+    }  # fmt: skip
 
 
 def test_unused_tensors_are_written_back(directory, tmp_path):

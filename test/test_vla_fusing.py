@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tiny import inputs, tiny_model
 from torch import nn
 
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
 from vla_prune_ros.vla.fusing import as_one_matrix, lay_side_by_side
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.sizes import SIZES, random_model
 
 

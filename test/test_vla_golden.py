@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import Normaliser, pixel_values, resolve_unnorm_key
 
 DATA = Path(__file__).parent / 'data' / 'oft_tiny'

@@ -8,8 +8,8 @@ from tiny import inputs, tiny_config, tiny_model
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
 from vla_prune_ros.pruning import make_selector
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import unused_shapes
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.selection import TokenLayout
 
 

@@ -15,7 +15,7 @@ from vla_prune_ros.vla import tokenizer as tokenizer_module
 from vla_prune_ros.vla.processor import (
     Normaliser,
     centre_crop,
-    crop_positions,
+    crop_table,
     jpeg_round_trip,
     pixel_values,
     preprocess_image,
@@ -69,7 +69,8 @@ def test_jpeg_step_changes_the_image(frames):
 
 def test_crop_grid_is_that_of_aligned_corners():
     expected = 5.72181 + 0.9486833 * np.arange(224)
-    np.testing.assert_allclose(crop_positions(224), expected, rtol=0, atol=1e-4)
+    lower, _, fraction = crop_table(224)
+    np.testing.assert_allclose(lower + fraction, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('size', [56, 112])
@@ -136,6 +137,17 @@ def test_proprio_is_clipped_and_the_caller_keeps_its_array():
         normaliser.normalise_proprio(state)[:5], [-1, -1, 0, 1, 1], atol=1e-7
     )
     np.testing.assert_array_equal(state, before)
+
+
+def test_numbers_that_a_mask_leaves_out_are_clipped_and_nothing_else():
+    # As `normalize_proprio` of the authors: np.clip(np.where(mask, scaled, proprio), -1, 1).
+    statistics = norm_stats()['tabletop']
+    statistics['proprio'] |= {'mask': [True] * 6 + [False] * 2}
+    normaliser = Normaliser(statistics, 7, 8)
+    state = np.array([-1.0, 0.25, 1.5, 0.25, 0.25, 0.25, 0.04, -7.0])
+    np.testing.assert_allclose(
+        normaliser.normalise_proprio(state), [-1, 0, 1, 0, 0, 0, 0.04, -1], atol=1e-7
+    )
 
 
 def test_statistics_of_another_width_are_refused():

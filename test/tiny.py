@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from vla_prune_ros.policy import Observation
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.tokenizer import build_tokenizer
 
 INSTRUCTIONS = ('pick up the red block', 'put the blue block on the plate')

@@ -1,20 +1,18 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m vla_prune_ros VERB ...`: every command of the package under one name.
+"""`vla_prune_ros VERB ...` or `python -m vla_prune_ros VERB ...`: every command in one place.
 
 A verb is a module with `main(argv) -> int | None`, imported only when it is called. A new command
-is one line in `VERBS`; one whose module is not installed is not offered.
+is one line in `VERBS` and, for `ros2 run`, one link in scripts/.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 VERBS = {
     'demo': ('vla_prune_ros.trials.demo', 'both nodes, several tasks and pruning modes'),
@@ -35,6 +33,7 @@ VERBS = {
     'robot_bridge': ('vla_prune_ros.nodes.robot.robot_bridge', 'ROS node: chunks on a robot arm'),
     'robot_check': ('vla_prune_ros.trials.robot_check', 'how far an action moves the hand'),
     'robot_trial': ('vla_prune_ros.trials.robot_trial', 'success of policy, bridge and an arm'),
+    'live_view': ('vla_prune_ros.view.live_view', 'cameras, plans and numbers in a browser'),
     'record': ('vla_prune_ros.bags.record', 'what the policy gets and gives into a bag'),
     'replay': ('vla_prune_ros.bags.replay', 'run the policy over a recorded bag'),
 }
@@ -47,22 +46,10 @@ NODES = (
 )  # they end with 0 when they are told to
 
 
-def installed() -> dict[str, tuple[str, str]]:
-    """The verbs whose modules exist."""
-    return {verb: entry for verb, entry in VERBS.items() if _exists(entry[0])}
-
-
-def _exists(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its package is missing too
-        return False
-
-
 def usage() -> str:
     """The help text."""
-    lines = ['usage: python -m vla_prune_ros VERB [arguments]', '', 'verbs:']
-    lines += [f'  {verb:12} {summary}' for verb, (_, summary) in installed().items()]
+    lines = ['usage: vla_prune_ros VERB [arguments]', '', 'verbs:']
+    lines += [f'  {verb:12} {summary}' for verb, (_, summary) in VERBS.items()]
     return '\n'.join([*lines, '', 'VERB --help describes one verb.'])
 
 
@@ -73,18 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     verb, *rest = argv
-    if verb not in installed():
+    if verb not in VERBS:
         print(f'unknown verb {verb!r}\n\n{usage()}', file=sys.stderr)
         return 2
     if verb in NODES:  # imports take a second, in which there is nothing to tidy up yet
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(0))
+        # Before torch is loaded: threads of OpenMP that spin while they wait take the cores from
+        # the robot's other processes, which then hold up the thread that all the others wait for.
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     return importlib.import_module(VERBS[verb][0]).main(rest) or 0
-
-
-def console() -> int:
-    """Entry point of the installed commands: each is named after its verb."""
-    return main([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 if __name__ == '__main__':

@@ -2,41 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a bag to the ticks that the policy node made of the same messages.
 
-Messages go in the order of their reception through the converters, the assembler and the trigger
-of the node. An observation that the recorded node left out, because it was busy, is left out here,
-too, and what it had to tell is handed on in the same way.
+Messages go in the order of their publishing through the converters and the assembler of the node.
+A node says with every chunk what it looked at before (`between`, `executed` of its statistics):
+exactly that is fed again. For a recording without these words, or without a node, the node's
+trigger decides; an observation that the node left out, because it was busy, is left out here, too,
+and what it had to tell is handed on in the same way.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped
-from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.bags.files import Bag, BagError
-from vla_prune_ros.nodes.policy.assembler import Assembler, MatchedSet
-from vla_prune_ros.nodes.policy.parameters import clean_instruction
-from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
-from vla_prune_ros.ros.images import ImageError, decode_compressed_rgb, decode_rgb
-from vla_prune_ros.ros.messages import (
-    NANOSECONDS,
-    MessageError,
-    executed_from,
-    joints_from,
-    pose_from,
-    to_ns,
+from vla_prune_ros.bags.files import Bag
+from vla_prune_ros.bags.streams import (
+    STATES,
+    FeedSettings,
+    Stream,
+    deserialise,
+    find,
+    find_streams,
 )
-
-STATES = ('joint_states', 'ee_pose')
+from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.nodes.policy.assembler import REWIND, Assembler, MatchedSet
+from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
+from vla_prune_ros.ros.images import ImageError
+from vla_prune_ros.ros.messages import NANOSECONDS, MessageError, to_ns
 
 
 class Sample(NamedTuple):
@@ -46,105 +42,18 @@ class Sample(NamedTuple):
     message: Any
 
 
-class Stream(NamedTuple):
-    """Where something comes from in a bag and how it is read."""
-
-    name: str
-    topic: str
-    kind: type
-    decode: Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class FeedSettings:
-    """How a bag is read.
+class Seen(NamedTuple):
+    """What a policy looked at when it answered an observation; stamps in ns.
 
     Attributes:
-        cameras: names, third-person view first.
-        fingers: names of the two finger joints.
-        slop: largest difference of camera stamps, s.
-        state_slop: largest difference of state and image, s.
-        trigger: observation, request, or auto: request if the bag has requests.
-        namespace: of the recorded nodes.
-        remap: topic of the bag -> name of the policy node.
-        instruction: in force until the bag has one.
-        period: shortest time between two ticks of a bag without chunks, s.
-        limit: ticks after which to stop; 0: none.
+        stamp: of the observation.
+        between: of the frames before it.
+        executed: of the executed-actions messages before it.
     """
 
-    cameras: tuple[str, ...] = ('agentview', 'wrist')
-    fingers: tuple[str, ...] = ('finger_joint1', 'finger_joint2')
-    slop: float = 0.02
-    state_slop: float = 0.02
-    trigger: str = 'auto'
-    namespace: str = ''
-    remap: Mapping[str, str] = field(default_factory=dict)
-    instruction: str = ''
-    period: float = 0.0
-    limit: int = 0
-
-
-def type_name(kind: type) -> str:
-    """Such as sensor_msgs/msg/Image."""
-    return f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
-
-
-def absolute(name: str, namespace: str = '') -> str:
-    """A topic name as a bag has it."""
-    return name if name.startswith('/') else f'/{namespace.strip("/")}/{name}'.replace('//', '/')
-
-
-def find(bag: Bag, settings: FeedSettings, name: str) -> str | None:
-    """The bag's topic for a name of the policy node; None if it has none.
-
-    Raises:
-        BagError: a topic that is to be remapped is not in the bag, or two become one.
-    """
-    wanted = absolute(name, settings.namespace)
-    sources = [
-        absolute(source)
-        for source, target in settings.remap.items()
-        if absolute(target, settings.namespace) == wanted
-    ]
-    if len(sources) > 1:
-        raise BagError(f'--remap: {" and ".join(sources)} both become {wanted}')
-    if sources and sources[0] not in bag.types:
-        raise BagError(f'--remap: no topic {sources[0]} in {bag.path}; {_topics(bag)}')
-    if sources:
-        return sources[0]
-    taken = {absolute(source) for source in settings.remap}
-    return wanted if wanted in bag.types and wanted not in taken else None
-
-
-def _topics(bag: Bag) -> str:
-    return 'topics: ' + ', '.join(f'{t} ({k})' for t, k in sorted(bag.types.items()))
-
-
-def deserialise(data: bytes, kind: type) -> Any:
-    """A message of its bytes.
-
-    Raises:
-        MessageError: they are no such message.
-    """
-    try:
-        return deserialize_message(data, kind)
-    except Exception as error:  # rclpy has no narrower one for a malformed message
-        raise MessageError(f'{len(data)} bytes are no {type_name(kind)}') from error
-
-
-def require_type(bag: Bag, topic: str, kinds: Sequence[type]) -> type:
-    """The one of `kinds` that a topic has.
-
-    Raises:
-        BagError: it has none of them.
-    """
-    for kind in kinds:
-        if bag.types[topic] == type_name(kind):
-            return kind
-    wanted = ' or '.join(map(type_name, kinds))
-    raise BagError(
-        f'{topic} is of type {bag.types[topic]}, not {wanted}; name another topic with --remap'
-    )
+    stamp: int
+    between: tuple[int, ...]
+    executed: tuple[int, ...]
 
 
 class Feed:
@@ -156,11 +65,18 @@ class Feed:
         broken: messages that could not be used, by stream, with the first reason in `reasons`.
         unanswered: observations that were left out.
         incomplete: stamps of observations that were answered, but cannot be put together.
+        missing: stamps of frames and reports that the recorded policy saw and the bag has not.
         without_instruction: observations before there was an instruction.
         dropped: frames that came to nothing, by camera.
     """
 
-    def __init__(self, bag: Bag, settings: FeedSettings, answered: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        bag: Bag,
+        settings: FeedSettings,
+        answered: Sequence[int] = (),
+        seen: Sequence[Seen] = (),
+    ) -> None:
         """Find the topics.
 
         Args:
@@ -168,14 +84,16 @@ class Feed:
             settings: how to read it.
             answered: stamps of the observations that the recorded node answered, in order; empty:
                 all are wanted.
+            seen: what it looked at for each of them; empty: not known.
 
         Raises:
             BagError: a topic is missing or has another type.
         """
         self.bag, self.settings = bag, settings
         self._answered = Counter(answered)
+        self._seen = tuple(seen)
         self._executed = find(bag, settings, 'executed_actions')
-        self.streams = self._find_streams()
+        self.streams = find_streams(bag, settings)
         self.trigger = settings.trigger
         if self.trigger == 'auto':
             self.trigger = 'request' if self._has_requests(answered) else 'observation'
@@ -187,56 +105,8 @@ class Feed:
         self.reasons: dict[str, str] = {}
         self.unanswered = self.without_instruction = 0
         self.incomplete: list[int] = []
+        self.missing: list[int] = []
         self.dropped: Counter[str] = Counter()
-
-    def _find_streams(self) -> dict[str, Stream]:
-        """Bag topic -> stream, for cameras, state, instruction and executed actions."""
-        missing, found = [], []
-        for camera in self.settings.cameras:
-            name = f'{camera}/image_raw'
-            topic = find(self.bag, self.settings, name) or find(
-                self.bag, self.settings, f'{name}/compressed'
-            )
-            if topic is None:
-                missing.append((name, (Image, CompressedImage)))
-                continue
-            kind = require_type(self.bag, topic, (Image, CompressedImage))
-            decode = decode_rgb if kind is Image else decode_compressed_rgb
-            found.append(Stream(camera, topic, kind, decode))
-        fingers = self.settings.fingers
-        states = (JointState, partial(_fingers, fingers)), (PoseStamped, pose_from)
-        for name, (kind, decode) in zip(STATES, states, strict=True):
-            topic = find(self.bag, self.settings, name)
-            if topic is None:
-                missing.append((name, (kind,)))
-                continue
-            require_type(self.bag, topic, (kind,))
-            found.append(Stream(name, topic, kind, decode))
-        if missing:
-            raise BagError('\n'.join(self._suggest(*m) for m in missing))
-        topic = find(self.bag, self.settings, 'instruction')
-        if topic is not None:
-            require_type(self.bag, topic, (String,))
-            found.append(Stream('instruction', topic, String, _instruction))
-        elif not self.settings.instruction:
-            raise BagError(self._suggest('instruction', (String,)) + '; or give --instruction')
-        if self._executed is not None:
-            require_type(self.bag, self._executed, (JointTrajectory,))
-            found.append(
-                Stream('executed_actions', self._executed, JointTrajectory, executed_from)
-            )
-        return {stream.topic: stream for stream in found}
-
-    def _suggest(self, name: str, kinds: Sequence[type]) -> str:
-        names = [type_name(kind) for kind in kinds]
-        same = sorted(topic for topic, kind in self.bag.types.items() if kind in names)
-        wanted = absolute(name, self.settings.namespace)
-        if not same:
-            return f'{self.bag.path} has no {wanted} and nothing else of type {" or ".join(names)}'
-        return (
-            f'{self.bag.path} has no {wanted}; of its type there are {", ".join(same)}:'
-            f' use --remap TOPIC:={name} or --namespace'
-        )
 
     def _has_requests(self, answered: Sequence[int]) -> bool:
         if self._executed is None or not self.bag.counts[self._executed]:
@@ -260,9 +130,15 @@ class Feed:
             slop=round(settings.slop * NANOSECONDS),
             state_slop=round(settings.state_slop * NANOSECONDS),
         )
-        trigger = Trigger(self.trigger)
-        instruction = settings.instruction
-        left, pending, last, count = self._answered.copy(), None, None, 0
+        ticks = self._as_seen(assembler) if self._seen else self._as_triggered(assembler)
+        for count, tick in enumerate(ticks, start=1):
+            yield tick
+            if count == settings.limit:
+                return
+        self.dropped = assembler.dropped
+
+    def _decoded(self) -> Iterator[tuple[Stream, Any, Any]]:
+        """Stream, message and value of what can be used."""
         for entry in self.bag.messages(set(self.streams)):
             stream = self.streams[entry.topic]
             self.received[stream.name] += 1
@@ -273,26 +149,82 @@ class Feed:
                 self.broken[stream.name] += 1
                 self.reasons.setdefault(stream.name, str(error))
                 continue
+            yield stream, message, value
+
+    def _as_seen(self, assembler: Assembler) -> Iterator[Tick]:
+        """What the recorded policy looked at; a tick waits for that until the next one is due."""
+        left, instruction = deque(self._seen), self.settings.instruction
+        needed = Counter(stamp for seen in left for stamp in (seen.stamp, *seen.between))
+        frames: dict[int, MatchedSet] = {}
+        executed: dict[int, Executed] = {}
+
+        def complete(seen: Seen) -> bool:
+            return {seen.stamp, *seen.between} <= frames.keys() and executed.keys() >= {
+                *seen.executed
+            }
+
+        def due() -> Iterator[Tick]:
+            while left and instruction:
+                late = len(left) > 1 and left[1].stamp in frames
+                if not (over or late or complete(left[0])):
+                    return
+                seen = left.popleft()
+                stamps = seen.stamp, *seen.between
+                self.missing += [t for t in stamps[1:] if t not in frames]
+                self.missing += [t for t in seen.executed if t not in executed]
+                if seen.stamp in frames:
+                    yield Tick(
+                        frames[seen.stamp],
+                        tuple(executed.pop(t) for t in seen.executed if t in executed),
+                        tuple(frames[t] for t in seen.between if t in frames),
+                        instruction,
+                    )
+                else:
+                    self.incomplete.append(seen.stamp)
+                needed.subtract(stamps)
+                anew = left and left[0].stamp < seen.stamp - REWIND
+                for stamp in [t for t in frames if anew or needed[t] <= 0]:
+                    del frames[stamp]
+
+        over = False
+        for stream, message, value in self._decoded():
             if stream.name == 'instruction':
                 instruction = value
-                continue
-            for tick in _ticks(assembler, trigger, stream.name, message, value):
-                if not instruction:
-                    self.without_instruction += 1
-                    continue
-                if pending is not None:
-                    tick = Tick.merge(pending, tick)
-                stamp = tick.observation.stamp
-                if not self._is_wanted(stamp, left, last):
-                    pending = tick
-                    self.unanswered += 1
+            elif stream.name == 'executed_actions':
+                executed[to_ns(message.header.stamp)] = value
+            else:
+                sample = Sample(value, message)
+                for found in assembler.add(stream.name, to_ns(message.header.stamp), sample):
+                    if needed[found.stamp] > 0:
+                        frames[found.stamp] = found
+            yield from due()
+        over = True
+        yield from due()
+        self.without_instruction = len(left)
+
+    def _as_triggered(self, assembler: Assembler) -> Iterator[Tick]:
+        """What the node's trigger makes of the messages."""
+        trigger = Trigger(self.trigger)
+        instruction = self.settings.instruction
+        left, last = self._answered.copy(), None
+        for stream, message, value in self._decoded():
+            if stream.name == 'instruction':
+                instruction = value
+            else:
+                _hand_on(assembler, trigger, stream.name, message, value)
+            for stamp in trigger.asked():
+                wanted = self._is_wanted(stamp, left, last)
+                if wanted and not instruction and self._answered:
+                    break  # it was answered when there was one
+                if not wanted or not instruction:
+                    trigger.refuse(stamp)
+                    self.unanswered += bool(instruction)
+                    self.without_instruction += not instruction
                     continue
                 left[stamp] -= 1
-                pending, last, count = None, stamp, count + 1
-                yield replace(tick, instruction=instruction)
-                if count == settings.limit:
-                    return
-        self.dropped, self.incomplete = assembler.dropped, sorted(left.elements())
+                last = stamp
+                yield replace(trigger.take(stamp), instruction=instruction)
+        self.incomplete = sorted(left.elements())
 
     def _is_wanted(self, stamp: int, left: Counter[int], last: int | None) -> bool:
         if self._answered:
@@ -303,6 +235,9 @@ class Feed:
     def warnings(self) -> list[str]:
         """What was wrong with the bag, after reading it."""
         lines = [f'{self.bag.path}: {self.bag.damage}'] if self.bag.damage else []
+        if self.bag.lost:
+            text = ', '.join(f'{n} of {topic}' for topic, n in sorted(self.bag.lost.items()))
+            lines.append(f'messages were lost while it was recorded: {text}')
         for name, number in self.broken.items():
             lines.append(
                 f'{name}: {number} of {self.received[name]} messages cannot be used; the first:'
@@ -322,26 +257,30 @@ class Feed:
             lines.append(f'{self.unanswered} observations that were not answered are left out')
         return lines
 
+    def problems(self) -> list[str]:
+        """Why this is not what the recorded policy saw, after reading it."""
+        if not self.missing:
+            return []
+        first = f'the first has the stamp {self.missing[0] / 1e9:.9f} s'
+        return [f'{len(self.missing)} messages that the policy used are not in the bag; {first}']
+
     def nothing(self) -> str:
         """Why there was no tick at all."""
         counts = ', '.join(f'{s.name} {self.received[s.name]}' for s in self.streams.values())
         return (
             f'{self.bag.path}: no observation could be put together from {counts} messages, with'
             f' stamps of the cameras {self.settings.slop:g} s and of the state'
-            f' {self.settings.state_slop:g} s apart at most (--slop, --state-slop)'
+            f' {self.settings.state_slop:g} s apart at most (-p sync.slop:=, -p sync.state_slop:=)'
         )
 
 
-def _ticks(
-    assembler: Assembler, trigger: Trigger, name: str, message: Any, value: Any
-) -> list[Tick]:
+def _hand_on(assembler: Assembler, trigger: Trigger, name: str, message: Any, value: Any) -> None:
     stamp = to_ns(message.header.stamp)
     if name == 'executed_actions':
-        found = [trigger.add_executed(stamp, value)]
-    else:
-        sets = assembler.add(name, stamp, Sample(value, message))
-        found = [trigger.add_observation(complete) for complete in sets]
-    return [tick for tick in found if tick is not None]
+        trigger.add_executed(stamp, value)
+        return
+    for complete in assembler.add(name, stamp, Sample(value, message)):
+        trigger.add_observation(complete)
 
 
 def values_of(tick: Tick) -> Tick:
@@ -355,11 +294,3 @@ def values_of(tick: Tick) -> Tick:
 
 def _values(matched: MatchedSet) -> MatchedSet:
     return replace(matched, samples={name: s.value for name, s in matched.samples.items()})
-
-
-def _fingers(names: Sequence[str], message: JointState) -> np.ndarray:
-    return joints_from(message, names)
-
-
-def _instruction(message: String) -> str:
-    return clean_instruction(message.data)

@@ -2,25 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags on disk: rosbag2 folders and single files, MCAP and sqlite3, for reading.
 
-Needs no rclpy. A bag that is damaged is refused with the reason; what is whole of an MCAP file
-without an end can still be had (`salvage`).
+Needs no rclpy. MCAP is read by the `mcap` library, the rest by `rosbags`. A bag that is damaged is
+refused with the reason; what is whole of an MCAP file without an end can still be had (`salvage`).
+
+Order: messages come as they were published, as far as the bag says when that was (MCAP does), for
+on the way messages of different topics overtake each other: on a busy machine by seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
+from heapq import heappop, heappush
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from mcap.reader import make_reader
+from mcap.records import Channel, Chunk, Footer, Message, Metadata, Schema
+from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.rosbag2 import Reader
-from rosbags.rosbag2.storage_mcap import decompress
 
 SUFFIXES = ('.mcap', '.db3')
-_MAGIC = b'\x89MCAP0\r\n'
-_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _DATA_END = 3, 4, 5, 6, 15
+NOTES = 'vla_prune_ros'  # name of the MCAP record with facts about a recording
+LOST = 'lost.'  # such a fact: messages of a topic that are not in the bag
+ON_THE_WAY = 5_000_000_000  # ns between publishing and recording that are made up for
 
 
 class BagError(ValueError):
@@ -28,11 +35,14 @@ class BagError(ValueError):
 
 
 class Entry(NamedTuple):
-    """One message: when it was received in ns, and its CDR bytes."""
+    """One message: when it was published (or else recorded) in ns, and its CDR bytes."""
 
     topic: str
     time: int
     data: bytes
+
+
+Recorded = tuple[int, Entry]  # when it was recorded, ns
 
 
 # -- reading -----------------------------------------------------------------------------------
@@ -43,6 +53,7 @@ class Bag:
         path: what was opened.
         types: topic -> message type.
         counts: topic -> number of messages.
+        lost: topic -> number of messages that the recorder knows to be missing.
         damage: what is wrong with a salvaged bag; '' for a whole one.
     """
 
@@ -60,71 +71,61 @@ class Bag:
         self.files = storage_files(self.path)
         self.damage = ''
         self._stack = ExitStack()
-        self._scans: list[_Scan] = []
-        self._readers: list[Reader] = []
+        self._mcap = all(file.suffix == '.mcap' for file in self.files)
+        self._parts: list[_Mcap | _Salvaged | _Other] = []
         try:
             self._open()
-        except BagError:
-            raise
         except Exception as error:
             self._stack.close()
-            self._readers.clear()
-            if not salvage or any(file.suffix != '.mcap' for file in self.files):
+            if not salvage or not self._mcap:
                 raise BagError(self._why(error)) from error
-            self._scans = [_Scan(file) for file in self.files]
-            self.damage = '; '.join(s.damage for s in self._scans if s.damage) or str(error)
-        self.types, self.counts = self._tables()
+            self._parts = scans = [_Salvaged(file) for file in self.files]
+            self.damage = '; '.join(s.damage for s in scans if s.damage) or str(error)
+        self.types: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        for part in self._parts:
+            self._add(part)
 
     def _open(self) -> None:
+        if self._mcap:
+            self._parts += [_Mcap(self._stack.enter_context(f.open('rb'))) for f in self.files]
+            return
         whole = self.path.is_dir() and (self.path / 'metadata.yaml').exists()
         for path in [self.path] if whole else self.files:
-            self._readers.append(self._stack.enter_context(Reader(path)))
+            self._parts.append(_Other(self._stack.enter_context(Reader(path))))
 
     def _why(self, error: Exception) -> str:
         text = f'{self.path} cannot be read: {type(error).__name__}: {error}'
-        if any(file.suffix != '.mcap' for file in self.files):
+        if not self._mcap:
             return text
-        scans = [_Scan(file) for file in self.files]
-        found = sum(len(scan.entries) for scan in scans)
+        scans = [_Salvaged(file) for file in self.files]
+        found = sum(len(scan.found) for scan in scans)
         damage = '; '.join(scan.damage for scan in scans if scan.damage)
         return f'{text}\n{damage or "no end"}; {found} messages are whole: use them with --salvage'
 
-    def _tables(self) -> tuple[dict[str, str], dict[str, int]]:
-        types: dict[str, str] = {}
-        counts: dict[str, int] = {}
-        connections = [c for reader in self._readers for c in reader.connections]
-        found = [(c.topic, c.msgtype, c.msgcount) for c in connections]
-        for scan in self._scans:
-            numbers = dict.fromkeys(scan.types, 0)
-            for entry in scan.entries:
-                numbers[entry.topic] += 1
-            found += [(topic, scan.types[topic], n) for topic, n in numbers.items()]
-        for topic, kind, count in found:
-            if types.setdefault(topic, kind) != kind:
-                raise BagError(f'{self.path}: {topic} has two types, {types[topic]} and {kind}')
-            counts[topic] = counts.get(topic, 0) + count
-        return types, counts
+    def _add(self, part: _Mcap | _Salvaged | _Other) -> None:
+        for topic, kind in part.types.items():
+            if self.types.setdefault(topic, kind) != kind:
+                raise BagError(f'{self.path}: {topic} has two types, {self.types[topic]}, {kind}')
+            self.counts[topic] += part.counts[topic]
+        for key, value in part.notes.items():
+            if key.startswith(LOST) and value.isdigit():
+                self.lost[key.removeprefix(LOST)] += int(value)
 
     def messages(self, topics: Collection[str] | None = None) -> Iterator[Entry]:
-        """The messages of some topics, or of all, in the order in which they were received.
+        """The messages of some topics, or of all, in the order in which they were published.
 
         Raises:
             BagError: the bag turns out to be damaged on the way.
         """
-        if self._scans:
-            entries = [entry for scan in self._scans for entry in scan.entries]
-            chosen = (e for e in entries if topics is None or e.topic in topics)
-            yield from sorted(chosen, key=lambda entry: entry.time)
-            return
-        for reader in self._readers:
-            chosen = [c for c in reader.connections if topics is None or c.topic in topics]
-            if not chosen:
-                continue
-            try:
-                for connection, time, data in reader.messages(chosen):
-                    yield Entry(connection.topic, time, bytes(data))
-            except Exception as error:
-                raise BagError(self._why(error)) from error
+        try:
+            for part in self._parts:
+                yield from as_published(part.recorded(topics))
+        except (GeneratorExit, BagError):
+            raise
+        except Exception as error:
+            raise BagError(self._why(error)) from error
 
     def sha256(self) -> str:
         """Digest of the storage files in order."""
@@ -139,6 +140,118 @@ class Bag:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def as_published(recorded: Iterable[Recorded]) -> Iterator[Entry]:
+    """Messages in the order of their publishing, from the order of their recording.
+
+    A clock that is wrong by more than `ON_THE_WAY` gets its messages in the order of recording.
+    """
+    heap: list[tuple[int, int, Entry]] = []
+    for number, (time, entry) in enumerate(recorded):
+        heappush(heap, (min(entry.time, time), number, entry))
+        while heap[0][0] <= time - ON_THE_WAY:
+            yield heappop(heap)[2]
+    while heap:
+        yield heappop(heap)[2]
+
+
+class _Mcap:
+    """A whole MCAP file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._reader = make_reader(stream, validate_crcs=True)
+        summary = self._reader.get_summary()
+        if summary is None or summary.statistics is None:
+            raise BagError('no index')
+        self.types: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        for number, channel in summary.channels.items():
+            self.types[channel.topic] = _type_of(channel, summary.schemas)
+            found = summary.statistics.channel_message_counts.get(number, 0)
+            self.counts[channel.topic] += found
+        self.notes: dict[str, str] = {}
+        for record in self._reader.iter_metadata():
+            if record.name == NOTES:
+                self.notes |= record.metadata
+
+    def recorded(self, topics: Collection[str] | None) -> Iterator[Recorded]:
+        """Messages in the order of their recording."""
+        for _, channel, message in self._reader.iter_messages(topics):
+            yield _recorded(channel.topic, message)
+
+
+class _Other:
+    """A bag in another format."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.types = {c.topic: c.msgtype for c in reader.connections}
+        self.counts: Counter[str] = Counter()
+        for connection in reader.connections:
+            self.counts[connection.topic] += connection.msgcount
+        self.notes: dict[str, str] = {}
+
+    def recorded(self, topics: Collection[str] | None) -> Iterator[Recorded]:
+        """Messages in the order of their recording."""
+        chosen = [c for c in self._reader.connections if topics is None or c.topic in topics]
+        for connection, time, data in self._reader.messages(chosen) if chosen else ():
+            yield time, Entry(connection.topic, time, bytes(data))
+
+
+class _Salvaged:
+    """What is whole of an MCAP file, read from its start until the first damage."""
+
+    def __init__(self, file: Path) -> None:
+        self.types: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self.notes: dict[str, str] = {}
+        self.found: list[Recorded] = []
+        self.damage = ''
+        self._schemas: dict[int, Schema] = {}
+        self._topics: dict[int, str] = {}
+        size, position = file.stat().st_size, 0
+        with file.open('rb') as stream:
+            reader = StreamReader(
+                stream, emit_chunks=True, validate_crcs=True, record_size_limit=size
+            )
+            try:
+                for record in reader.records:
+                    inner = breakup_chunk(record, True) if isinstance(record, Chunk) else [record]
+                    for one in inner:
+                        self._take(one)
+                    position = stream.tell()
+                    if isinstance(record, Footer):
+                        return
+            except Exception:  # whatever a broken record makes of the parsers
+                self.damage = f'{file.name} is damaged or cut off at byte {position} of {size}'
+
+    def _take(self, record: object) -> None:
+        if isinstance(record, Schema):
+            self._schemas[record.id] = record
+        elif isinstance(record, Channel):
+            self._topics[record.id] = record.topic
+            self.types[record.topic] = _type_of(record, self._schemas)
+        elif isinstance(record, Message):
+            topic = self._topics[record.channel_id]
+            self.counts[topic] += 1
+            self.found.append(_recorded(topic, record))
+        elif isinstance(record, Metadata) and record.name == NOTES:
+            self.notes |= record.metadata
+
+    def recorded(self, topics: Collection[str] | None) -> Iterator[Recorded]:
+        """Messages in the order of their recording."""
+        chosen = (found for found in self.found if topics is None or found[1].topic in topics)
+        return iter(sorted(chosen, key=lambda found: found[0]))
+
+
+def _type_of(channel: Channel, schemas: dict[int, Schema]) -> str:
+    return schemas[channel.schema_id].name if channel.schema_id else ''
+
+
+def _recorded(topic: str, message: Message) -> Recorded:
+    time = message.log_time
+    return time, Entry(topic, message.publish_time or time, message.data)
 
 
 def storage_files(path: Path) -> list[Path]:
@@ -174,67 +287,3 @@ def file_digest(files: Collection[Path]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-class _Scan:
-    """What is whole of an MCAP file, read from its start until the first damage.
-
-    Record layout: https://mcap.dev/spec.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.types: dict[str, str] = {}
-        self.entries: list[Entry] = []
-        self.damage = ''
-        self._schemas: dict[int, str] = {}
-        self._topics: dict[int, str] = {}
-        data = file.read_bytes()
-        if not data.startswith(_MAGIC):
-            self.damage = f'{file.name} does not begin as an MCAP file'
-            return
-        position = self._records(data, len(_MAGIC))
-        if position is not None:
-            self.damage = f'{file.name} is damaged or cut off at byte {position} of {len(data)}'
-
-    def _records(self, data: bytes, start: int) -> int | None:
-        """Take records one after another; returns where the first broken one begins, if any."""
-        position = start
-        while position < len(data):
-            if position + 9 > len(data):
-                return position
-            kind, size = struct.unpack_from('<BQ', data, position)
-            body = data[position + 9 : position + 9 + size]
-            if len(body) < size:
-                return position
-            if kind == _DATA_END:
-                return None
-            try:
-                self._record(kind, body)
-            except Exception:  # whatever a broken record makes of the parsers
-                return position
-            position += 9 + size
-        return position if start else None  # a file has an end of data, a chunk has not
-
-    def _record(self, kind: int, body: bytes) -> None:
-        if kind == _SCHEMA:
-            self._schemas[struct.unpack_from('<H', body)[0]] = _text(body, 2)[0]
-        elif kind == _CHANNEL:
-            number, schema = struct.unpack_from('<HH', body)
-            topic = _text(body, 4)[0]
-            self._topics[number] = topic
-            self.types[topic] = self._schemas[schema]
-        elif kind == _MESSAGE:
-            number, _, time = struct.unpack_from('<HIQ', body)
-            self.entries.append(Entry(self._topics[number], time, body[22:]))
-        elif kind == _CHUNK:
-            _, _, size, checksum = struct.unpack_from('<QQQI', body)
-            compression, end = _text(body, 28)
-            raw = decompress(body[end + 8 :], compression, size, checksum)
-            if self._records(raw, 0) is not None:
-                raise ValueError
-
-
-def _text(body: bytes, start: int) -> tuple[str, int]:
-    (size,) = struct.unpack_from('<I', body, start)
-    end = start + 4 + size
-    return body[start + 4 : end].decode(), end

@@ -10,78 +10,38 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 
 from __future__ import annotations
 
-import os
-import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
-from rclpy.parameter_client import AsyncParameterClient
-from rclpy.qos import QoSProfile
-from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.bags.feed import STATES, values_of
+from vla_prune_ros.bags.feed import values_of
 from vla_prune_ros.bags.offline import Schedule, Setup, inputs_digest
+from vla_prune_ros.bags.streams import STATES
 from vla_prune_ros.bags.tracks import Track, output_of
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.trigger import Tick
-from vla_prune_ros.ros.children import Children, keep_local, node_command, node_environment
-from vla_prune_ros.ros.messages import (
-    LATCHED,
-    RELIABLE,
-    actions_from,
-    executed_message,
-    image_message,
-    to_ns,
-    to_time,
-    values_from,
-)
-
-POLICY = 'vla_policy'
-DEPTH = 100
-TICK = 0.05  # s, the longest wait for something to happen
-# Between two frames, so that the reader empties the shared memory: what does not fit is only sent
-# again with the next heartbeat, seconds later.
-PACE = 0.01
+from vla_prune_ros.ros import children
+from vla_prune_ros.ros.children import Children
+from vla_prune_ros.ros.client import Client, GraphError
+from vla_prune_ros.ros.delivery import acknowledged
+from vla_prune_ros.ros.messages import PROMPT, executed_message, image_message, to_time
+from vla_prune_ros.ros.peers import Policy, Robot
 
 
 def isolate(domain_id: int | None) -> None:
-    """Keep to this machine and to a ROS domain of our own, here and in the children."""
-    if domain_id is not None or 'ROS_DOMAIN_ID' not in os.environ:
-        domain_id = random.randint(1, 101) if domain_id is None else domain_id
-        os.environ['ROS_DOMAIN_ID'] = str(domain_id)
-    keep_local()
+    """Keep to this machine, and to the ROS domain that is given or of the environment."""
+    children.isolate(domain_id, inherit=True)
 
 
-def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
-    """The policy node, made to answer whatever and whenever it is asked."""
-    parameters = {
-        'checkpoint': setup.checkpoint,
-        'device': setup.device,
-        'dtype': setup.dtype,
-        'unnorm_key': setup.unnorm_key,
-        'readout_start': setup.readout_start,
-        'torch_threads': setup.threads,
-        'cameras': _list(setup.cameras),
-        'finger_joints': _list(fingers),
-        'control_rate': setup.control_rate,
-        'max_gap': setup.max_gap,
-        'runtime': setup.runtime,
-        'quantization': setup.quantization,
-        'image_pipeline': setup.image_pipeline,
+def parameters(setup: Setup) -> list[str]:
+    """Of a policy node that answers whatever and whenever it is asked."""
+    values = asdict(setup) | {
         'trigger': 'request',
         'queue': 'fifo',
         'sync.slop': 0.0,
@@ -92,92 +52,42 @@ def policy_command(setup: Setup, fingers: Sequence[str]) -> list[str]:
         'input_reliability': 'reliable',
         'use_sim_time': 'false',
     }
-    for topic in (*(f'{camera}/image_raw' for camera in setup.cameras), *STATES):
-        parameters[f'qos_overrides./{topic}.subscription.depth'] = DEPTH
-    given = [f'{name}:={value}' for name, value in parameters.items() if value != '']
-    return node_command('policy_node', given)
-
-
-def _list(names: Sequence[str]) -> str:
-    return f'[{", ".join(names)}]'
-
-
-class GraphError(RuntimeError):
-    """The node did not do what was asked of it; the text says what."""
+    lists = {name: f'[{", ".join(v)}]' for name, v in values.items() if isinstance(v, tuple)}
+    return [f'{name}:={value}' for name, value in (values | lists).items() if value != '']
 
 
 class Player:
     """The lockstep player, with a policy node of its own. Use it as a context manager."""
 
-    def __init__(
-        self, setup: Setup, fingers: Sequence[str], logs: Path, patience: float = 60.0
-    ) -> None:
+    def __init__(self, setup: Setup, logs: Path, patience: float = 60.0) -> None:
         """Describe the node.
 
         Args:
             setup: of the policy.
-            fingers: names of the two finger joints in the bag.
             logs: folder for the node's output.
             patience: seconds of wall clock to wait for anything.
         """
-        self._setup, self._patience = setup, patience
-        self._fingers = fingers
-        self._children = Children(logs, node_environment())
-        self._chunks: dict[int, list[np.ndarray]] = {}
-        self._stats: dict[int, list[dict[str, str]]] = {}
-        self.info: dict[str, str] = {}
+        self._setup = setup
+        self._children = Children(logs)
+        self._client = Client('replay', self._children, patience)
         self.exit_code: int | None = None
 
     def __enter__(self) -> Player:
-        self._children.start('policy_node', policy_command(self._setup, self._fingers))
-        self._own_context = not rclpy.ok()
-        if self._own_context:
-            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        self._node = node = rclpy.create_node('replay')
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(node)
-        many = QoSProfile(depth=DEPTH, reliability=RELIABLE.reliability)
-        node.create_subscription(JointTrajectory, 'action_chunk', self._on_chunk, many)
-        node.create_subscription(
-            DiagnosticArray, f'{POLICY}/inference_stats', self._on_stats, many
-        )
-        node.create_subscription(DiagnosticArray, f'{POLICY}/policy_info', self._on_info, LATCHED)
-        publish = node.create_publisher
-        self._publishers = {
-            camera: publish(Image, f'{camera}/image_raw', many) for camera in self._setup.cameras
-        } | {
-            'joint_states': publish(JointState, 'joint_states', many),
-            'ee_pose': publish(PoseStamped, 'ee_pose', many),
-            'executed_actions': publish(JointTrajectory, 'executed_actions', many),
-            'instruction': publish(String, 'instruction', LATCHED),
-        }
-        self._parameters = AsyncParameterClient(node, POLICY)
-        self._reset = node.create_client(Trigger, f'{POLICY}/reset')
-        try:
-            self._wait(self._connected, 'the policy node to be active')
-        except BaseException:
-            self._leave()
-            raise
+        with ExitStack() as stack:
+            stack.callback(self._stop)
+            self._children.start_node('policy_node', parameters(self._setup))
+            stack.enter_context(self._client)
+            self._policy = Policy(self._client)
+            self._robot = Robot(self._client, self._policy, self._setup.cameras, PROMPT)
+            self._robot.wait_until_connected()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._leave()
+        self._stack.close()
 
-    def _leave(self) -> None:
+    def _stop(self) -> None:
         self.exit_code = self._children.stop().get('policy_node')
-        self._executor.shutdown(timeout_sec=0)
-        self._node.destroy_node()
-        if self._own_context:
-            rclpy.try_shutdown()
-
-    def _connected(self) -> bool:
-        return (
-            bool(self.info)
-            and all(p.get_subscription_count() for p in self._publishers.values())
-            and self._node.count_publishers('action_chunk') > 0
-            and self._parameters.services_are_ready()
-            and self._reset.service_is_ready()
-        )
 
     # -- playing -------------------------------------------------------------------------------
     def play(
@@ -192,50 +102,38 @@ class Player:
         Raises:
             GraphError: no chunk came, or the node refused something.
         """
-        self._set('none', {})
-        self._call_reset()
+        self._policy.set_mode('none')
+        self._policy.reset()
         self._instruction = None
         outputs, moments = [], []
         for index, tick in enumerate(ticks):
             moment = schedule.at(index, tick.observation.stamp)
             if moment.reset:
-                self._call_reset()
-            self._set(moment.mode, moment.options)
+                self._policy.reset()
+            self._policy.set_mode(moment.mode, moment.options)
             outputs.append(self._ask(tick))
             moments.append(moment)
             progress()
-        return Track(name, tuple(outputs), tuple(moments), dict(self.info))
+        return Track(name, tuple(outputs), tuple(moments), dict(self._policy.info.latest))
 
     def _ask(self, tick: Tick) -> Any:
-        stamp = tick.observation.stamp
-        self._chunks.clear()
-        self._stats.clear()
+        stamp, robot, stats = tick.observation.stamp, self._robot, self._policy.stats
+        robot.forget()
         if tick.instruction != self._instruction:
-            self._instruct(tick.instruction)
+            robot.instruct(tick.instruction)
+            self._instruction = tick.instruction
         for frame in (*tick.between, tick.observation):
             self._publish(frame)
-            self._pause(PACE)
-        self._publishers['executed_actions'].publish(request(values_of(tick), self._setup.period))
-        self._wait(
-            lambda: stamp in self._chunks and stamp in self._stats,
-            f'the chunk with the stamp {stamp / 1e9:.9f} s',
-        )
-        others = sorted({*self._chunks, *self._stats} - {stamp})
-        if others or len(self._chunks[stamp]) > 1 or len(self._stats[stamp]) > 1:
+            self._client.wait(
+                lambda: acknowledged(robot.publishers.values()), 'the policy node to take a frame'
+            )
+        robot.publishers['executed_actions'].publish(request(values_of(tick), self._setup.period))
+        chunk, said = robot.answer(stamp)
+        others = sorted({m.stamp for inbox in (robot.chunks, stats) for m in inbox} - {stamp})
+        if others or len(robot.chunks.at(stamp)) > 1 or len(stats.at(stamp)) > 1:
             raise GraphError(f'more than one chunk for one observation; stamps {others or stamp}')
-        output = output_of(stamp, self._chunks[stamp][0], self._stats[stamp][0])
+        output = output_of(stamp, chunk.value, said.value)
         return replace(output, inputs=inputs_digest(values_of(tick)))
-
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left)
-
-    def _instruct(self, text: str) -> None:
-        """The node says on policy_info which instruction is in force."""
-        self._publishers['instruction'].publish(String(data=text))
-        self._wait(lambda: self.info.get('instruction') == text, f'the instruction {text!r}')
-        self._instruction = text
 
     def _publish(self, frame: MatchedSet) -> None:
         for name, sample in frame.samples.items():
@@ -244,48 +142,7 @@ class Player:
                 message.header.stamp = to_time(frame.stamp)
             else:
                 message = image_message(sample.value, frame.stamp, name)
-            self._publishers[name].publish(message)
-
-    def _set(self, mode: str, options: dict[str, Any]) -> None:
-        values = {'pruning.mode': mode}
-        values |= {f'pruning.{mode}.{key}': value for key, value in options.items()}
-        parameters = [Parameter(key, value=value) for key, value in values.items()]
-        future = self._parameters.set_parameters_atomically(parameters)
-        self._wait(future.done, 'an answer to new parameters')
-        if not future.result().result.successful:
-            raise GraphError(f'mode {mode}: {future.result().result.reason}')
-        self._wait(lambda: self.info.get('mode') == mode, f'policy_info of mode {mode}')
-
-    def _call_reset(self) -> None:
-        future = self._reset.call_async(Trigger.Request())
-        self._wait(future.done, 'an answer of ~/reset')
-        if not future.result().success:
-            raise GraphError(f'reset: {future.result().message}')
-
-    def _wait(self, ready: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + self._patience
-        look = 0.0
-        while not ready():
-            now = time.monotonic()
-            if now > look:
-                self._children.check()
-                look = now + 1.0
-            if now > deadline:
-                tail = self._children.tail('policy_node', 5)
-                raise GraphError(f'waited {self._patience:.0f} s in vain for {what}\n{tail}')
-            self._executor.spin_once(timeout_sec=TICK)
-
-    # -- topics --------------------------------------------------------------------------------
-    def _on_chunk(self, message: JointTrajectory) -> None:
-        stamp = to_ns(message.header.stamp)
-        self._chunks.setdefault(stamp, []).append(actions_from(message))
-
-    def _on_stats(self, message: DiagnosticArray) -> None:
-        stamp = to_ns(message.header.stamp)
-        self._stats.setdefault(stamp, []).append(values_from(message))
-
-    def _on_info(self, message: DiagnosticArray) -> None:
-        self.info = values_from(message)
+            self._robot.publishers[name].publish(message)
 
 
 def request(tick: Tick, period: int) -> JointTrajectory:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiers T0 and T1 of a replay: the node's converters and core in recorded order, without DDS.
 
-T1 answers every tick of a bag. T0 answers every tick twice, as it was read and once more after a
-round through messages and CDR bytes, and wants the same bits.
+T1 answers every tick of a bag. T0 answers every tick once more after a round through messages and
+CDR bytes, and wants the same bits. One policy does both, one run after the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 import vla_prune_ros
 from vla_prune_ros.bags.compare import TickOutput
-from vla_prune_ros.bags.feed import STATES, Feed, Sample, values_of
+from vla_prune_ros.bags.feed import Feed, Sample, values_of
 from vla_prune_ros.bags.files import file_digest
+from vla_prune_ros.bags.streams import STATES
 from vla_prune_ros.bags.tracks import Moment, Track
 from vla_prune_ros.execution.checks import safe_actions
 from vla_prune_ros.execution.executed import Executed
@@ -55,8 +56,9 @@ class Setup:
     dtype: str = 'auto'
     unnorm_key: str = ''
     readout_start: int = 0
-    threads: int = 1
+    torch_threads: int = 1
     cameras: tuple[str, ...] = ('agentview', 'wrist')
+    finger_joints: tuple[str, ...] = ('finger_joint1', 'finger_joint2')
     control_rate: float = 20.0
     max_gap: float = 5.0
     runtime: str = 'auto'
@@ -76,21 +78,8 @@ def load(setup: Setup) -> Any:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    values = {spec.name: spec.default for spec in POLICY} | {
-        'checkpoint': setup.checkpoint,
-        'device': setup.device,
-        'dtype': setup.dtype,
-        'unnorm_key': setup.unnorm_key,
-        'readout_start': setup.readout_start,
-        'torch_threads': setup.threads,
-        'cameras': setup.cameras,
-        'control_rate': setup.control_rate,
-        'max_gap': setup.max_gap,
-        'runtime': setup.runtime,
-        'quantization': setup.quantization,
-        'image_pipeline': setup.image_pipeline,
-        'pruning.mode': 'none',
-    }
+    values = {spec.name: spec.default for spec in POLICY}
+    values |= asdict(setup) | {'pruning.mode': 'none'}
     gc.collect()
     return load_policy(PolicyConfig.from_values(values))
 
@@ -121,8 +110,8 @@ def fingerprint(policy: Any) -> dict[str, str]:
 def code_digest() -> str:
     """Of what turns an observation into a chunk: the same numbers need the same source."""
     root = Path(vla_prune_ros.__file__).parent
-    files = [root / 'policy.py', root / 'nodes' / 'images.py', root / 'nodes' / 'messages.py']
-    for room in ('vla', 'pruning', 'runtime'):
+    files = [root / 'ros' / 'images.py', root / 'ros' / 'messages.py']
+    for room in ('vla', 'pruning', 'runtime', 'policy', 'execution'):
         files += sorted((root / room).glob('*.py'))
     return file_digest(files)[:16]
 
@@ -220,11 +209,17 @@ def run_track(
     setup: Setup,
     name: str,
     progress: Callable[[], None] = lambda: None,
+    *,
+    by_messages: bool = False,
 ) -> Track:
-    """T1: all ticks of a bag."""
+    """T1: all ticks of a bag; T0, `by_messages`: with everything made a message and read again."""
+    ticks = (through_messages(tick, setup.period) for tick in feed) if by_messages else feed
     pairs = []
-    for pair in run(policy, feed, schedule, setup):
-        pairs.append(pair)
+    for output, moment in run(policy, ticks, schedule, setup):
+        if by_messages:
+            message = _cdr(chunk_message(output.actions, output.stamp, setup.period))
+            output = replace(output, actions=actions_from(message))
+        pairs.append((output, moment))
         progress()
     return _track(name, policy, pairs)
 
@@ -284,42 +279,3 @@ def _state(name: str, sample: Sample) -> np.ndarray:
 
 def _cdr(message: Any) -> Any:
     return deserialize_message(serialize_message(message), type(message))
-
-
-def parity(
-    policies: tuple[Any, Any],
-    feed: Feed,
-    schedules: tuple[Schedule, Schedule],
-    setup: Setup,
-    name: str,
-    progress: Callable[[], None] = lambda: None,
-) -> tuple[Track, Track]:
-    """T0: the direct run, which is that of T1, and the one through messages in and out."""
-    runs: tuple[list, list] = [], []
-    first, second = policies
-    queue: list[Tick] = []
-    pairs = zip(
-        run(first, _teed(feed, queue), schedules[0], setup),
-        run(second, _drained(queue, setup.period), schedules[1], setup),
-        strict=True,
-    )
-    for direct, (output, moment) in pairs:
-        message = _cdr(chunk_message(output.actions, output.stamp, setup.period))
-        runs[0].append(direct)
-        runs[1].append((replace(output, actions=actions_from(message)), moment))
-        progress()
-    direct, through = (
-        _track(name, policy, pairs) for policy, pairs in zip(policies, runs, strict=True)
-    )
-    return direct, through
-
-
-def _teed(feed: Feed, queue: list[Tick]) -> Iterator[Tick]:
-    for tick in feed:
-        queue.append(tick)
-        yield tick
-
-
-def _drained(queue: list[Tick], period: int) -> Iterator[Tick]:
-    while queue:
-        yield through_messages(queue.pop(), period)

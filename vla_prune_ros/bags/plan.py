@@ -18,7 +18,9 @@ class UsageError(ValueError):
     """Arguments that do not make sense; the text says why."""
 
 
-def chosen_tracks(args: argparse.Namespace, has_recorded: bool) -> dict[str, Entry | None]:
+def chosen_tracks(
+    args: argparse.Namespace, checkpoint: str, has_recorded: bool
+) -> dict[str, Entry | None]:
     """Track -> mode with options and checkpoint; None: as recorded. The reference comes first.
 
     Raises:
@@ -42,7 +44,7 @@ def chosen_tracks(args: argparse.Namespace, has_recorded: bool) -> dict[str, Ent
     try:
         text = 'all' if 'all' in modes else ','.join(dict.fromkeys(modes))
         entries = make_entries(text, args.option, control='off') if modes else []
-        defaults = {} if args.checkpoint else embedded_checkpoints('tabletop')[1]
+        defaults = {} if checkpoint else embedded_checkpoints('tabletop')[1]
         entries = assign_checkpoints(entries, args.checkpoint_for, defaults)
     except ValueError as error:
         raise UsageError(str(error)) from error

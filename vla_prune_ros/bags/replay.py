@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--no-plots', action='store_true', help='no pictures of the actions')
     p.add_argument('--update-golden', action='store_true', help='show the differences, then write')
     p.add_argument('--dry-run', action='store_true', help='with --update-golden: only show')
-    p.add_argument('--golden', type=Path, default=None, help='golden bag; default BAG/golden')
 
     t = p.add_argument_group('tolerances')
     t.add_argument('--atol', type=float, default=None, help='of normalised actions')
@@ -72,18 +72,7 @@ def parser() -> argparse.ArgumentParser:
         help='topic of the bag to a name of the node, as in agentview/image_raw',
     )  # fmt: skip
     b.add_argument('--namespace', default='', help='of the recorded topics')
-    b.add_argument('--cameras', default='agentview,wrist', help='third-person view first')
-    b.add_argument(
-        '--finger-joints', default='finger_joint1,finger_joint2', help='names in joint_states'
-    )
     b.add_argument('--instruction', default='', help='in force until the bag has one')
-    b.add_argument('--slop', type=float, default=0.02, help='between cameras, s (0.02)')
-    b.add_argument('--state-slop', type=float, default=0.02, help='state to image, s (0.02)')
-    b.add_argument('--max-gap', type=float, default=5.0, help='pause that resets, s (5)')
-    b.add_argument(
-        '--trigger', choices=('auto', 'observation', 'request'), default='auto',
-        help='auto: request if the bag has executed_actions for every chunk',
-    )  # fmt: skip
     b.add_argument('--period', type=float, default=0.0, help='at least between ticks, s (0)')
     b.add_argument('--limit', type=int, default=0, help='ticks to replay; 0: all')
     b.add_argument('--salvage', action='store_true', help='take what is whole of a damaged file')
@@ -99,17 +88,15 @@ def parser() -> argparse.ArgumentParser:
         '--other-checkpoint', action='store_true',
         help='compare although the reference was made with other weights',
     )  # fmt: skip
-    m.add_argument('--device', default='auto', help='torch device; auto: as the reference')
-    m.add_argument('--dtype', default='auto', help='of the weights; auto: as the reference')
-    m.add_argument('--unnorm-key', default='', help='statistics of the checkpoint')
-    m.add_argument('--readout-start', type=int, default=0, help='as the parameter of the node')
-    m.add_argument('--runtime', default='auto', help='as the parameter of the node')
-    m.add_argument('--quantization', default='none', help='as the parameter of the node')
-    m.add_argument('--image-pipeline', default='exact', help='as the parameter of the node')
-    m.add_argument('--threads', type=int, default=1, help='CPU threads of the model (1)')
-    m.add_argument('--control-rate', type=float, default=20.0, help='Hz (20)')
-    m.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID of T2')
-    m.add_argument('--patience', type=float, default=60.0, help='of T2, s per answer (60)')
+    m.add_argument('--device', default='', help='torch device; default: as the reference')
+    m.add_argument(
+        '-p', '--param', action='append', default=[], metavar='NAME:=VALUE',
+        help='parameter of the node, such as sync.slop:=0.05 or cameras:=[front,hand]; default: as'
+        ' recorded, as far as that is known, and one thread',
+    )  # fmt: skip
+    m.add_argument(
+        '--params-file', type=Path, default=None, help='parameters of the node, as it was run with'
+    )
     return p
 
 
@@ -123,12 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'replay: {error}', file=sys.stderr)
         return 2
     # From here on ROS messages and torch are needed.
-    from vla_prune_ros.bags.graph import GraphError, isolate
+    from vla_prune_ros.ros.children import ChildDiedError, isolate, keep_local
 
-    if 'T2' in tiers:
-        isolate(args.domain_id)
+    if 'T2' in tiers and 'ROS_DOMAIN_ID' in os.environ:
+        keep_local()
+    elif 'T2' in tiers:
+        isolate(None)
+    from vla_prune_ros.bags.graph import GraphError
     from vla_prune_ros.bags.run import Replay, ReplayError
-    from vla_prune_ros.ros.children import ChildDiedError
 
     try:
         return Replay(args, argv, tiers).run()
@@ -160,8 +149,6 @@ def check(args: argparse.Namespace) -> list[str]:
         source, sign, target = text.partition(':=')
         if not (source and sign and target):
             raise UsageError(f'--remap {text!r} is not TOPIC:=NAME')
-    if args.domain_id is not None and not 0 <= args.domain_id <= 101:
-        raise UsageError(f'ROS domain {args.domain_id} is not within 0..101')
     limits = {'atol': args.atol, 'jaccard': args.jaccard, 'gripper': args.gripper}
     for name, value in (limits | {'count': args.count}).items():
         if value is not None and not value >= 0:

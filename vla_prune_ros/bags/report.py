@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vla_prune_ros.bags.compare import TickComparison, TickOutput, Verdict
+from vla_prune_ros.bags.files import Bag, file_digest, storage_files
 from vla_prune_ros.evaluation.plots import executed_actions
 
 LINES, JUNIT = 'replay.jsonl', 'junit.xml'
@@ -43,6 +44,25 @@ def new_folder(wanted: Path | None, bag: Path) -> Path:
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of settings, whatever their order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def header(
+    argv: Sequence[str], bag: Bag, golden: Path | None, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What was run on what, with digests."""
+    from vla_prune_ros.command_line import command_line, environment
+
+    return {
+        'type': 'header',
+        'command': command_line(argv, 'replay'),
+        'bag': str(bag.path),
+        'bag_sha256': bag.sha256(),
+        'golden': golden and str(golden),
+        'golden_sha256': golden and file_digest(storage_files(golden)),
+        'config': config,
+        'config_sha256': config_digest(config),
+        'environment': environment(),
+    }
 
 
 class Lines:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vla_prune_ros.bags import report as report
+from vla_prune_ros.bags import report
 from vla_prune_ros.bags.compare import (
     TickComparison,
     Tolerance,
@@ -24,8 +24,8 @@ from vla_prune_ros.bags.compare import (
     default_tolerance,
     judge,
 )
-from vla_prune_ros.bags.feed import Feed, FeedSettings
-from vla_prune_ros.bags.files import Bag, file_digest, storage_files
+from vla_prune_ros.bags.feed import Feed
+from vla_prune_ros.bags.files import Bag
 from vla_prune_ros.bags.graph import Player
 from vla_prune_ros.bags.offline import (
     WAYS,
@@ -33,10 +33,11 @@ from vla_prune_ros.bags.offline import (
     Setup,
     fingerprint,
     load,
-    parity,
     run_track,
 )
 from vla_prune_ros.bags.plan import GOLDEN, chosen_switches, chosen_tracks
+from vla_prune_ros.bags.settings import INPUT, MODEL, chosen_parameters, device_of, said_by
+from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import (
     RECORDED,
     Track,
@@ -59,7 +60,7 @@ class Replay:
         self.args, self.argv, self.tiers = args, list(argv), tiers
         self.verdicts: list[Verdict] = []
         self.warnings: list[str] = []
-        self._policies: dict[tuple[str, int], Any] = {}
+        self._policies: dict[str, Any] = {}
 
     def run(self) -> int:
         """Do it; the exit code."""
@@ -79,12 +80,10 @@ class Replay:
     # -- what is to be done --------------------------------------------------------------------
     def _prepare(self) -> None:
         args = self.args
+        given = chosen_parameters(args.params_file, args.param)
+        read = {name.removeprefix('sync.'): given[name] for name in INPUT if name in given}
         self.settings = FeedSettings(
-            cameras=_names(args.cameras),
-            fingers=_names(args.finger_joints),
-            slop=args.slop,
-            state_slop=args.state_slop,
-            trigger=args.trigger,
+            **read,
             namespace=args.namespace,
             remap=dict(text.split(':=', 1) for text in args.remap),
             instruction=args.instruction.strip(),
@@ -94,50 +93,37 @@ class Replay:
         self.recorded = (
             Track(RECORDED) if args.ignore_outputs else recorded_track(self.bag, self.settings)
         )
-        self.golden_path = args.golden or golden_path(args.bag)
+        self.golden_path = golden_path(args.bag)
         self.golden = read_golden(self.golden_path)
-        self.tracks = chosen_tracks(args, bool(self.recorded.outputs))
-        device, dtype = self._device()
-        self.setup = Setup(
-            args.checkpoint, device, dtype, args.unnorm_key, args.readout_start,
-            args.threads, self.settings.cameras, args.control_rate, args.max_gap,
-            args.runtime, args.quantization, args.image_pipeline,
-        )  # fmt: skip
-        self.feed = Feed(self.bag, self.settings, self.recorded.stamps)
+        self.checkpoint = args.checkpoint or given.get('checkpoint', '')
+        self.tracks = chosen_tracks(args, self.checkpoint, bool(self.recorded.outputs))
+        if args.device:
+            given['device'] = args.device
+        references = (*self.golden.values(), self.recorded)
+        info = next((r.info for r in references if r.info), {})
+        values = said_by(self.recorded.info) | given
+        if args.compare == GOLDEN and given.get('device', 'auto') == 'auto':
+            values |= device_of(info) | ({'dtype': given['dtype']} if 'dtype' in given else {})
+        chosen = {name: values[name] for name in MODEL if name in values}
+        self.setup = Setup(self.checkpoint, **chosen)
+        self.feed = Feed(self.bag, self.settings, self.recorded.stamps, self.recorded.seen)
         self.switches = chosen_switches(args.switch)
         self.results: dict[str, Track] = {}
 
-    def _device(self) -> tuple[str, str]:
-        """Device and dtype; `auto` is what the reference was made with, where that is there."""
-        import torch
-
-        device, dtype = self.args.device, self.args.dtype
-        references = (*self.golden.values(), self.recorded)
-        info = next((r.info for r in references if r.info), {})
-        if self.args.compare != GOLDEN or device != 'auto' or not info.get('device'):
-            return device, dtype
-        if not info['device'].startswith('cpu') and not torch.cuda.is_available():
-            return device, dtype
-        return info['device'], info.get('dtype', dtype) if dtype == 'auto' else dtype
-
-    def _checkpoint(self, name: str) -> str:
-        entry = self.tracks[name]
-        return (entry.checkpoint if entry is not None else None) or self.args.checkpoint
-
     def _setup(self, name: str) -> Setup:
-        checkpoint = self._checkpoint(name)
+        entry = self.tracks[name]
+        checkpoint = (entry.checkpoint if entry is not None else None) or self.checkpoint
         if checkpoint and not Path(checkpoint).is_dir():
             from vla_prune_ros import weights
 
             checkpoint = str(weights.directory(checkpoint))
         return replace(self.setup, checkpoint=checkpoint)
 
-    def _policy(self, name: str, copy: int = 0) -> Any:
+    def _policy(self, name: str) -> Any:
         setup = self._setup(name)
-        key = (setup.checkpoint, copy)
-        if key not in self._policies:
-            self._policies[key] = load(setup)
-        return self._policies[key]
+        if setup.checkpoint not in self._policies:
+            self._policies[setup.checkpoint] = load(setup)
+        return self._policies[setup.checkpoint]
 
     def _schedule(self, name: str) -> Schedule:
         entry = self.tracks[name]
@@ -190,11 +176,10 @@ class Replay:
             return set()
         own, first = self._policy(name).info()['sha256'], start_of(reference)
         stamps, moments = reference.stamps, reference.moments
-        others = {
-            stamp
-            for stamp, moment in zip(stamps, moments, strict=True)
-            if moment.sha256 not in ('', own) and not self.args.other_checkpoint
-        }
+        foreign = [moment.sha256 not in ('', own) for moment in moments]
+        others = {s for s, other in zip(stamps, foreign, strict=True) if other}
+        if self.args.other_checkpoint:
+            others.clear()
         if others:
             self.warnings.append(
                 f'{len(others)} recorded ticks come from other weights and are left out; replay'
@@ -209,11 +194,8 @@ class Replay:
 
     def _tolerance(self, name: str, reference: Track) -> Tolerance | None:
         args = self.args
-        given = {
-            key: value
-            for key in ('atol', 'jaccard', 'count', 'gripper')
-            if (value := getattr(args, key)) is not None
-        }
+        named = {key: getattr(args, key) for key in ('atol', 'jaccard', 'count', 'gripper')}
+        given = {key: value for key, value in named.items() if value is not None}
         if args.compare != GOLDEN:
             return replace(Tolerance(np.inf, 0.0, sys.maxsize, 1.0), **given) if given else None
         own = fingerprint(self._policy(name))
@@ -229,16 +211,13 @@ class Replay:
         self, tier: str, name: str, result: Track, reference: Track
     ) -> list[TickComparison]:
         normaliser = self._policy(name).processor.normaliser
-        zero, one = np.zeros(self._policy(name).config.action_dim), 1.0
-        scale = normaliser.normalise_actions(zero + one) - normaliser.normalise_actions(zero)
-        if tier == 'T0':
-            tolerance: Tolerance | None = Tolerance()
-        else:
-            tolerance = self._tolerance(name, reference)
+        zero = np.zeros(self._policy(name).config.action_dim)
+        scale = normaliser.normalise_actions(zero + 1.0) - normaliser.normalise_actions(zero)
+        tolerance = Tolerance() if tier == 'T0' else self._tolerance(name, reference)
         expected, outputs = reference.outputs, result.outputs
         if self.args.limit:
             expected = expected[: self.args.limit]
-        if self.args.compare == GOLDEN and tier != 'T0':
+        if self.args.compare == GOLDEN and tier != 'T0':  # those that cannot come out the same
             out = self._left_out(name, reference)
             expected = [e for e in expected if e.stamp not in out]
             outputs = [o for o in outputs if o.stamp not in out]
@@ -246,13 +225,10 @@ class Replay:
             outputs, expected, scale, tolerance,
             same_mode=self.args.compare == GOLDEN and not self.switches,
         )  # fmt: skip
-        label = self.args.compare if reference is not self.recorded else RECORDED
-        if tier == 'T0':
-            label = 'the direct call'
+        label = 'the direct call' if tier == 'T0' else self._label(reference)
         for comparison in comparisons:
-            self.lines.write(
-                {**comparison.record(), 'tier': tier, 'track': name, 'reference': label}
-            )
+            where = {'tier': tier, 'track': name, 'reference': label}
+            self.lines.write(comparison.record() | where)
         verdict = judge(tier, name, label, comparisons)
         self.verdicts.append(verdict)
         print(f'replay: {verdict.text()}', flush=True)
@@ -261,18 +237,13 @@ class Replay:
     # -- tiers ---------------------------------------------------------------------------------
     def _t0(self, references: Mapping[str, Track]) -> None:
         for name in self.tracks:
-            policies = self._policy(name), self._policy(name, copy=1)
-            schedules = self._schedule(name), self._schedule(name)
-            with self._progress(f'T0 {name}') as bar:
-                direct, through = parity(
-                    policies, self.feed, schedules, self.setup, name, bar.update
-                )
-            self._require_ticks(direct.outputs)
-            self.results[name] = direct
+            direct = self._offline(name)
+            through = self._run(name, 'T0', by_messages=True)
             self._compare('T0', name, through, replace(direct, name='direct'))
 
     def _t1(self, references: Mapping[str, Track]) -> None:
         compared: dict[str, list[TickComparison]] = {}
+        names = self._policy(next(iter(self.tracks))).info()['dimension_names']
         for name in self.tracks:
             track = self._offline(name)
             reference = self._reference(name, references)
@@ -280,31 +251,35 @@ class Replay:
                 print(f'replay: T1 {name}: {len(track.outputs)} ticks, no golden values yet')
                 continue
             if not self.args.no_plots:
-                self._plot(name, track, reference)
+                other = self._label(reference)
+                report.actions_plot(
+                    track.outputs, reference.outputs, (f'{name} now', f'reference: {other}'),
+                    names, f'{self.args.bag.name}: {name}',
+                    self.out / f'actions_{name.replace(" ", "_")}.png',
+                )  # fmt: skip
             compared[name] = self._compare('T1', name, track, reference)
-        names = self._policy(next(iter(self.tracks))).info()['dimension_names']
         print(f'\n{report.difference_table(compared, names)}\n')
         if self.args.update_golden:
             self._update_golden()
 
     def _offline(self, name: str) -> Track:
         if name not in self.results:
-            with self._progress(f'T1 {name}') as bar:
-                self.results[name] = run_track(
-                    self._policy(name), self.feed, self._schedule(name), self.setup, name,
-                    bar.update,
-                )  # fmt: skip
-            self._require_ticks(self.results[name].outputs)
+            self.results[name] = self._run(name, 'T1')
+            if not self.results[name].outputs:
+                raise ReplayError('\n'.join([self.feed.nothing(), *self.feed.warnings()]))
         return self.results[name]
+
+    def _run(self, name: str, tier: str, **how: bool) -> Track:
+        policy, schedule = self._policy(name), self._schedule(name)
+        with self._progress(f'{tier} {name}') as bar:
+            return run_track(policy, self.feed, schedule, self.setup, name, bar.update, **how)
 
     def _t2(self, references: Mapping[str, Track]) -> None:
         by_checkpoint: dict[str, list[str]] = {}
         for name in self.tracks:
             by_checkpoint.setdefault(self._setup(name).checkpoint, []).append(name)
         for number, names in enumerate(by_checkpoint.values()):
-            logs = self.out / f'node{number}'
-            player = Player(self._setup(names[0]), self.settings.fingers, logs, self.args.patience)
-            with player:
+            with Player(self._setup(names[0]), self.out / f'node{number}') as player:
                 for name in names:
                     with self._progress(f'T2 {name}') as bar:
                         track = player.play(self.feed, self._schedule(name), name, bar.update)
@@ -318,52 +293,29 @@ class Replay:
             return references.get(name)
         return self._offline(self.args.compare)
 
-    def _require_ticks(self, outputs: Sequence[Any]) -> None:
-        if not outputs:
-            raise ReplayError('\n'.join([self.feed.nothing(), *self.feed.warnings()]))
+    def _label(self, reference: Track) -> str:
+        return self.args.compare if reference is not self.recorded else RECORDED
 
     def _progress(self, text: str) -> tqdm:
-        hidden = not sys.stderr.isatty()
-        return tqdm(desc=text, unit=' ticks', leave=False, disable=hidden)
+        return tqdm(desc=text, unit=' ticks', leave=False, disable=not sys.stderr.isatty())
 
     # -- results -------------------------------------------------------------------------------
     def _header(self) -> None:
-        from vla_prune_ros.evaluation.report import command_line, environment  # needs torch
-
         config = {
             'feed': asdict(self.settings),
             'setup': asdict(self.setup),
-            'tracks': {
-                name: None if entry is None else asdict(entry)
-                for name, entry in self.tracks.items()
-            },
+            'tracks': {n: None if e is None else asdict(e) for n, e in self.tracks.items()},
             'switches': self.switches,
             'compare': self.args.compare,
             'trigger': self.feed.trigger,
         }
         policies = {name: self._policy(name) for name in self.tracks}
-        self.lines.write({
-            'type': 'header',
-            'command': command_line(self.argv, 'replay'),
-            'bag': str(self.args.bag),
-            'bag_sha256': self.bag.sha256(),
-            'golden': str(self.golden_path) if self.golden else None,
-            'golden_sha256': file_digest(storage_files(self.golden_path)) if self.golden else None,
+        golden = self.golden_path if self.golden else None
+        self.lines.write(report.header(self.argv, self.bag, golden, config) | {
             'checkpoint_sha256': {name: p.info()['sha256'] for name, p in policies.items()},
-            'config': config,
-            'config_sha256': report.config_digest(config),
             'topics': {stream.name: topic for topic, stream in self.feed.streams.items()},
             'fingerprint': fingerprint(next(iter(policies.values()))),
-            'environment': environment(),
         })  # fmt: skip
-
-    def _plot(self, name: str, track: Track, reference: Track) -> None:
-        names = self._policy(name).info()['dimension_names']
-        label = self.args.compare if reference is not self.recorded else RECORDED
-        report.actions_plot(
-            track.outputs, reference.outputs, (f'{name} now', f'reference: {label}'), names,
-            f'{self.args.bag.name}: {name}', self.out / f'actions_{name.replace(" ", "_")}.png',
-        )  # fmt: skip
 
     def _update_golden(self) -> None:
         if start_of(self.recorded):
@@ -376,27 +328,22 @@ class Replay:
         print(f'replay: golden values of {", ".join(self.results)} written to {self.golden_path}')
 
     def _finish(self) -> int:
-        self.warnings += self.feed.warnings()
-        problems = list(self.recorded.problems)
-        for reference in self.golden.values():
-            problems += reference.problems
-        for warning in dict.fromkeys(self.warnings):
+        warnings = list(dict.fromkeys([*self.warnings, *self.feed.warnings()]))
+        references = self.recorded, *self.golden.values()
+        problems = [*self.feed.problems(), *(p for r in references for p in r.problems)]
+        for warning in warnings:
             print(f'replay: warning: {warning}', file=sys.stderr)
         for problem in problems:
             print(f'replay: the reference is incomplete: {problem}', file=sys.stderr)
-        judged = self.args.compare == GOLDEN
-        passed = all(v.passed for v in self.verdicts) and not (problems and judged)
+        broken = problems and self.args.compare == GOLDEN
+        passed = all(v.passed for v in self.verdicts) and not broken
         self.lines.write({
             'type': 'verdict',
             'passed': passed,
             'verdicts': [v.record() for v in self.verdicts],
             'problems': problems,
-            'warnings': list(dict.fromkeys(self.warnings)),
+            'warnings': warnings,
         })  # fmt: skip
         report.write_junit(self.verdicts, self.out / report.JUNIT)
         print(f'replay: {"PASS" if passed else "FAIL"}')
         return 0 if passed else 1
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(',') if name)

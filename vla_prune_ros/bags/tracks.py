@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from rclpy.serialization import serialize_message
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.bags.compare import TickOutput
-from vla_prune_ros.bags.feed import (
+from vla_prune_ros.bags.feed import Seen
+from vla_prune_ros.bags.files import Bag, BagError
+from vla_prune_ros.bags.streams import (
     FeedSettings,
     deserialise,
     find,
     require_type,
     type_name,
 )
-from vla_prune_ros.bags.files import Bag, BagError
 from vla_prune_ros.bags.writer import BagWriter, qos
 from vla_prune_ros.ros.messages import (
     MessageError,
@@ -42,6 +43,14 @@ from vla_prune_ros.ros.messages import (
 
 RECORDED = 'recorded'
 TOPICS = ('action_chunk', 'inference_stats', 'policy_info')
+# Options of older versions, and the value with which they did nothing; None: they never did alone.
+RETIRED = {
+    'lightvla.bucket': '0',
+    'lightvla.padding': None,
+    'specprune.buckets': 'false',
+    'specprune.bucket_sizes': None,
+    'vla_cache.bucket': '0',
+}
 FRESH = ('reset', 'exception', 'start')  # reasons for which a replay must reset by itself
 
 
@@ -54,12 +63,14 @@ class Moment:
         options: of the mode; empty: its defaults.
         reset: the history was emptied from outside before this tick.
         sha256: of the weights; '' if unknown.
+        seen: what the policy looked at; None if it did not say.
     """
 
     mode: str
     options: Mapping[str, Any] = field(default_factory=dict)
     reset: bool = False
     sha256: str = ''
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,12 @@ class Track:
     def stamps(self) -> list[int]:
         """Stamps of the ticks."""
         return [output.stamp for output in self.outputs]
+
+    @property
+    def seen(self) -> list[Seen]:
+        """What the policy looked at for each tick; empty unless it said so of all."""
+        seen = [moment.seen for moment in self.moments]
+        return [] if None in seen else seen
 
 
 def recorded_track(bag: Bag, settings: FeedSettings) -> Track:
@@ -135,7 +152,7 @@ def _read_track(bag: Bag, name: str, chunks: str | None, stats: str, info: str |
         try:
             number = int(values.get('sequence', -1))
             output = output_of(stamp, nearest[1], values)
-            moments.append(_moment(output, time, infos))
+            moments.append(replace(_moment(output, time, infos), seen=_seen(stamp, values)))
         except (
             KeyError,
             ValueError,
@@ -197,10 +214,23 @@ def _moment(
             options = {
                 key.removeprefix(prefix): parse_value(mode, key.removeprefix(prefix), value)
                 for key, value in values.items()
-                if key.startswith(prefix)
+                if key.startswith(prefix) and not _is_retired(key, value)
             }
             break
     return Moment(mode, options, output.reset_reason in FRESH, sha256)
+
+
+def _seen(stamp: int, values: Mapping[str, str]) -> Seen | None:
+    """What the statistics of an inference say that it looked at: stamps between spaces."""
+    if 'between' not in values or 'executed' not in values:
+        return None
+    between, executed = (tuple(map(int, values[k].split())) for k in ('between', 'executed'))
+    return Seen(stamp, between, executed)
+
+
+def _is_retired(key: str, value: str) -> bool:
+    idle = RETIRED.get(key.removeprefix('pruning.'), '')
+    return idle is None or value == idle != ''
 
 
 def start_of(recorded: Track) -> int:

@@ -1,37 +1,30 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""New bags: rosbag2 folders, MCAP or sqlite3. Needs no rclpy. Nothing is ever written over."""
+"""New bags: rosbag2 folders with one MCAP file. Needs no rclpy. Nothing is ever written over."""
 
 from __future__ import annotations
 
-import struct
-from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from rosbags.interfaces import (
-    Qos,
-    QosDurability,
-    QosHistory,
-    QosLiveliness,
-    QosReliability,
-    QosTime,
-)
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-from rosbags.rosbag2.storage_mcap import PendingChunk
+import yaml
+from mcap.writer import CompressionType, Writer
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from vla_prune_ros.bags.files import BagError
+from vla_prune_ros.bags.files import NOTES, BagError
 
-STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 METADATA_VERSION = 8  # the newest that older rosbag2 releases read, too
-RESERVE = 256 * 1024  # bytes kept free for the end of a recording
-FOREVER = QosTime(9223372036, 854775807)  # RMW_DURATION_INFINITE
+CHUNK = 1 << 20  # bytes of messages in a chunk
+RESERVE = 128 * 1024  # bytes for the end of the file, its notes and metadata.yaml
+AHEAD = 4 << 20  # bytes that are claimed from the disk at a time
+FOREVER = {'sec': 9223372036, 'nsec': 854775807}  # RMW_DURATION_INFINITE
+Qos = dict[str, Any]
 
 
 @cache
@@ -41,31 +34,33 @@ def typestore() -> Typestore:
 
 
 def qos(reliable: bool = True, latched: bool = False, depth: int = 10) -> Qos:
-    """A publisher's quality of service, as a bag keeps it for `ros2 bag play`."""
-    return Qos(
-        QosHistory.KEEP_LAST,
-        depth,
-        QosReliability.RELIABLE if reliable else QosReliability.BEST_EFFORT,
-        QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-        FOREVER,
-        FOREVER,
-        QosLiveliness.AUTOMATIC,
-        FOREVER,
-        avoid_ros_namespace_conventions=False,
-    )
+    """A publisher's quality of service, as a bag keeps it for `ros2 bag play` (rmw/types.h)."""
+    return {
+        'history': 1,  # keep last
+        'depth': depth,
+        'reliability': 1 if reliable else 2,
+        'durability': 1 if latched else 2,
+        'deadline': FOREVER,
+        'lifespan': FOREVER,
+        'liveliness': 1,  # automatic
+        'liveliness_lease_duration': FOREVER,
+        'avoid_ros_namespace_conventions': False,
+    }
 
 
 class BagWriter:
     """A new bag. Every `flush` puts all messages so far on the disk, readable by `salvage`.
 
-    When the disk is full, `write` and `flush` raise OSError; `close` then ends the file after the
-    last whole chunk, in space that was set aside for it.
+    Room on the disk is claimed before the file gets a message. So when the disk is full `write`
+    raises OSError, nothing is half written, and `close` still makes a whole bag.
     """
 
-    def __init__(
-        self, path: str | Path, storage: str = 'mcap', compression: str = 'zstd', **custom: str
-    ) -> None:
+    def __init__(self, path: str | Path, compression: str = 'zstd') -> None:
         """Make the bag's folder.
+
+        Args:
+            path: of the folder.
+            compression: of chunks, zstd or none.
 
         Raises:
             BagError: the path exists.
@@ -74,19 +69,20 @@ class BagWriter:
         self.path = Path(path)
         if self.path.exists():
             raise BagError(f'{self.path} exists; a bag is never written over')
-        self._writer = Writer(
-            self.path, version=METADATA_VERSION, storage_plugin=STORAGES[storage]
-        )
-        if compression != 'none' and storage == 'mcap':
-            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        for key, value in {'writer': 'vla_prune_ros', **custom}.items():
-            self._writer.set_custom_data(key, value)
-        self._writer.open()
-        self._connections: dict[str, Any] = {}
-        self._mcap = storage == 'mcap'
-        self._failed = False
-        self._reserve = self.path / '.reserve'
-        self._reserve.write_bytes(b'\1' * RESERVE)
+        self.path.mkdir(parents=True)
+        self._file = (self.path / f'{self.path.name}.mcap').open('xb')
+        kind = CompressionType.NONE if compression == 'none' else CompressionType.ZSTD
+        self._writer = Writer(self._file, chunk_size=sys.maxsize, compression=kind)
+        self._writer.start('ros2', 'vla_prune_ros')
+        self._channels: dict[str, int] = {}
+        self._topics: list[dict[str, Any]] = []
+        self._notes = {'writer': 'vla_prune_ros'}
+        self._start, self._end = 2**63 - 1, 0
+        self.counts: Counter[str] = Counter()
+        self._claimed = 0  # bytes of the file that the disk has granted
+        self._waiting = 0  # bytes that the chunk at hand can take at most
+        self._index = RESERVE  # bytes that the end of the file can take at most
+        self._claim(0)
         self.flush()
 
     def add_topic(self, topic: str, kind: str, *profiles: Qos) -> None:
@@ -94,78 +90,114 @@ class BagWriter:
 
         Raises:
             BagError: there is no definition of the message type.
+            OSError: the disk is full.
         """
         if kind not in typestore().fielddefs:
             raise BagError(f'{topic}: no definition of {kind}')
-        self._connections[topic] = self._writer.add_connection(
-            topic, kind, typestore=typestore(), offered_qos_profiles=profiles or (qos(),)
-        )
+        definition = typestore().generate_msgdef(kind, ros_version=2)[0].encode()
+        offered = yaml.dump(list(profiles or (qos(),)), Dumper=_Dumper).strip()
+        metadata = {
+            'name': topic,
+            'type': kind,
+            'serialization_format': 'cdr',
+            'offered_qos_profiles': offered,
+            'type_description_hash': typestore().hash_rihs01(kind),
+        }
+        size = len(definition) + len(offered) + 3 * len(topic) + 1024
+        self._claim(size, 2 * size)  # again in the summary and in metadata.yaml
+        schema = self._writer.register_schema(kind, 'ros2msg', definition)
+        extra = {
+            'offered_qos_profiles': offered,
+            'topic_type_hash': metadata['type_description_hash'],
+        }
+        self._channels[topic] = self._writer.register_channel(topic, 'cdr', schema, extra)
+        self._topics.append(metadata)
 
-    def write(self, topic: str, time: int, data: bytes) -> None:
-        """Add a message that was received at `time` (ns)."""
-        storage = self._writer.storage
-        chunks = len(storage.chunks) if self._mcap else 0
-        self._guarded(lambda: self._writer.write(self._connections[topic], time, data))
-        if self._mcap and len(storage.chunks) > chunks:
-            self._on_disk()
+    def write(
+        self, topic: str, time: int, data: bytes, published: int | None = None, sequence: int = 0
+    ) -> None:
+        """Add a message.
+
+        Args:
+            topic: that was announced.
+            time: when it was recorded, ns.
+            data: its CDR bytes.
+            published: when it was published, ns; None: not known.
+            sequence: its number among those of its publisher.
+
+        Raises:
+            OSError: the disk is full; the message is not in the bag.
+        """
+        self._claim(len(data) + len(data) // 128 + 64)
+        published = time if published is None else published
+        channel = self._channels[topic]
+        self._writer.add_message(channel, time, data, published, sequence & 0xFFFFFFFF)
+        self.counts[topic] += 1
+        self._start, self._end = min(self._start, time), max(self._end, time)
+        if self._waiting > CHUNK:
+            self.flush()
+
+    def note(self, values: Mapping[str, str]) -> None:
+        """Keep facts about the recording in the bag: in the file and in metadata.yaml."""
+        self._notes |= values
 
     def flush(self) -> None:
         """Put everything on the disk."""
-        storage = self._writer.storage
-        if self._mcap and storage is not None and not self._failed:
-            if storage.chunk.msgs:
-                self._guarded(storage.close_chunk)
-            self._on_disk()
+        self._writer.flush()
+        self._waiting = 0
+        self._index += 256 + 16 * len(self._channels)  # of a chunk
+        self._claim(0)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Messages by topic; after `close` those that really are in the bag."""
-        return {topic: self._writer.counts[c.id] for topic, c in self._connections.items()}
-
-    def _on_disk(self) -> None:
-        """Remember that everything up to here is whole."""
-        self._guarded(self._writer.storage.bio.flush)
-        self._whole = self._state()
-
-    def _state(self) -> tuple[int, dict, dict, int]:
-        """Bytes, message counts of both layers, and last time of what is on the disk."""
-        writer, storage = self._writer, self._writer.storage
-        statistics = dict(storage.channel_stats)
-        return storage.bio.tell(), dict(writer.counts), statistics, writer.max_timestamp
-
-    def _guarded(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except OSError:
-            self._failed = True
-            raise
+    def _claim(self, size: int, index: int = 0) -> None:
+        """Make sure that `size` more bytes fit, and the end of the file, too."""
+        needed = self._file.tell() + self._waiting + size + self._index + index
+        for room in (needed + AHEAD, needed):
+            if needed <= self._claimed:
+                break
+            try:
+                os.posix_fallocate(self._file.fileno(), self._claimed, room - self._claimed)
+                self._claimed = room
+            except OSError:
+                if room == needed:
+                    raise
+        self._waiting += size
+        self._index += index
 
     def close(self) -> None:
-        """Write index and metadata.
+        """Write index, notes and metadata.
 
         Raises:
-            OSError: even that was impossible; what was flushed can be salvaged.
+            OSError: that was impossible; what was flushed can be salvaged.
         """
-        self._reserve.unlink(missing_ok=True)
-        if self._failed and self._mcap:
-            self._cut()
-        self._writer.close()
-
-    def _cut(self) -> None:
-        """Leave out what did not fit any more."""
-        writer, storage = self._writer, self._writer.storage
-        size, counts, statistics, end = self._whole
-        _truncate(storage.path, size)
-        with suppress(OSError):
-            storage.bio.close()  # tries to write the rest of its buffer
-        _truncate(storage.path, size)
-        storage.bio = storage.path.open('r+b')
-        storage.bio.seek(size)
-        storage.chunks = [index for index in storage.chunks if _end_of(index) <= size]
-        storage.chunk = PendingChunk(2**63 - 1, 0, BytesIO(), defaultdict(list))
-        for now, then in ((writer.counts, counts), (storage.channel_stats, statistics)):
-            now.update({key: then.get(key, 0) for key in now})
-        writer.max_timestamp = storage.message_end_time = end
+        with self._file:
+            self._writer.add_metadata(NOTES, self._notes)
+            self._writer.finish()
+            self._file.flush()
+            self._file.truncate()
+        start = min(self._start, self._end)
+        times = {
+            'starting_time': {'nanoseconds_since_epoch': start},
+            'duration': {'nanoseconds': self._end - start},
+            'message_count': self.counts.total(),
+        }
+        name = Path(self._file.name).name
+        metadata = {
+            'version': METADATA_VERSION,
+            'storage_identifier': 'mcap',
+            'compression_format': '',
+            'compression_mode': '',
+            'ros_distro': 'kilted',
+            'custom_data': self._notes,
+            'relative_file_paths': [name],
+            'files': [{'path': name, **times}],
+            **times,
+            'topics_with_message_count': [
+                {'topic_metadata': topic, 'message_count': self.counts[topic['name']]}
+                for topic in self._topics
+            ],
+        }
+        text = yaml.dump({'rosbag2_bagfile_information': metadata}, Dumper=_Dumper)
+        (self.path / 'metadata.yaml').write_text(text, encoding='utf-8')
 
     def __enter__(self) -> BagWriter:
         return self
@@ -174,16 +206,12 @@ class BagWriter:
         if kind is None:
             self.close()
         else:
-            self._reserve.unlink(missing_ok=True)
-            self._writer.abort()
+            self._file.close()
 
 
-def _truncate(path: Path, size: int) -> None:
-    with path.open('r+b') as file:
-        file.truncate(size)
+class _Dumper(yaml.SafeDumper):
+    """Without anchors, which rosbag2 need not know."""
 
-
-def _end_of(index: Any) -> int:
-    """Where a chunk ends in the file, from its index record."""
-    start, length = struct.unpack_from('<QQ', index.getvalue(), 16)
-    return start + length
+    def ignore_aliases(self, data: object) -> bool:
+        """Write everything out."""
+        return True

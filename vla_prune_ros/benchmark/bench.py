@@ -13,6 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_prune_ros.command_line import (
+    add_compute,
+    add_modes,
+    at_least,
+    command_line,
+    environment,
+    exit_code_of,
+    require_device,
+    verb_parser,
+    write_json,
+)
+
 if TYPE_CHECKING:
     from vla_prune_ros.benchmark.run import Arm
     from vla_prune_ros.benchmark.subject import Subject
@@ -34,38 +46,38 @@ RESULTS, REPORT, CHART = 'results.json', 'report.md', 'latency.png'
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='bench',
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = verb_parser('bench', DESCRIPTION, EXAMPLES)
     p.add_argument('--size', help='random model: tiny, small or 7b (default: small)')
-    p.add_argument('--layers', type=int, help='decoder layers of the random model; default: all')
+    p.add_argument(
+        '--layers', type=at_least(1), help='decoder layers of the random model; default: all'
+    )
     p.add_argument('--checkpoint', help='checkpoint directory or name of an embedded policy')
-    p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
     p.add_argument('--instruction', help='what the policy is told (default: one of LIBERO length)')
-    p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
-    p.add_argument(
-        '--option', action='append', default=[], metavar='MODE.KEY=VALUE',
-        help='option of one mode; may be repeated',
-    )  # fmt: skip
-    p.add_argument(
-        '--variant', action='append', default=[], metavar='NAME=MODE[,KEY=VALUE...]',
-        help='a further arm under a name of its own; may be repeated',
-    )  # fmt: skip
+    add_modes(p, 'arm')
     p.add_argument('--no-reference', action='store_true', help='leave out the plain paths')
-    p.add_argument('--ticks', type=int, default=20, help='queries counted (default: 20)')
-    p.add_argument('--warm-up', type=int, default=4, help='queries before those (default: 4)')
+    p.add_argument('--ticks', type=at_least(1), default=20, help='queries counted (default: 20)')
+    p.add_argument(
+        '--warm-up', type=at_least(0), default=4, help='queries before those (default: 4)'
+    )
     p.add_argument('--frames', default='auto', help='auto, tabletop or synthetic (default: auto)')
-    p.add_argument('--device', default='cpu', help='torch device (default: cpu)')
-    p.add_argument('--dtype', default='float32', help='type of the weights (default: float32)')
-    p.add_argument('--threads', type=int, default=0, help='torch threads; 0: as torch decides')
+    add_compute(p)
+    p.add_argument(
+        '--threads', type=at_least(0), default=0, help='torch threads; 0: as torch decides'
+    )
     p.add_argument('--runtime', help='auto, plain, graphs or compile (default: auto)')
     p.add_argument('--quantization', help='none, int8 or fp8, for our arms (default: none)')
     p.add_argument('--image-pipeline', help='exact or device (default: exact)')
     p.add_argument('--profile', action='store_true', help='trace every arm and look for gaps')
     p.add_argument('--startup', action='store_true', help='measure imports and loading instead')
+    p.add_argument(
+        '--show', type=Path, metavar='DIR',
+        help='measure nothing: write page and chart of the results.json in DIR once more',
+    )  # fmt: skip
+    p.add_argument(
+        '--page', type=Path, action='append', default=[], metavar='FILE',
+        help='also put the short table of the run into this page, between the lines'
+        ' "<!-- bench NAME -->" and "<!-- end -->" with the name of the output directory',
+    )  # fmt: skip
     p.add_argument(
         '--require-targets', action='store_true', help='exit code 1 if a target is not met'
     )
@@ -78,15 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure; 0 when everything was measured and written."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    try:
+
+    def run() -> int:
+        if args.show:
+            show(args.show, args.page)
+            return 0
+        require_device(args.device)
+        args.out.mkdir(parents=True, exist_ok=True)  # now: minutes later is too late for an error
         if args.startup:
             from vla_prune_ros.benchmark.startup import measure_startup
 
             return measure_startup(args, argv)
         return measure(args, argv)
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
-        print(f'bench: {error}', file=sys.stderr)
-        return 2
+
+    return exit_code_of('bench', run, wrong=2)
 
 
 def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -110,6 +127,8 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     arms = make_arms(args, subject, dtype)
     config = subject.model.config
     frames, queries = make_queries(args.frames, args.ticks + args.warm_up, config.chunk_len)
+    if all(query.first for query in queries[args.warm_up :]):
+        raise ValueError('every counted query would begin an episode: more --ticks or --warm-up')
     machine = measure_machine(args.device, dtype)
     plain = all(arm.is_reference or _runtime(arm) == 'plain' for arm in arms)
     decoder = subject.model.decoder if plain else None
@@ -127,7 +146,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     prompt = subject.processor.prompt(subject.instruction)[0].shape[1]
     layout = TokenLayout(2, config.patches_per_view, prompt, config.n_placeholders)
     run = describe(args, argv, subject, layout, machine, frames, load)
-    from vla_prune_ros.benchmark.report import make_rows, targets
+    from vla_prune_ros.benchmark.report import SCHEMA, make_rows, targets
 
     rows = make_rows(arms, samples, config, layout, machine, _weight_bytes(args, dtype))
     results = targets(rows, run)
@@ -136,7 +155,11 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
         from vla_prune_ros.benchmark.profile import profile_arms
 
         profiles = profile_arms(arms, queries, subject.instruction, args.out)
-    write(args.out, run, rows, results, profiles)
+    content = {
+        'schema': SCHEMA, 'run': run, 'arms': rows, 'targets': results, 'profiles': profiles
+    }  # fmt: skip
+    write_json(args.out / RESULTS, content)
+    show(args.out, args.page)
     return 1 if args.require_targets and any(t['state'] == 'not met' for t in results) else 0
 
 
@@ -146,6 +169,10 @@ def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
 
     if args.checkpoint and args.size:
         raise ValueError('give --size or --checkpoint, not both')
+    if args.checkpoint and args.layers:
+        raise ValueError('--layers is for a random model, not for a --checkpoint')
+    if args.unnorm_key and not args.checkpoint:
+        raise ValueError('--unnorm-key is for a --checkpoint')
     if args.checkpoint:
         return checkpoint_subject(
             args.checkpoint, dtype, args.device, args.instruction, args.unnorm_key
@@ -175,8 +202,8 @@ def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Ar
     if args.no_reference:
         return ours
     # Last, because a runtime may have moved the weights; on its own where they were changed.
-    quantised = args.quantization not in (None, 'none')
-    plain = make_subject(args, dtype) if quantised else subject
+    changed = args.quantization not in (None, 'none') or args.runtime == 'compile'
+    plain = make_subject(args, dtype) if changed else subject
     return [*references(plain), *ours]
 
 
@@ -214,8 +241,6 @@ def describe(args, argv, subject, layout, machine, frames, load) -> dict[str, An
     """Everything that a reader needs to judge the numbers."""
     import torch
 
-    from vla_prune_ros.evaluation.report import command_line, environment
-
     return {
         'command': command_line(argv, 'bench'),
         'environment': environment(),
@@ -241,32 +266,36 @@ def describe(args, argv, subject, layout, machine, frames, load) -> dict[str, An
     }  # fmt: skip
 
 
-def write(
-    out: Path,
-    run: dict[str, Any],
-    rows: Sequence[dict],
-    results: Sequence[dict],
-    profiles: dict[str, Any],
-) -> None:
-    """Print the tables; write JSON, page and chart."""
-    from vla_prune_ros.benchmark import report as bench_report
-    from vla_prune_ros.benchmark.chart import draw
-    from vla_prune_ros.benchmark.page import markdown
+def show(out: Path, pages: Sequence[Path] = ()) -> None:
+    """Print the tables of a `results.json`; write page and chart beside it.
 
+    Args:
+        out: its directory.
+        pages: that take the short table in, see `page.insert`.
+
+    Raises:
+        FileNotFoundError: nothing was measured there.
+        ValueError: the file is of another kind, or a page has no place for the table.
+    """
+    from vla_prune_ros.benchmark import report
+    from vla_prune_ros.benchmark.page import insert, markdown
+    from vla_prune_ros.evaluation.plots import latency_by_stage
+
+    content = json.loads((out / RESULTS).read_text(encoding='utf-8'))
+    if content.get('schema') != report.SCHEMA:
+        raise ValueError(f'{out / RESULTS} is not of the schema {report.SCHEMA}')
+    run, rows, results = content['run'], content['arms'], content['targets']
     relative = not str(run['device']).startswith('cuda')
-    out.mkdir(parents=True, exist_ok=True)
-    content = {
-        'schema': bench_report.SCHEMA, 'run': run, 'arms': rows, 'targets': results,
-        'profiles': profiles,
-    }  # fmt: skip
-    text = json.dumps(content, indent=1) + '\n'
-    (out / RESULTS).write_text(text, encoding='utf-8')
-    (out / REPORT).write_text(markdown(run, rows, results, profiles, relative), encoding='utf-8')
+    page = markdown(run, rows, results, content['profiles'], relative)
+    (out / REPORT).write_text(page, encoding='utf-8')
     place = run['environment']['cpu'] if relative else run['environment']['gpu']
-    draw(rows, relative, f'{run["subject"]}, {run["dtype"]}, {place}', out / CHART)
-    print(f'\n{bench_report.main_table(rows, relative)}\n')
-    print(f'{bench_report.stage_table(rows, relative)}\n')
-    print(f'{bench_report.target_table(results)}\n')
+    title = f'{run["subject"]}, {run["dtype"]}, {place}'
+    latency_by_stage(rows, out / CHART, *report.unit_of(rows, relative), title)
+    for path in pages:
+        insert(path, out.resolve().name, report.short_table(rows))
+    print(f'\n{report.main_table(rows, relative)}\n')
+    print(f'{report.stage_table(rows, relative)}\n')
+    print(f'{report.target_table(results)}\n')
     print(f'bench: wrote {", ".join(str(out / name) for name in (RESULTS, REPORT, CHART))}')
 
 

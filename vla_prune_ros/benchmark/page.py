@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.benchmark.report import (
-    layer_table,
     main_table,
     processor_table,
     stage_table,
     target_table,
 )
+from vla_prune_ros.command_line import environment_line
+from vla_prune_ros.evaluation.summary import layer_table
 
 
 def markdown(
@@ -33,7 +35,6 @@ def markdown(
         relative: times as multiples of the dense arm.
     """
     env, machine = run['environment'], run['machine']
-    packages = ', '.join(f'{name} {version}' for name, version in env['packages'].items())
     load = ' to '.join(f'{value:.1f}' for value in run['load_average'])
     text = [
         f'# Benchmark of `{run["subject"]}`',
@@ -53,7 +54,7 @@ def markdown(
         ' arms in turn; first queries of an episode are kept apart',
         f'- this machine: {machine["flops"] / 1e9:.0f} GFLOP/s in matrix products of this type,'
         f' {machine["bandwidth"] / 1e9:.1f} GB/s',
-        f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}',
+        environment_line(env),
         '',
         main_table(rows, relative),
         '',
@@ -71,7 +72,7 @@ def markdown(
         *_processor(rows, relative),
         '## Visual tokens computed in each decoder layer',
         '',
-        layer_table(rows),
+        layer_table(rows, 'visual rows in layer', 0),
         '',
         '## Targets',
         '',
@@ -83,6 +84,20 @@ def markdown(
 
         text += ['## Profile', '', profile_tables(profiles), '']
     return '\n'.join(text)
+
+
+def insert(path: Path, name: str, table: str) -> None:
+    """Put a table between the lines `<!-- bench NAME -->` and `<!-- end -->` of a page.
+
+    Raises:
+        ValueError: the page has no such lines.
+    """
+    text = path.read_text(encoding='utf-8')
+    before, mark, rest = text.partition(f'<!-- bench {name} -->\n')
+    _, end, after = rest.partition('<!-- end -->')
+    if not (mark and end):
+        raise ValueError(f'{path} has no lines "<!-- bench {name} -->" and "<!-- end -->"')
+    path.write_text(f'{before}{mark}{table}\n{end}{after}', encoding='utf-8')
 
 
 def _caution(run: Mapping[str, Any], relative: bool) -> list[str]:

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from vla_prune_ros.policy import ActionChunk, Observation
 from vla_prune_ros.runtime.timers import StageTimer
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import complete_tensors, unused_shapes
 from vla_prune_ros.vla.config import (
     DINO_MEAN,
@@ -35,7 +36,6 @@ from vla_prune_ros.vla.config import (
     OpenVLAConfig,
     TowerConfig,
 )
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.processor import Processor, centre_crop, jpeg_round_trip, resize
 
 ATTENTION = ('maps', 'fused')
@@ -246,7 +246,8 @@ class ReferencePolicy:
             out = functional.scaled_dot_product_attention(q, k, v)
         else:
             maps = torch.matmul(q, k.transpose(2, 3)) / math.sqrt(head_dim)  # [1, heads, n, n]
-            maps = functional.softmax(maps + mask, dim=-1, dtype=torch.float32).to(q.dtype)
+            maps = maps + mask  # one name: never three buffers of this size alive, as upstream
+            maps = functional.softmax(maps, dim=-1, dtype=torch.float32).to(q.dtype)
             out = torch.matmul(maps, v)
         out = out.transpose(1, 2).contiguous().view(1, x.shape[1], -1)
         return w.linear('self_attn.o_proj', out), (k, v)

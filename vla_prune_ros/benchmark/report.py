@@ -14,13 +14,12 @@ from vla_prune_ros.benchmark.roofline import Machine, floors
 from vla_prune_ros.benchmark.run import Arm, Samples, mean_rows
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_flops
 from vla_prune_ros.evaluation.statistics import percentiles
-from vla_prune_ros.evaluation.summary import footnotes, table
+from vla_prune_ros.evaluation.summary import footnotes, stages_of, table
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import TokenLayout
 
 SCHEMA = 'vla_prune_ros/benchmark/1'
 DENSE = 'dense'
-STAGES = ('preprocess', 'vision', 'select', 'rehearsal', 'decoder', 'head', 'postprocess')
 
 
 def make_rows(
@@ -192,10 +191,21 @@ def main_table(rows: Sequence[dict], relative: bool) -> str:
     return '\n'.join([table(headers, lines), *(['', below] if below else [])])
 
 
+def short_table(rows: Sequence[dict]) -> str:
+    """Ratios alone, for pages that quote a run."""
+    others = [*rows[0]['faster_than']]
+    lines = [
+        [row['name'], *[_ratio(row['faster_than'][other]) for other in others],
+         _ratio(row['promised']), _percent(row['share_of_promise'])]
+        for row in rows
+    ]  # fmt: skip
+    return table(['arm', *[f'x {o}' for o in others], 'promised', 'share'], lines)
+
+
 def stage_table(rows: Sequence[dict], relative: bool) -> str:
     """Median and p95 of every stage, and the floor of those that are matrix products."""
     factor, unit = unit_of(rows, relative)
-    stages = [s for s in STAGES if any(s in row['latency_ms'] for row in rows)]
+    stages = stages_of(rows)
     lines = []
     for row in rows:
         cells = []
@@ -221,13 +231,6 @@ def processor_table(rows: Sequence[dict]) -> str:
         cells = [_ratio(ratios[other]) for other in others]
         lines.append([row['name'], *cells, _ratio(row['promised']), _percent(share)])
     return table(['processor time', *[f'x {o}' for o in others], 'promised', 'share'], lines)
-
-
-def layer_table(rows: Sequence[dict]) -> str:
-    """Visual tokens computed in each decoder layer, mean over queries."""
-    depth = max(len(row['visual_rows_per_layer']) for row in rows)
-    lines = [[row['name'], *[f'{v:.0f}' for v in row['visual_rows_per_layer']]] for row in rows]
-    return table(['visual rows in layer', *range(depth)], lines)
 
 
 def target_table(results: Sequence[Mapping]) -> str:

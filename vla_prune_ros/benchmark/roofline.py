@@ -10,13 +10,13 @@ Activations, norms and everything that is no product are left out, so the floor 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from vla_prune_ros.evaluation.flops import LayerWork, PassWork
-from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
+from vla_prune_ros.evaluation.flops import PassWork, query_products
+from vla_prune_ros.vla.config import OpenVLAConfig
 
 STAGES = ('vision', 'decoder', 'head')  # of the timers, which products are booked to
 
@@ -40,15 +40,6 @@ class Machine:
     def better(self, other: Machine) -> Machine:
         """The best of two measurements: a rate that was seen is possible."""
         return Machine(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
-
-
-@dataclass(frozen=True)
-class Product:
-    """One matrix product; `weights` counts the numbers read of a weight, 0 for attention."""
-
-    stage: str
-    flops: int
-    weights: int
 
 
 def measure_machine(
@@ -90,25 +81,6 @@ def _best(call: Callable[[], object], device: torch.device, seconds: float) -> f
     return best
 
 
-def query_products(config: OpenVLAConfig, work: PassWork) -> Iterator[Product]:
-    """Every matrix product of one query; cameras share one call of each tower."""
-    views, visual = work.layout.n_views, work.layout.n_visual
-    for tower in (config.featurizer, config.fused_featurizer):
-        yield from _tower(tower, views)
-    d, dim = config.llama.hidden_size, config.vision_dim
-    for width, height in ((dim, 4 * dim), (4 * dim, d), (d, d)):
-        yield _linear('vision', visual, width, height)
-    for width in (config.proprio_dim, d):
-        yield _linear('decoder', 1, width, d)
-    for layer in work.layers:
-        yield from _layer(config, layer)
-    steps = config.chunk_len
-    for width, height in (
-        (config.action_dim * d, d), (d, d), (d, d), (d, config.action_dim)
-    ):  # fmt: skip
-        yield _linear('head', steps, width, height)
-
-
 def floors(
     config: OpenVLAConfig, work: PassWork, machine: Machine, weight_bytes: Mapping[str, float]
 ) -> dict[str, float]:
@@ -125,30 +97,3 @@ def floors(
         size = product.weights * weight_bytes[product.stage]
         result[product.stage] += machine.floor(product.flops, size)
     return {**result, 'total': sum(result.values())}
-
-
-def _linear(stage: str, rows: int, width: int, height: int) -> Product:
-    return Product(stage, 2 * rows * width * height, width * height)
-
-
-def _tower(tower: TowerConfig, views: int) -> Iterator[Product]:
-    dim, n = tower.dim, tower.n_patches + tower.n_prefix
-    yield _linear('vision', views * tower.n_patches, 3 * tower.patch_size**2, dim)
-    for _ in range(tower.depth - 1):
-        for width, height in (
-            (dim, 3 * dim), (dim, dim), (dim, tower.mlp_hidden), (tower.mlp_hidden, dim)
-        ):  # fmt: skip
-            yield _linear('vision', views * n, width, height)
-        yield Product('vision', views * 2 * 2 * n * n * dim, 0)
-
-
-def _layer(config: OpenVLAConfig, layer: LayerWork) -> Iterator[Product]:
-    d, mlp = config.llama.hidden_size, config.llama.mlp_hidden
-    if layer.ahead_rows:
-        yield _linear('decoder', layer.ahead_rows, d, 3 * d)
-    if layer.score_products:
-        yield Product('decoder', 2 * layer.score_products * d, 0)
-    if layer.rows:
-        for width, height in ((d, 3 * d), (d, d), (d, 2 * mlp), (mlp, d)):
-            yield _linear('decoder', layer.rows, width, height)
-        yield Product('decoder', 2 * 2 * layer.rows * layer.keys * d, 0)

@@ -13,6 +13,7 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ class Arm:
         if query.first:
             self.policy.reset()
             return 0.0
-        for images in query.between:
-            self.policy.observe(images)
-        if query.executed is not None:
-            self.policy.record_executed(query.executed)
+        for images, action in zip_longest(query.between, query.executed):
+            self.policy.record_executed(action)  # first: a frame belongs to the step behind it
+            if images is not None:
+                self.policy.observe(images)
         return 1e3 * (time.perf_counter() - started) / max(1, len(query.between))
 
     def answer(self, query: Query, instruction: str) -> ActionChunk:

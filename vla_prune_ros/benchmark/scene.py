@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Query:
         images: camera name -> uint8 [256, 256, 3].
         proprio: float64 [8].
         stamp: s.
-        between: images of the control steps since the last query, oldest first.
+        between: images of the k - 1 control steps since the last query, oldest first.
         executed: actions since the last query, float64 [k, 7], raw gripper.
         first: an episode begins here.
     """
@@ -39,7 +39,7 @@ class Query:
     proprio: np.ndarray
     stamp: float
     between: tuple[Mapping[str, np.ndarray], ...] = ()
-    executed: np.ndarray | None = None
+    executed: np.ndarray = field(default_factory=lambda: np.empty((0, 7)))
     first: bool = False
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vla_prune_ros.command_line import command_line, environment, write_json
+
 RUNS = 5
 NAME = 'startup.json'
 _IMPORT = """\
@@ -58,7 +60,6 @@ TARGETS = {'import_s': 0.3, 'ready_s': 5.0, 'cold_against_read': 1.3}
 def measure_startup(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measure, print and write `startup.json`; see `bench --help` for the arguments."""
     from vla_prune_ros import weights
-    from vla_prune_ros.evaluation.report import command_line, environment
     from vla_prune_ros.evaluation.rollouts import checkpoint_directory
 
     embedded = weights.directory('tabletop')
@@ -87,8 +88,7 @@ def measure_startup(args: argparse.Namespace, argv: Sequence[str]) -> int:
     }
     result |= {'command': command_line(argv, 'bench'), 'environment': environment(),
                'load_average': os.getloadavg()[0], 'note': args.note}  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / NAME).write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    write_json(args.out / NAME, result)
     print(startup_table(result))
     print(f'\nbench: wrote {args.out / NAME}')
     return 0

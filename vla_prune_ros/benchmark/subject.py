@@ -13,7 +13,7 @@ import torch
 
 from vla_prune_ros.evaluation.rollouts import checkpoint_directory
 from vla_prune_ros.policy import VLAPolicy
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import Processor
 from vla_prune_ros.vla.sizes import random_model
 from vla_prune_ros.vla.tokenizer import build_tokenizer

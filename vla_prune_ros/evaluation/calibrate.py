@@ -17,6 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vla_prune_ros.command_line import (
+    add_compute,
+    at_least,
+    environment,
+    exit_code_of,
+    require_device,
+    verb_parser,
+)
+
 if TYPE_CHECKING:
     from vla_prune_ros.policy import Observation, VLAPolicy
     from vla_prune_ros.pruning.layer_importance import LayerImportance
@@ -25,16 +34,14 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog='calibrate', description=__doc__)
+    p = verb_parser('calibrate', __doc__)
     p.add_argument(
         'checkpoint', nargs='?', type=Path, help='checkpoint directory; default: the embedded one'
     )
     p.add_argument('--suite', default='tabletop', help='simulation backend (default: tabletop)')
-    p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
     p.add_argument('--frames', type=int, default=200, help='observations in all (default: 200)')
-    p.add_argument('--device', default='cpu', help='torch device (default: cpu)')
-    p.add_argument('--dtype', default='float32', help='float32 or bfloat16 (default: float32)')
-    p.add_argument('--max-steps', type=int, help="step limit instead of the tasks' own")
+    add_compute(p)
+    p.add_argument('--max-steps', type=at_least(1), help="step limit instead of the tasks' own")
     p.add_argument('--out', type=Path, help='JSON file; default: beside the checkpoint directory')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     return p
@@ -43,11 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when the file is written."""
     args = parser().parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        return calibrate(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'calibrate: {error}', file=sys.stderr)
-        return 1
+    return exit_code_of('calibrate', lambda: calibrate(args))
 
 
 def calibrate(args: argparse.Namespace) -> int:
@@ -59,6 +62,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from vla_prune_ros.pruning.layer_importance import file_beside
     from vla_prune_ros.sim import make_robot
 
+    require_device(args.device)
     checkpoint = args.checkpoint or weights.directory(args.suite)
     out = args.out or file_beside(checkpoint)
     if out.resolve().parent == checkpoint.resolve():
@@ -129,7 +133,6 @@ def measure(policy: VLAPolicy, observations: Iterable[Observation]) -> LayerImpo
     """Run the network on observations with the probe in place."""
     import torch
 
-    from vla_prune_ros.evaluation.report import environment
     from vla_prune_ros.pruning.layer_importance import ImportanceProbe, LayerImportance
     from vla_prune_ros.vla.checkpoint import weights_digest
     from vla_prune_ros.vla.processor import pixel_values

@@ -8,15 +8,16 @@ Headers and small files are read, the weights are not: a 7B checkpoint takes sec
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vla_prune_ros.command_line import verb_parser, write_json
 
 DESCRIPTION = """\
 Check a checkpoint directory in the published OpenVLA-OFT layout: names and shapes of all tensors,
@@ -38,9 +39,7 @@ class Report:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='check', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser('check', DESCRIPTION)
     p.add_argument('directory', metavar='DIR', help='directory, or name of an embedded policy')
     p.add_argument('--json', type=Path, metavar='FILE', help='write the report there, too')
     return p
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = check_checkpoint(directory)
     print(text(report))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(asdict(report), indent=1) + '\n', encoding='utf-8')
+        write_json(args.json, asdict(report))
     return 1 if report.problems else 0
 
 
@@ -67,8 +65,8 @@ def check_checkpoint(directory: str | Path) -> Report:
     """Look at everything; a part that cannot be read is a problem and ends nothing else."""
     import torch
 
+    from vla_prune_ros.vla import OpenVLAOFT
     from vla_prune_ros.vla.config import OpenVLAConfig
-    from vla_prune_ros.vla.model import OpenVLAOFT
 
     report = Report(str(directory))
     try:
@@ -106,6 +104,7 @@ def _weights(report: Report, model: Any, directory: Path) -> None:
         stored_tensors,
         unused_shapes,
     )
+    from vla_prune_ros.vla.published import differences
 
     expected = published_shapes(model)
     try:
@@ -114,7 +113,8 @@ def _weights(report: Report, model: Any, directory: Path) -> None:
         report.problems.append(str(error))
     else:
         found = {key: tensor.shape for key, tensor in stored.items()}
-        report.problems += _differences(found, expected, 'safetensors files')
+        wrong = differences(found, expected, SHOWN)
+        report.problems += [f'safetensors files: {one}' for one in wrong]
         types = sorted({tensor.dtype for tensor in stored.values()})
         if strange := [t for t in types if t not in ('BF16', 'F16', 'F32', 'F64')]:
             report.problems.append(f'tensors of type {", ".join(strange)}, not floating point')
@@ -133,27 +133,10 @@ def _weights(report: Report, model: Any, directory: Path) -> None:
             continue
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         wanted = {k: tuple(p.shape) for k, p in getattr(model, name).named_parameters()}
-        report.problems += _differences(shapes, wanted, path.name)
+        wrong = differences(shapes, wanted, SHOWN)
+        report.problems += [f'{path.name}: {one}' for one in wrong]
         report.facts[name] = path.name
     _memory(report, model)
-
-
-def _differences(
-    found: Mapping[str, tuple], expected: Mapping[str, tuple], where: str
-) -> Iterator[str]:
-    lists = {
-        'missing': [k for k in expected if k not in found],
-        'unexpected': [k for k in found if k not in expected],
-        'of another shape': [
-            f'{k} {[*found[k]]} instead of {[*shape]}'
-            for k, shape in expected.items()
-            if k in found and found[k] != shape
-        ],
-    }
-    for what, names in lists.items():
-        if names:
-            more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-            yield f'{where}: {len(names)} tensor(s) {what}: {", ".join(names[:SHOWN])}{more}'
 
 
 def _memory(report: Report, model: Any) -> None:

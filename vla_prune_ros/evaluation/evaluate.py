@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vla_prune_ros.command_line import (
+    add_compute,
+    add_modes,
+    at_least,
+    command_line,
+    environment,
+    exit_code_of,
+    require_device,
+    verb_parser,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry, Setup
@@ -36,12 +47,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='evaluate',
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = verb_parser('evaluate', DESCRIPTION, EXAMPLES)
     p.add_argument(
         '--checkpoint', metavar='DIR',
         help='checkpoint directory or name of an embedded policy; default: the embedded policy,'
@@ -51,21 +57,12 @@ def parser() -> argparse.ArgumentParser:
         '--checkpoint-for', action='append', default=[], metavar='NAME=DIR',
         help='another checkpoint for an entry, or for the entries of a mode; may be repeated',
     )  # fmt: skip
-    p.add_argument('--unnorm-key', help='key of the normalisation statistics, where several exist')
     p.add_argument(
         '--readout-start', type=int, metavar='N',
         help='first state given to the head, counted from the end; default: as trained (-58 at'
         ' published sizes); the LightVLA release takes -56',
     )  # fmt: skip
-    p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
-    p.add_argument(
-        '--option', action='append', default=[], metavar='MODE.KEY=VALUE',
-        help='option of one mode; may be repeated',
-    )  # fmt: skip
-    p.add_argument(
-        '--variant', action='append', default=[], metavar='NAME=MODE[,KEY=VALUE...]',
-        help='a further entry under a name of its own; may be repeated',
-    )  # fmt: skip
+    add_modes(p, 'entry')
     p.add_argument(
         '--sweep', action='append', default=[], metavar='MODE.KEY=V1,V2,...',
         help='one further entry for each value of an option; may be repeated',
@@ -114,11 +111,12 @@ def parser() -> argparse.ArgumentParser:
         '--shared-model', action=argparse.BooleanOptionalAction, default=None,
         help='one process has the model and serves all workers (default: with --device cuda)',
     )  # fmt: skip
-    p.add_argument('--threads', type=int, default=1, help='torch threads per worker (default: 1)')
-    p.add_argument('--device', default='cpu', help='torch device of every worker (default: cpu)')
-    p.add_argument('--dtype', default='float32', help='float32 or bfloat16 (default: float32)')
+    p.add_argument(
+        '--threads', type=at_least(1), default=1, help='torch threads per worker (default: 1)'
+    )
+    add_compute(p, ' of every worker')
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
-    p.add_argument('--max-steps', type=int, help="step limit instead of the tasks' own")
+    p.add_argument('--max-steps', type=at_least(1), help="step limit instead of the tasks' own")
     p.add_argument('--out', type=Path, default=Path('out/evaluation'), help='output directory')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     return p
@@ -128,19 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when every episode finished without an exception."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         with exclusive(args.out):
             return evaluate(args, argv)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f'evaluate: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f'\nevaluate: interrupted; finished episodes are kept in {args.out}, the same command'
-            ' goes on from there',
-            file=sys.stderr,
-        )
-        return 130
+
+    kept = f'finished episodes are kept in {args.out}, the same command goes on from there'
+    return exit_code_of('evaluate', run, interrupted=kept)
 
 
 @contextmanager
@@ -181,11 +173,11 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         make_entries,
     )
     from vla_prune_ros.evaluation.plan import describe, make_plan, notes
-    from vla_prune_ros.evaluation.report import command_line, environment
     from vla_prune_ros.evaluation.rollouts import Setup
     from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
     from vla_prune_ros.sim import backend_of
 
+    require_device(args.device)
     checkpoint, own = args.checkpoint, {}
     libero = backend_of(args.suite) == 'libero'
     if checkpoint is None:
@@ -318,8 +310,7 @@ def write_results(
     for row in rows:  # a table that is copied away from its page must say it, too
         row['note'] = '; '.join(filter(None, (run['notice'], row['note'])))
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
-    results = {'run': run, 'baseline': baseline, 'entries': rows}
-    (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    write_json(out / 'results.json', {'run': run, 'baseline': baseline, 'entries': rows})
     summary.write_summary_csv(rows, out / 'summary.csv')
     summary.write_episodes_csv(records, out / 'episodes.csv')
     (out / 'report.md').write_text(report.markdown(run, rows, pictures), encoding='utf-8')

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from vla_prune_ros.evaluation.summary import stages_of
+
 _PALETTE = (
     '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#B5A900',
     '#888888',
@@ -135,26 +137,46 @@ def tokens_per_layer(rows: Sequence[Mapping], path: Path) -> None:
     _save(figure, path)
 
 
-def latency_by_stage(rows: Sequence[Mapping], path: Path) -> None:
-    """Median wall time of each stage of a query, stacked; the mark is the p95 of the total."""
-    figure, axes = _figure(7.5, 1.6 + 0.42 * len(rows))
-    stages = list(dict.fromkeys(s for row in rows for s in row['latency_ms'] if s != 'total'))
+def latency_by_stage(
+    rows: Sequence[Mapping], path: Path, factor: float = 1.0, unit: str = 'ms', title: str = ''
+) -> None:
+    """Median wall time of each stage of a query, stacked; the mark is the p95 of the total.
+
+    Args:
+        rows: with `latency_ms`; where there is a `floor_ms` its total is drawn, too.
+        path: PNG to write.
+        factor: what milliseconds are multiplied with.
+        unit: what they are called then.
+        title: above the picture.
+    """
+    figure, axes = _figure(8, 1.9 + 0.42 * len(rows))
+    stages = stages_of(rows)
+    names = []
     for k, row in enumerate(rows):
-        left = 0.0
+        left, latency = 0.0, row['latency_ms']
         for s, stage in enumerate(stages):
-            width = (row['latency_ms'].get(stage) or {}).get('p50') or 0.0
+            width = ((latency.get(stage) or {}).get('p50') or 0.0) * factor
             axes.barh(
                 k, width, left=left, edgecolor='white', label=stage if k == 0 else None,
                 color=_PALETTE[(s + 1) % len(_PALETTE)], hatch=_STAGE_HATCHES[s % 8],
             )  # fmt: skip
             left += width
-        p95 = (row['latency_ms'].get('total') or {}).get('p95')
-        if p95 is not None:
-            axes.plot(p95, k, 'k|', markersize=12)
-    axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
+        total = latency.get('total') or {}
+        names.append(row['name'])
+        if total.get('p95') is not None:
+            names[-1] += f'  {total["p50"] * factor:.2f}'
+            axes.plot(total['p95'] * factor, k, 'k|', markersize=12)
+        if 'floor_ms' in row:
+            floor = row['floor_ms']['total'] * factor
+            axes.plot([floor, floor], [k - 0.4, k + 0.4], color='#0072B2', linewidth=2)
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlabel('wall time per query (ms): median of each stage; | is p95 of the total')
+    below = '; blue: floor of the machine' if any('floor_ms' in row for row in rows) else ''
+    axes.set_xlabel(
+        f'wall time per query ({unit}): median of each stage; | is p95 of the total{below}'
+    )
     axes.legend(fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(0.5, 1.0))
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 

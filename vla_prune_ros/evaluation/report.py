@@ -4,66 +4,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from vla_prune_ros.command_line import environment_line
 from vla_prune_ros.evaluation import plots
 from vla_prune_ros.evaluation.published import published_table
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord
-from vla_prune_ros.evaluation.summary import summary_table, table
-
-
-def environment() -> dict:
-    """Versions and hardware, for the head of every result."""
-    import torch
-
-    packages = {}
-    for name in (
-        'vla_prune_ros',
-        'torch',
-        'transformers',
-        'numpy',
-        'mujoco',
-        'robosuite',
-        'hf-libero',
-    ):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            if name == 'vla_prune_ros':
-                packages[name] = 'source tree'
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'python': platform.python_version(),
-        'system': platform.platform(),
-        'cpu': _cpu_name(),
-        'cores': len(os.sched_getaffinity(0)),
-        'gpu': gpu,
-        'packages': packages,
-    }
-
-
-def command_line(arguments: Sequence[str], verb: str) -> str:
-    """The command that made the results, as it can be typed again."""
-    return shlex.join(['python', '-m', 'vla_prune_ros', verb, *arguments])
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+from vla_prune_ros.evaluation.summary import layer_table, stages_of, summary_table, table
 
 
 def write_pictures(
@@ -109,7 +59,6 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         pictures: from `write_pictures`.
     """
     env = run['environment']
-    packages = ', '.join(f'{name} {version}' for name, version in env['packages'].items())
     text = [
         f'# Closed-loop evaluation, suite `{run["suite"]}`',
         '',
@@ -117,7 +66,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         f'    {run["command"]}',
         '',
         *_checkpoints(run, rows),
-        f'- {env["date"]}, {packages}, Python {env["python"]}, {env["system"]}',
+        environment_line(env),
         f'- {env["cpu"]}, {env["cores"]} cores, GPU {env["gpu"] or "none"}; device'
         f' {run["device"]}, {run["dtype"]}, {run["workers"]} worker processes,'
         f' {run["threads"]} torch thread(s) each',
@@ -139,7 +88,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         text += [f'![{caption}]({name})', '', caption, '']
     text += ['## Success by task', '', _task_table(rows), '', '## Time by stage', '']
     text += [_stage_table(rows), '', '## Visual tokens computed in each layer', '']
-    text += [_layer_table(rows), '']
+    text += [layer_table([r for r in rows if r['episodes']], 'entry, layer', 1), '']
     text += ['## FLOPs per query (MFLOP)', '', _flops_table(rows), '']
     if any(row['landmarks'] for row in rows):
         text += ['## How often the patch that shows a thing was kept', '']
@@ -180,7 +129,7 @@ def _task_table(rows: Sequence[dict]) -> str:
 
 
 def _stage_table(rows: Sequence[dict]) -> str:
-    stages = list(dict.fromkeys(s for row in rows for s in row['latency_ms']))
+    stages = [*stages_of(rows), 'total']
     lines = []
     for row in rows:
         cells = []
@@ -190,16 +139,6 @@ def _stage_table(rows: Sequence[dict]) -> str:
             cells.append(f'{values["p50"]:.2f} / {values["p95"]:.2f}' if has else '-')
         lines.append([row['name'], *cells])
     return table(['ms, p50 / p95', *stages], lines)
-
-
-def _layer_table(rows: Sequence[dict]) -> str:
-    depth = max((len(row['visual_rows_per_layer']) for row in rows), default=0)
-    lines = [
-        [row['name'], *[f'{v:.1f}' for v in row['visual_rows_per_layer']]]
-        for row in rows
-        if row['episodes']
-    ]
-    return table(['entry, layer', *range(depth)], lines)
 
 
 def _landmark_table(rows: Sequence[dict]) -> str:

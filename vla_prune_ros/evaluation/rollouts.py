@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_prune_ros import weights
+from vla_prune_ros.evaluation.landmarks import count_landmarks
 from vla_prune_ros.evaluation.videos import wants_video, write_video
 from vla_prune_ros.sim import (
     SimulatedRobot,
@@ -329,30 +330,6 @@ def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, f
 
     parts = [query_flops(config, work) for work in passes]
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-
-
-def count_landmarks(
-    counts: dict[str, list[int]], robot: SimulatedRobot, views: Sequence[str], chunk: ActionChunk
-) -> None:
-    """Add [kept, seen] of the robot's landmarks in each view; the robot must not have moved."""
-    from vla_prune_ros.pruning.overlay import kept_grid, patch_of_pixel  # the room imports torch
-
-    per_view = chunk.n_visual // len(views)
-    cameras = {camera.name: camera for camera in robot.cameras}
-    for view, name in enumerate(views):
-        camera = cameras[name]
-        kept = kept_grid(chunk.kept, view, per_view)
-        column_of = patch_of_pixel(camera.width, len(kept))
-        row_of = patch_of_pixel(camera.height, len(kept))
-        for thing, pixels in robot.landmarks(name).items():
-            count = counts.setdefault(f'{thing}, {name}', [0, 0])
-            for x, y in np.rint(pixels[np.isfinite(pixels).all(axis=1)]).astype(int):
-                if not (0 <= x < camera.width and 0 <= y < camera.height):
-                    continue
-                row, column = row_of[y], column_of[x]
-                if row >= 0 and column >= 0:
-                    count[0] += int(kept[row, column])
-                    count[1] += 1
 
 
 def _note_query(record: EpisodeRecord, chunk: ActionChunk, resets: Counter[str]) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 from vla_prune_ros.evaluation.rollouts import Entry, EpisodeRecord
 from vla_prune_ros.evaluation.statistics import PairedComparison, percentiles, wilson_interval
 
+STAGES = ('preprocess', 'vision', 'select', 'rehearsal', 'decoder', 'head', 'postprocess')
+
 
 def summarise(
     entries: Sequence[Entry],
@@ -220,6 +222,21 @@ def table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
     rule = ['-' * widths[0]] + ['-' * (w - 1) + ':' for w in widths[1:]]
     return '\n'.join([draw(cells[0]), draw(rule), *map(draw, cells[1:])])
+
+
+def stages_of(rows: Iterable[Mapping]) -> list[str]:
+    """Stages that were timed in any row, in the order of a query, `total` left out."""
+    found = {stage for row in rows for stage in row['latency_ms']} - {'total'}
+    return [*(s for s in STAGES if s in found), *sorted(found.difference(STAGES))]
+
+
+def layer_table(rows: Sequence[Mapping], corner: str, digits: int) -> str:
+    """Visual tokens computed in each decoder layer, mean over queries."""
+    depth = max((len(row['visual_rows_per_layer']) for row in rows), default=0)
+    lines = [
+        [row['name'], *[f'{v:.{digits}f}' for v in row['visual_rows_per_layer']]] for row in rows
+    ]
+    return table([corner, *range(depth)], lines)
 
 
 def footnotes(names: Sequence[str], notes: Sequence[Sequence[str]]) -> tuple[list[str], str]:

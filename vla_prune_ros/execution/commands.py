@@ -160,9 +160,9 @@ class Commander:
 
     def between(self, fraction: float) -> Pose | None:
         """Where a stiff arm should be so far through the step; a soft goal is a step."""
-        if self.anchor != 'command' or self._before is None or fraction >= 1.0:
-            return self._last
         start, end = self._before, self._last
+        if self.anchor != 'command' or start is None or end is None or fraction >= 1.0:
+            return end
         turn = rotation_vector(end.rotation @ start.rotation.T)
         return Pose(
             start.position + fraction * (end.position - start.position),
@@ -176,18 +176,17 @@ class Commander:
         stops it the soonest. It is made once: a soft arm that is sent to where it is measured,
         again and again, creeps away.
         """
-        if self._last is None or self.anchor == 'velocity':
-            self._last = measured
+        last = measured if self._last is None or self.anchor == 'velocity' else self._last
         if self.anchor == 'measured':
             part = self._covers
-            vector = self._turns * rotation_vector(self._last.rotation @ measured.rotation.T)
+            vector = self._turns * rotation_vector(last.rotation @ measured.rotation.T)
             self._last = Pose(
-                measured.position + part * (self._last.position - measured.position),
+                measured.position + part * (last.position - measured.position),
                 rotation_matrix(vector) @ measured.rotation,
             )
         else:
             limits = self.limits
-            self._last, _ = self._leash(self._last, measured, limits.lead, limits.lead_turn)
+            self._last, _ = self._leash(last, measured, limits.lead, limits.lead_turn)
         self._before = None
         return self._last
 

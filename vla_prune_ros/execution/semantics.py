@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 KINDS = ('ee_delta', 'joint_absolute')
 ROTATIONS = ('axis_angle', 'rpy')
@@ -45,13 +46,13 @@ class Semantics:
     gripper_closed: float = 0.0
 
     @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Semantics:
+    def from_values(cls, values: Mapping[str, Any]) -> Semantics:
         """From keys `action.NAME`, as numbers or as text.
 
         Raises:
             ValueError: a key is missing or its value cannot be; the text names it.
         """
-        found = {}
+        found: dict[str, Any] = {}
         for field in fields(cls):
             key = PREFIX + field.name
             if key not in values:
@@ -81,7 +82,7 @@ class Semantics:
         if not abs(self.gripper_open - self.gripper_closed) > 1e-6:
             raise ValueError(f'{PREFIX}gripper_open and gripper_closed are the same')
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """Keys `action.NAME`, for `policy_info`."""
         return {PREFIX + f.name: getattr(self, f.name) for f in fields(self)}
 

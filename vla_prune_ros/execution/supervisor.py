@@ -217,7 +217,8 @@ class PoseWatch:
     """Finds jumps of a measured pose."""
 
     def __init__(self, speed: float) -> None:
-        self._speed, self._last = speed, None
+        self._speed = speed
+        self._last: tuple[float, np.ndarray] | None = None
 
     def forget(self) -> None:
         """Whatever comes next is no jump."""

@@ -9,7 +9,7 @@ thread-safe: one thread makes all calls.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,87 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla_prune_ros.policy.description import describe
+from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
+from vla_prune_ros.policy.warm_up import record_sizes
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.runtime.engine import GraphEngine, make_engine
 from vla_prune_ros.runtime.images import DeviceImages, HostImages
-from vla_prune_ros.runtime.prerecord import record_sizes
 from vla_prune_ros.runtime.quantization import quantize
-from vla_prune_ros.runtime.static_pass import bucket_counts
-from vla_prune_ros.runtime.timers import StageTimer, TimedSelector
+from vla_prune_ros.runtime.timers import StageTimer
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
-from vla_prune_ros.vla.model import OpenVLAOFT
 from vla_prune_ros.vla.processor import Processor
 
-_DIMENSIONS = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
-_UNITS = (*['controller input, 1 = full step'] * 6, '1 = open, 0 = close')
 IMAGE_PIPELINES = ('exact', 'device')
 _STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the robot sees and feels at one moment.
-
-    Attributes:
-        images: camera name -> upright uint8 RGB [H, W, 3].
-        proprio: float64 [8]: end-effector xyz (m), axis-angle (rad), two finger joints (m).
-        instruction: what to do.
-        stamp: time of the observation in seconds.
-    """
-
-    images: Mapping[str, np.ndarray]
-    proprio: np.ndarray
-    instruction: str
-    stamp: float
-
-
-@dataclass(frozen=True)
-class ActionChunk:
-    """The next actions.
-
-    Attributes:
-        actions: float64 [chunk_len, action_dim] in robot units; gripper raw, 1 = open.
-        stamp: of the observation they answer.
-        kept: ids (1-based in the sequence) of the visual tokens that entered the last layer.
-        mode: pruning mode.
-        timing: stage -> ms: preprocess, vision, select, decoder, head, postprocess, total.
-        sequence: counts the chunks of this policy from 0.
-        reset_reason: why the history was empty before this chunk; None if it was not.
-        n_visual: visual tokens before pruning.
-        stats: numbers of the pruning mode about this pass; with recorded stages also `runtime`
-            (replay, capture, or why a stage ran without a graph) and `graph_bytes`.
-    """
-
-    actions: np.ndarray
-    stamp: float
-    kept: np.ndarray
-    mode: str
-    timing: dict[str, float]
-    sequence: int
-    reset_reason: str | None
-    n_visual: int
-    stats: dict[str, bool | int | float | str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """Settings in force; swapped whole by `set_pruning`.
-
-    Attributes:
-        mode: pruning mode.
-        options: all options of the mode with their values.
-        cameras: names of the images, third-person view first.
-        unnorm_key: statistics that scale robot state and actions.
-        readout_start: first read-out state counted from the end; None is the trained one.
-        max_gap: pause between observations in seconds after which the history is dropped.
-    """
-
-    mode: str
-    options: Mapping[str, Any]
-    cameras: tuple[str, ...]
-    unnorm_key: str
-    readout_start: int | None
-    max_gap: float
 
 
 class VLAPolicy:
@@ -155,7 +88,7 @@ class VLAPolicy:
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures = HostImages(processor, model.device)
+        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device)
         if image_pipeline == 'device':
             self._pictures = DeviceImages(model.config.image_size, model.device)
         self._sequence = 0
@@ -279,9 +212,7 @@ class VLAPolicy:
         if (mode, selector.values) == (self.settings.mode, self.settings.options):
             return
         self._selector = selector
-        self.settings = PolicySettings(
-            **{**vars(self.settings), 'mode': mode, 'options': selector.values}
-        )
+        self.settings = replace(self.settings, mode=mode, options=selector.values)
         self.reset('mode')
 
     def reset(self, reason: str = 'reset') -> None:
@@ -304,61 +235,28 @@ class VLAPolicy:
         ids = torch.full((1, 32), config.eos_id)
         if instruction is not None:
             ids, _ = self.processor.prompt(instruction)
-        proprio = np.zeros(config.proprio_dim)
-        self._engine(frames, ids, proprio).actions.cpu()
+        proprio, start = np.zeros(config.proprio_dim), self.settings.readout_start
+        self._engine(frames, ids, proprio, None, start).actions.cpu()
         if instruction is not None and isinstance(self._engine, GraphEngine):
-            mode, options = self.settings.mode, self.settings.options
             record_sizes(
-                lambda pictures, selector: self._engine(pictures, ids, proprio, selector),
-                make_selector(mode, config, **options),
+                lambda pictures, selector: self._engine(pictures, ids, proprio, selector, start),
+                make_selector(self.settings.mode, config, **self.settings.options),
                 self.processor.prompt(instruction)[1],
                 frames.shape,
-                bucket_counts,
             )
 
     def runtime_stats(self) -> dict[str, int | str]:
         """Recorded stages: how many, what they hold in memory, what ran without and why."""
         return self._engine.stats()
 
-    def info(self) -> dict[str, Any]:
-        """Describe what is running: checkpoint, mode, and the meaning of the numbers."""
-        config = self.config
-        named = config.action_dim == len(_DIMENSIONS)
-        unnamed = tuple(f'action_{i}' for i in range(config.action_dim))
-        return {
-            'checkpoint': str(self.checkpoint or ''),
-            'sha256': self._sha256,
-            'pruning_trained': config.pruning_trained,
-            'mode': self.settings.mode,
-            'options': dict(self.settings.options),
-            'note': self._selector.note,
-            'readout_start': self._readout_start,
-            'dimension_names': _DIMENSIONS if named else unnamed,
-            'units': _UNITS if named else ('',) * config.action_dim,
-            'control_mode': 'end-effector delta',
-            'chunk_len': config.chunk_len,
-            'proprio_dim': config.proprio_dim,
-            'cameras': self.settings.cameras,
-            'image_size': config.image_size,
-            'patches_per_view': config.patches_per_view,
-            'unnorm_key': self.settings.unnorm_key,
-            'dtype': str(self.model.dtype).removeprefix('torch.'),
-            'device': str(self.model.device),
-            'runtime': self._engine.stats()['runtime'],
-            'quantization': self.quantization,
-            'image_pipeline': self.image_pipeline,
-        }
-
-    @property
-    def _readout_start(self) -> int:
-        """First read-out state, counted from the end, -58 for a trained OFT head."""
-        start = self.settings.readout_start
-        return -(self.config.n_placeholders + 2) if start is None else start
-
     @cached_property
-    def _sha256(self) -> str:
+    def sha256(self) -> str:
         """Digest of all weight files in the order of their names; '' without a directory."""
         return '' if self.checkpoint is None else weights_digest(self.checkpoint)
+
+    def info(self) -> dict[str, Any]:
+        """Describe what is running: checkpoint, mode, and the meaning of the numbers."""
+        return describe(self, self._selector.note)
 
     def _reset_if_broken(self, observation: Observation) -> None:
         """Drop the history when the observation does not continue the last one."""
@@ -387,7 +285,7 @@ class VLAPolicy:
             frames,
             ids,
             proprio,
-            TimedSelector(self._selector, timer),
+            self._selector,
             self.settings.readout_start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
@@ -401,7 +299,7 @@ class VLAPolicy:
         self._last, self._sequence = observation, sequence + 1
         stats = self._selector.stats()
         if how := engine.last():
-            stats |= {'runtime': how, 'graph_bytes': self._engine.stats()['graph_bytes']}
+            stats |= {'runtime': how, 'graph_bytes': engine.stats()['graph_bytes']}
         timer.mark('postprocess')
         return ActionChunk(
             actions=actions,

@@ -31,7 +31,7 @@ class Option:
     """
 
     name: str
-    type: type
+    type: type[Any]
     default: bool | int | float | str
     description: str
     min: float | None = None

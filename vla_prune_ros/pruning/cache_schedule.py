@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
+from torch import Tensor
+
 from vla_prune_ros.pruning.scaling import scaled_layer
+from vla_prune_ros.vla.selection import LayerScores
 
 PUBLISHED_STAGES = {2: 0.5, 6: 0.7, 9: 0.8, 11: 0.9}  # of 32 layers
 _GROWTH = 0.55  # damps every increase between two layers in the released schedule
+_TINY = 1e-10  # of the released code
 
 
 def parse_stages(text: str, depth: int) -> dict[int, float]:
@@ -75,3 +79,18 @@ def released_shares(entropy: Sequence[float], stages: Mapping[int, float]) -> di
             share = shares[-1] + _GROWTH * (share - shares[-1])
         shares.append(share)
     return {layer: shares[layer] for layer in stages}
+
+
+def released_entropy(scores: LayerScores) -> Tensor:
+    """Entropy of a layer's attention as released: that of the map averaged over the heads.
+
+    Args:
+        scores: of all rows and all columns.
+
+    Returns:
+        Mean over the live rows in nats, scalar.
+    """
+    attention = scores.probs.mean(0).masked_fill(~scores.row_present[:, None], 0.0)
+    attention = attention / (attention.sum(-1, keepdim=True) + _TINY)
+    each = -(attention * (attention + _TINY).log()).sum(-1)
+    return each.sum() / scores.row_present.sum()

@@ -234,7 +234,7 @@ def camera_quotas(total: int, views: int, patches: int, first_share: float = 0.0
         patches: patches of each camera.
         first_share: of the first camera; 0 for equal shares.
     """
-    counts = []
+    counts: list[int] = []
     for view in range(views):
         left, cameras = total - sum(counts), views - view
         wanted = -(-left // cameras)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Frame:
     """
 
     step: int
-    images: np.ndarray
+    images: np.ndarray | Tensor
     queried: bool
 
 
@@ -64,7 +65,7 @@ class History:
             self.executed.append(action)
             self.step += 1
 
-    def observe(self, images: np.ndarray) -> None:
+    def observe(self, images: np.ndarray | Tensor) -> None:
         """Store policy images between two queries, those after the last executed action."""
         if not (self.frames and self.frames[-1].queried and self.frames[-1].step == self.step):
             self._store(Frame(self.step, images, queried=False))
@@ -83,7 +84,7 @@ class History:
         old_enough = [f for f in earlier if f.step <= self.step - distance]
         return old_enough[-1] if old_enough else next(iter(earlier), None)
 
-    def close_query(self, images: np.ndarray) -> None:
+    def close_query(self, images: np.ndarray | Tensor) -> None:
         """Store the current policy images once nothing will read "previous" frames any more."""
         self._store(Frame(self.step, images, queried=True))
         self.executed.clear()

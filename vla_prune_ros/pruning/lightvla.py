@@ -39,6 +39,9 @@ def unit_interval(x: Tensor) -> Tensor:
 def patch_scores(patches: Tensor, task: Tensor, task_mask: Tensor | None = None) -> Tensor:
     """How much each patch wants each patch: S = n(softmax(P T^t / sqrt(D)) T) P^t / sqrt(D).
 
+    The inner part is torch's attention call, as released: in bfloat16 it rounds its result only,
+    while logits and weights that are rounded, too, change the choice of some patches.
+
     Args:
         patches: visual embeddings of all cameras [..., N, D].
         task: robot state, prompt, placeholders and EOS, [..., M, D].
@@ -47,13 +50,10 @@ def patch_scores(patches: Tensor, task: Tensor, task_mask: Tensor | None = None)
     Returns:
         [..., N, N], row i are the scores of patch i, in the dtype of `patches`.
     """
-    scale = 1.0 / math.sqrt(patches.shape[-1])
     p, t = unit(patches), unit(task)
-    logits = (p @ t.transpose(-1, -2)) * scale  # [..., N, M]
-    if task_mask is not None:
-        logits = logits.masked_fill(~task_mask[..., None, :], -torch.inf)
-    queries = unit(logits.softmax(-1) @ t)  # [..., N, D]
-    return (queries @ p.transpose(-1, -2)) * scale
+    mask = None if task_mask is None else task_mask[..., None, :]
+    wanted = torch.nn.functional.scaled_dot_product_attention(p, t, t, attn_mask=mask)
+    return (unit(wanted) @ p.transpose(-1, -2)) * (1.0 / math.sqrt(patches.shape[-1]))
 
 
 def noise_scale(step: int, steps: int) -> float:
@@ -144,15 +144,6 @@ class LightVLA(PruningMethod):
             'type of the scores; model: that of the weights',
             choices=('model', 'float32'),
         ),
-        Option('bucket', int, 0, 'kept patches are padded to a multiple of this; 0: not', 0),
-        Option(
-            'padding',
-            str,
-            'mask',
-            'what fills a bucket; mask: rows that nobody attends to, so that nothing changes; '
-            'patches: the next best patches',
-            choices=('mask', 'patches'),
-        ),
         Option(
             'keep',
             int,
@@ -181,9 +172,7 @@ class LightVLA(PruningMethod):
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """One cut, before the first layer."""
-        masked = self.opt.bucket if self.opt.padding == 'mask' else 0
-        fixed = bool(self.opt.keep or self.opt.bucket)
-        return PassPlan(points=frozenset({0}), bucket=masked, repeats=fixed)
+        return PassPlan(points=frozenset({0}), repeats=bool(self.opt.keep))
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Return the chosen patches and everything protected."""
@@ -196,18 +185,9 @@ class LightVLA(PruningMethod):
         keep.index_fill_(0, scores.argmax(-1), True)
         if self.opt.keep:
             return self._exactly(keep, scores, layout)
-        if self.opt.bucket and self.opt.padding == 'patches':
-            self._fill(keep, scores)
         kept = keep.nonzero().flatten()
         self._kept = len(kept)
         return layout.keep(first + kept)
-
-    def _fill(self, keep: Tensor, scores: Tensor) -> None:
-        """Mark further patches, those with the highest score from any patch, up to a bucket."""
-        missing = -int(keep.sum()) % self.opt.bucket
-        best = scores.amax(0).masked_fill(keep, torch.inf)
-        order = best.argsort(descending=True, stable=True)
-        keep[order[: int(keep.sum()) + missing]] = True
 
     def _exactly(self, keep: Tensor, scores: Tensor, layout: TokenLayout) -> Tensor:
         """Chosen patches first, then the others, each by their highest score from any patch."""

@@ -13,9 +13,43 @@ from torch import Tensor
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
 from vla_prune_ros.pruning.history import History
-from vla_prune_ros.pruning.reference import Reference, parse_options, same_kind
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenSelector, TokenState
+from vla_prune_ros.vla.selection import PassPlan, SelectorProxy, TokenLayout, TokenState
+
+
+class Reference(SelectorProxy):
+    """Notes what a mode keeps of each view at every cut, for a control that keeps as many.
+
+    Attributes:
+        counts: cut point -> tokens kept per view in the latest pass.
+        finished: the latest pass came to its end.
+    """
+
+    inner: PruningMethod
+
+    def __init__(self, inner: PruningMethod) -> None:
+        super().__init__(inner)
+        self.counts: dict[int, list[int]] = {}
+        self.finished = False
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """See `TokenSelector.begin`."""
+        self.counts, self.finished = {}, False
+        return super().begin(layout, embeddings)
+
+    def select(self, point: int, tokens: TokenState) -> Tensor | None:
+        """See `TokenSelector.select`."""
+        kept = super().select(point, tokens)
+        ids, layout = tokens.ids if kept is None else kept, tokens.layout
+        visual = ids[(ids > 0) & (ids < layout.proprio)]
+        views = (visual - 1) // layout.patches_per_view
+        self.counts[point] = torch.bincount(views, minlength=layout.n_views).tolist()
+        return kept
+
+    def end(self, tokens: TokenState) -> None:
+        """See `TokenSelector.end`."""
+        super().end(tokens)
+        self.finished = True
 
 
 class RandomDrop(PruningMethod):
@@ -58,14 +92,14 @@ class RandomDrop(PruningMethod):
         self.budget = self.opt.keep or max(1, round(self.opt.keep_ratio * patches))
         self._reference = _reference(self.opt.matched_to, self.opt.matched_options, config)
         if self._reference is not None:
-            self.every_frame = self._reference.method.every_frame
-            self.note = self._reference.method.note
+            self.every_frame = self._reference.inner.every_frame
+            self.note = self._reference.inner.note
         self._rehearsed = False
         self._generator = torch.Generator().manual_seed(self.opt.seed)
         self._slots: dict[str, Any] = {}
 
     @property
-    def rehearsal(self) -> TokenSelector | None:
+    def rehearsal(self) -> Reference | None:
         """The mode that is copied, noting its counts."""
         return self._reference
 
@@ -73,17 +107,17 @@ class RandomDrop(PruningMethod):
         """Remember where an episode's draw is kept."""
         self._slots = tick.history.slots
         if self._reference is not None:
-            self._reference.method.observe(tick)
+            self._reference.inner.observe(tick)
 
     def wants_query(self, history: History) -> bool:
         """As the mode that is copied."""
-        return self._reference is not None and self._reference.method.wants_query(history)
+        return self._reference is not None and self._reference.inner.wants_query(history)
 
     def requery_after(self, history: History, actions: np.ndarray) -> int:
         """As the mode that is copied."""
         if self._reference is None:
             return 0
-        return self._reference.method.requery_after(history, actions)
+        return self._reference.inner.requery_after(history, actions)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Draw an order of the patches, or keep the episode's."""
@@ -124,14 +158,14 @@ class RandomDrop(PruningMethod):
         """Forget the episode's draw."""
         self._slots = {}
         if self._reference is not None:
-            self._reference.method.reset()
+            self._reference.inner.reset()
             self._reference.finished = False
 
     def stats(self) -> dict[str, bool | int | float | str]:
         """Budget per view and where the cut is, or whose counts were copied."""
         if self._reference is None:
             return {'keep_per_view': self.budget, 'layer': self.opt.layer, 'seed': self.opt.seed}
-        theirs = self._reference.method.stats()
+        theirs = self._reference.inner.stats()
         return {**theirs, 'matched_to': self.opt.matched_to, 'seed': self.opt.seed}
 
     def _with_own_cache(self, plan: PassPlan) -> PassPlan:
@@ -139,7 +173,7 @@ class RandomDrop(PruningMethod):
         own = self._slots.get('random_cache')
         if own is not None and own.length == plan.cache.length:
             return replace(plan, cache=own)
-        own = self._slots['random_cache'] = same_kind(plan.cache)
+        own = self._slots['random_cache'] = plan.cache.empty_like()
         return PassPlan(skip_layers=plan.skip_layers, cache=own)
 
 
@@ -155,3 +189,19 @@ def _reference(mode: str, options: str, config: OpenVLAConfig) -> Reference | No
     if mode not in MODES:
         raise ValueError(f'option matched_to={mode!r} is not one of {", ".join(MODES)}')
     return Reference(make_selector(mode, config, **parse_options(MODES[mode], options)))
+
+
+def parse_options(method: type[PruningMethod], text: str) -> dict[str, Any]:
+    """Read options written as `alpha=0.4 use_global=false`.
+
+    Raises:
+        ValueError: not of this form, or the mode has no such option or takes no such value.
+    """
+    known, values = {option.name: option for option in method.options}, {}
+    for word in text.split():
+        name, equals, value = word.partition('=')
+        if not equals or name not in known:
+            valid = ', '.join(known) or 'none'
+            raise ValueError(f'{word!r}: mode {method.name!r} takes NAME=VALUE with names {valid}')
+        values[name] = known[name].parse(value)
+    return values

@@ -89,7 +89,6 @@ class SpecPrune(PruningMethod):
         # A cut behind the last layer would be none. Cuts that meet in a layer add up.
         possible = opt.layer_cuts and self.full_layers <= depth - 2
         self.cuts = Counter(cuts if possible else ())
-        self.bucket_sizes = sorted(whole_numbers('bucket_sizes', opt.bucket_sizes))
         self.thresholds = Thresholds(
             opt.enter_translation,
             opt.enter_rotation,
@@ -98,7 +97,7 @@ class SpecPrune(PruningMethod):
             opt.hold_steps,
         )
         self._slots: dict[str, Any] = {}
-        self._frames: tuple[np.ndarray, np.ndarray] | None = None  # current, reference
+        self._frames: tuple[Any, Any] | None = None  # images of now and of the reference
         self._template_tokens = 0
         self._distance = 0
         self._pass: _Pass | None = None
@@ -176,13 +175,13 @@ class SpecPrune(PruningMethod):
             now.dynamic = self._changed(now.budget.changed, device)
         weighted = importance is not None and opt.confidence_weighting
         scored = {*self.cuts}
-        if opt.use_local or opt.buckets or importance is not None:
+        if opt.use_local or importance is not None:
             scored |= {*range(self.full_layers)}
         requests |= {
             layer: ScoreRequest(rows, layout.visual, entropy=weighted) for layer in scored
         }
         points = {self.full_layers, *(layer + 1 for layer in self.cuts)}
-        return PassPlan(frozenset(points), requests, repeats=opt.buckets)
+        return PassPlan(frozenset(points), requests)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Make the one cut to the union of the sets, or a small one in a deeper layer."""
@@ -263,8 +262,6 @@ class SpecPrune(PruningMethod):
         if now.importance is not None:
             for layer in range(self.full_layers):
                 now.importance.update(scores[layer], layout.n_visual)
-        if self.opt.buckets:
-            keep = self._fill(keep, sum(received.values()))
         visual = visual_ids(keep)
         sizes = {'local': local, 'global': recalled, 'dynamic': changed}
         sizes['returned'] = keep & memory.dropped
@@ -272,16 +269,6 @@ class SpecPrune(PruningMethod):
         now.sizes = {name: mask.sum() for name, mask in sizes.items()}
         now.sizes['kept'] = len(visual)
         return layout.keep(visual)
-
-    def _fill(self, keep: Tensor, score: Tensor) -> Tensor:
-        """Add the best other tokens up to the next bucket size; never takes one away."""
-        n_visual, kept = keep.numel(), int(keep.sum())
-        sizes = [_scaled_total(size, n_visual) for size in self.bucket_sizes]
-        target = min((size for size in sizes if size >= kept), default=n_visual)
-        order = score.masked_fill(keep, torch.inf).flatten().argsort(descending=True, stable=True)
-        full = torch.zeros_like(keep)
-        full.view(-1)[order[:target]] = True
-        return full
 
     def _layer_cut(self, layer: int, tokens: TokenState) -> Tensor:
         live, layout, now = _visual(tokens), tokens.layout, self._pass

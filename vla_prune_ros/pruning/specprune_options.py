@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from vla_prune_ros.pruning.base import Option
 from vla_prune_ros.pruning.scaling import PUBLISHED_LAYERS, scaled_count, scaled_layer
@@ -49,8 +50,6 @@ OPTIONS = (
     Option('leave_rotation', float, 0.3, 'coarse above this rotation', 0.0, 1e3),
     Option('hold_steps', int, 8, 'control steps between two changes of the mode', 0, 100000),
     Option('requery_on_enter', bool, False, 'ask for a new chunk on entering the fine mode'),
-    Option('buckets', bool, False, 'fill the kept set up to a fixed size'),
-    Option('bucket_sizes', str, '512,256,168,128,96', 'fixed sizes, of 512 visual tokens'),
 )  # fmt: skip
 
 
@@ -63,7 +62,7 @@ class Budgets:
     changed: int
 
 
-def budgets(options: object, patches: int, fine: bool) -> Budgets:
+def budgets(options: Any, patches: int, fine: bool) -> Budgets:
     """Budgets in the coarse or the fine mode for views of `patches` patches.
 
     A set whose base is not 0 gets at least one token. Fine is never below coarse, because the

@@ -24,6 +24,7 @@ from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
 from vla_prune_ros.pruning.cache_schedule import (
     entropy_shares,
     parse_stages,
+    released_entropy,
     released_shares,
 )
 from vla_prune_ros.pruning.frames import patch_similarity, to_patches
@@ -40,19 +41,21 @@ from vla_prune_ros.vla.selection import (
 
 _SLOT = 'vla_cache'
 _RELEVANCE_LAYER = 15  # of 32, 0-based
+_RELEASED_ROWS = 34  # from the robot state on, whatever the prompt is
 PRESETS: dict[str, dict[str, Any]] = {
     'default': {
         'static_k': 150, 'relevance': 'top', 'schedule': 'fixed', 'max_age': 1,
-        'reference': 'writer', 'refresh_below': 0.2,
+        'reference': 'writer', 'refresh_below': 0.2, 'released': False,
     },
     'paper': {
         'static_k': 100, 'relevance': 'threshold', 'schedule': 'entropy', 'max_age': 0,
-        'reference': 'previous', 'refresh_below': 0.0,
+        'reference': 'previous', 'refresh_below': 0.0, 'released': False,
     },
-    # Its reference frame is the current one by mistake; here it is the previous one.
+    # Its reference frame is the current one by mistake; here it is the previous one. `released`:
+    # candidates in the order of their ids, at least one of them reused, relevance of fixed rows.
     'released_oft': {
         'static_k': 150, 'relevance': 'top', 'schedule': 'released', 'max_age': 0,
-        'reference': 'previous', 'refresh_below': 0.0,
+        'reference': 'previous', 'refresh_below': 0.0, 'released': True,
     },
 }  # fmt: skip
 
@@ -92,6 +95,7 @@ class _Pass:
 
     state: CacheState
     patches: Tensor
+    rows: range  # whose attention is the relevance
     cuts: dict[int, Tensor] = field(default_factory=dict)  # layer -> visual rows that stay live
 
 
@@ -126,14 +130,13 @@ class VLACache(PruningMethod):
             'reference', str, 'preset', 'frame to compare with: the one that wrote the slot, or '
             'that of the previous inference', choices=('preset', 'writer', 'previous'),
         ),
-        Option('bucket', int, 0, 'live rows are rounded up to a multiple of this; 0: not', 0),
     )  # fmt: skip
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
         opt, patches, depth = self.opt, config.patches_per_view, config.llama.n_layers
         self.rule = {
-            name: preset if getattr(opt, name) in ('preset', -1) else getattr(opt, name)
+            name: preset if (own := getattr(opt, name, -1)) in ('preset', -1) else own
             for name, preset in PRESETS[opt.preset].items()
         }
         if opt.static_k == -1:
@@ -170,14 +173,18 @@ class VLACache(PruningMethod):
         if not usable:
             state = self._new_state(layout, embeddings, patches)
             tick.history.slots[_SLOT] = state
-        self._pass = _Pass(state, patches)
+        rows = instruction_rows(layout, tick.template_tokens)
+        if self.rule['released']:
+            start = layout.proprio
+            rows = range(start, min(start + _RELEASED_ROWS, layout.length))
+        self._pass = _Pass(state, patches, rows)
         if usable:
             self._pass.cuts = self._plan(state, patches, layout)
         state.valid = False
         state.inference += 1
         return PassPlan(
             points=frozenset(self._pass.cuts),
-            scores=self._score_requests(layout, tick.template_tokens),
+            scores=self._score_requests(layout, rows),
             cache=state.kv,
         )
 
@@ -189,7 +196,8 @@ class VLACache(PruningMethod):
         """Book what was written; only slots computed in every layer count as written."""
         if self._pass is None:
             return
-        state, patches, self._pass = self._pass.state, self._pass.patches, None
+        now, self._pass = self._pass, None
+        state, patches = now.state, now.patches
         layout, shape = tokens.layout, state.age.shape
         n_live = len(tokens.ids) - (layout.length - layout.n_visual)
         written = torch.zeros(layout.n_visual, dtype=torch.bool, device=patches.device)
@@ -199,10 +207,15 @@ class VLACache(PruningMethod):
         state.writer = torch.where(written, state.inference, state.writer)
         state.ref_patch = torch.where(written[..., None], patches, state.ref_patch)
         state.last_patch = patches
-        state.relevance = tokens.scores[self.relevance_layer].received().view(shape)
-        if self.rule['schedule'] != 'fixed':
-            layers = range(self.config.llama.n_layers)
-            state.entropy = torch.stack([tokens.scores[layer].entropy for layer in layers])
+        scores, relevant = tokens.scores, tokens.scores[self.relevance_layer]
+        relevance = relevant.received()
+        if self.rule['schedule'] == 'released':  # scores of everything, ids are places in them
+            rows, columns = ([*ids] for ids in (now.rows, layout.visual))
+            relevance = relevant.probs[:, rows][..., columns].mean((0, 1))
+            state.entropy = torch.stack([released_entropy(scores[i]) for i in sorted(scores)])
+        elif self.rule['schedule'] == 'entropy':
+            state.entropy = torch.stack([scores[i].entropy for i in sorted(scores)])
+        state.relevance = relevance.view(shape)
         state.valid = True
 
     def reset(self) -> None:
@@ -226,11 +239,14 @@ class VLACache(PruningMethod):
         zeros = torch.zeros(shape, dtype=torch.int64, device=patches.device)
         return CacheState(layout, kv, patches, patches, zeros - 1, zeros, zeros.float())
 
-    def _score_requests(self, layout: TokenLayout, template: int) -> dict[int, ScoreRequest]:
-        entropy = self.rule['schedule'] != 'fixed'
-        layers = range(self.config.llama.n_layers) if entropy else (self.relevance_layer,)
-        rows = instruction_rows(layout, template)
-        return {layer: ScoreRequest(rows, layout.visual, entropy) for layer in layers}
+    def _score_requests(self, layout: TokenLayout, rows: range) -> dict[int, ScoreRequest]:
+        schedule, columns = self.rule['schedule'], layout.visual
+        layers = range(self.config.llama.n_layers)
+        if schedule == 'fixed':
+            layers = range(self.relevance_layer, self.relevance_layer + 1)
+        elif schedule == 'released':  # its entropies are those of complete attention maps
+            rows = columns = range(layout.length)
+        return {layer: ScoreRequest(rows, columns, schedule == 'entropy') for layer in layers}
 
     def _plan(self, state: CacheState, patches: Tensor, layout: TokenLayout) -> dict[int, Tensor]:
         """Return the visual rows (0-based) that stay live from each layer on; {} is dense."""
@@ -244,7 +260,8 @@ class VLACache(PruningMethod):
         cuts: dict[int, Tensor] = {}
         reused = 0
         for layer, share in sorted(self._shares(state).items()):
-            count = self._rounded(math.floor(share * n + 1e-9), layout)
+            least = min(n, 1) if self.rule['released'] else 0
+            count = max(least, math.floor(share * n + 1e-9))
             if count > reused:
                 cuts[layer], reused = order[count:], count
         self._stats['reused'] = reused
@@ -268,7 +285,8 @@ class VLACache(PruningMethod):
         candidates = static & ~relevant
         if rule['max_age']:
             candidates &= state.age < rule['max_age']
-        merit = (similarity * (1 - relevance)).masked_fill(~candidates, -torch.inf)
+        merit = torch.zeros_like(similarity) if rule['released'] else similarity * (1 - relevance)
+        merit = merit.masked_fill(~candidates, -torch.inf)
         order = merit.flatten().argsort(descending=True, stable=True)
         return order, int(candidates.sum())
 
@@ -280,10 +298,3 @@ class VLACache(PruningMethod):
         if self.rule['schedule'] == 'entropy':
             return entropy_shares(entropy, self.opt.entropy_gain)
         return released_shares(entropy, self.stages)
-
-    def _rounded(self, reused: int, layout: TokenLayout) -> int:
-        """Reuse less, never more, so that the live rows fill a bucket."""
-        if not self.opt.bucket:
-            return reused
-        live = -(-(layout.length - reused) // self.opt.bucket) * self.opt.bucket
-        return max(0, layout.length - live)

@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+DOMAINS = 101  # above, DDS ports collide with the system's ephemeral ones
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
@@ -29,26 +32,45 @@ def keep_local() -> None:
     os.environ.pop('ROS_LOCALHOST_ONLY', None)  # the old name would override the new one
 
 
-def isolate(domain_id: int | None) -> None:
-    """Keep to this machine and to a ROS domain of our own, here and in the children."""
-    domain_id = random.randint(1, 101) if domain_id is None else domain_id
-    if not 0 <= domain_id <= 101:  # above, DDS ports collide with the system's ephemeral ones
-        raise ValueError(f'ROS domain {domain_id} is not within 0..101')
-    os.environ['ROS_DOMAIN_ID'] = str(domain_id)
+def claim_domain() -> int:
+    """A ROS domain that nothing else of this package uses on this machine, until we end."""
+    start = random.randrange(DOMAINS)
+    for offset in range(DOMAINS):
+        domain = 1 + (start + offset) % DOMAINS
+        name = Path(tempfile.gettempdir(), f'vla_prune_ros_domain_{domain}_{os.getuid()}.lock')
+        lock = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)  # open as long as we live
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return domain
+        except OSError:
+            os.close(lock)
+    raise RuntimeError('no free ROS domain')
+
+
+def isolate(domain_id: int | None, inherit: bool = False) -> None:
+    """Keep to this machine and to a ROS domain of our own, here and in the children.
+
+    Args:
+        domain_id: the domain; None: a free one.
+        inherit: or else that of the environment, if there is one.
+    """
+    if domain_id is not None or not (inherit and 'ROS_DOMAIN_ID' in os.environ):
+        domain_id = claim_domain() if domain_id is None else domain_id
+        if not 0 <= domain_id <= DOMAINS:
+            raise ValueError(f'ROS domain {domain_id} is not within 0..{DOMAINS}')
+        os.environ['ROS_DOMAIN_ID'] = str(domain_id)
     keep_local()
 
 
-def node_environment() -> dict[str, str]:
-    """What the nodes inherit; a log file must not wait for a buffer to fill."""
-    return {**os.environ, 'PYTHONUNBUFFERED': '1'}
+def slowness() -> float:
+    """How much longer things take on this machine as it is loaded; at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def node_command(name: str, parameters: Sequence[str]) -> list[str]:
-    """The command line of a node."""
-    command = [sys.executable, '-m', 'vla_prune_ros', name, '--ros-args']
-    for parameter in parameters:
-        command += ['-p', parameter]
-    return command
+def processor_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f'/proc/{pid}/stat').read_text(encoding='ascii').rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def die_with_parent() -> None:
@@ -64,17 +86,19 @@ class Children:
     context manager is left for whatever reason. If this process is killed, the kernel ends them.
     """
 
-    def __init__(self, log_directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, log_directory: Path, **environment: str) -> None:
         self._logs = Path(log_directory)
-        self._environment = dict(environment)
+        # A log must not wait for a buffer to fill.
+        self._environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **environment}
         self._running: dict[str, subprocess.Popen] = {}
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Start one process; its output goes to NAME.log."""
+    def start(self, verb: str, *arguments: str, name: str = '') -> None:
+        """Start one verb of the package; its output goes to NAME.log, by default VERB.log."""
         self._logs.mkdir(parents=True, exist_ok=True)
+        name = name or verb
         with self.log(name).open('wb') as log:
             self._running[name] = subprocess.Popen(
-                command,
+                [sys.executable, '-m', 'vla_prune_ros', verb, *arguments],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -82,6 +106,11 @@ class Children:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+
+    def start_node(self, verb: str, parameters: Sequence[str], name: str = '') -> None:
+        """Start a node with parameters NAME:=VALUE."""
+        words = (word for parameter in parameters for word in ('-p', parameter))
+        self.start(verb, '--ros-args', *words, name=name)
 
     def pid(self, name: str) -> int:
         """Process id of a child."""
@@ -95,6 +124,10 @@ class Children:
         """The end of a child's output."""
         text = self.log(name).read_text(encoding='utf-8', errors='replace')
         return '\n'.join(text.splitlines()[-lines:])
+
+    def tails(self) -> list[str]:
+        """The end of every running child's output, headed by its file."""
+        return [f'the end of {self.log(name)}:\n{self.tail(name)}' for name in self._running]
 
     def check(self) -> None:
         """Raise if a child has ended.

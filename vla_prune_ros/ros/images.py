@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAX_SIDE = 16384  # pixels; a larger image is a corrupt message
+# A larger picture is a corrupt message, or one that was made to fill the memory: a PNG of 0.2 MB
+# can unfold into a gigabyte. 8K cameras (7680 x 4320) pass, with 100 MB of RGB.
+MAX_SIDE, MAX_PIXELS = 16384, 2**25
+PNG, JPEG, JPEG_END = b'\x89PNG\r\n\x1a\n', b'\xff\xd8', b'\xff\xd9'
 
 
 class Encoding(NamedTuple):
@@ -77,8 +80,7 @@ def decode(message: Any) -> np.ndarray:
     if encoding is None:
         raise ImageError(f'encoding {message.encoding!r}; supported: {", ".join(ENCODINGS)}')
     height, width, step = int(message.height), int(message.width), int(message.step)
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise ImageError(f'size {width} x {height}')
+    _check_size(width, height)
     dtype = np.dtype(encoding.dtype).newbyteorder('>' if message.is_bigendian else '<')
     row = width * encoding.channels * dtype.itemsize
     if step < row:
@@ -94,52 +96,111 @@ def decode(message: Any) -> np.ndarray:
     return pixels if encoding.channels == 1 else pixels.reshape(height, width, encoding.channels)
 
 
-def decode_rgb(message: Any) -> np.ndarray:
-    """The colour picture of a `sensor_msgs/Image`: uint8 [H, W, 3], contiguous.
+def check_rgb(message: Any) -> np.ndarray:
+    """As `decode`, of a message that `decode_rgb` can make a picture of; copies nothing of it.
 
     Raises:
-        ImageError: as `decode`, and for an encoding that is not a colour or grey picture.
+        ImageError: as `decode_rgb`.
     """
     encoding = ENCODINGS.get(message.encoding)
-    if message.encoding in OPENCV:
-        return _opencv_rgb(decode(message), message.encoding)
-    if encoding is not None and encoding.rgb is None:
+    if encoding is not None and encoding.rgb is None and message.encoding not in OPENCV:
         valid = [n for n, e in ENCODINGS.items() if n in OPENCV or e.rgb is not None]
         raise ImageError(
             f'encoding {message.encoding!r} is no colour picture; supported: {", ".join(valid)}'
         )
     pixels = decode(message)
+    odd = pixels.shape[1] % 2 or (pixels.ndim == 2 and pixels.shape[0] % 2)
+    if message.encoding in OPENCV and odd:
+        raise ImageError(
+            f'encoding {message.encoding!r} needs an even size, not {pixels.shape[1::-1]}'
+        )
+    return pixels
+
+
+def _check_size(width: int, height: int) -> None:
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and width * height <= MAX_PIXELS):
+        limits = f'1 to {MAX_SIDE} pixels, all together {MAX_PIXELS}'
+        raise ImageError(f'size {width} x {height}; a side may have {limits}')
+
+
+def decode_rgb(message: Any) -> np.ndarray:
+    """The colour picture of a `sensor_msgs/Image`: uint8 [H, W, 3], contiguous.
+
+    Raises:
+        ImageError: as `decode`, for an encoding that is not a colour or grey picture, and when the
+            memory does not suffice.
+    """
+    try:
+        return _rgb(message)
+    except MemoryError as error:
+        raise ImageError(f'not enough memory: {error}') from error
+
+
+def _rgb(message: Any) -> np.ndarray:
+    pixels = check_rgb(message)
+    if message.encoding in OPENCV:
+        import cv2
+
+        way = getattr(cv2, f'COLOR_{OPENCV[message.encoding]}')
+        return cv2.cvtColor(np.ascontiguousarray(pixels), way)
     if message.encoding == 'rgb8':
         return np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    return np.ascontiguousarray(pixels[:, :, list(encoding.rgb)])
+    rgb = ENCODINGS[message.encoding].rgb
+    assert rgb is not None  # or check_rgb had refused it
+    return np.ascontiguousarray(pixels[:, :, list(rgb)])
 
 
-def _opencv_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
-    import cv2
+def check_compressed(message: Any) -> None:
+    """What can be said of a compressed picture without unpacking it.
 
-    if pixels.shape[1] % 2 or (pixels.ndim == 2 and pixels.shape[0] % 2):
-        raise ImageError(f'encoding {encoding!r} needs an even size, not {pixels.shape[1::-1]}')
-    return cv2.cvtColor(np.ascontiguousarray(pixels), getattr(cv2, f'COLOR_{OPENCV[encoding]}'))
+    Raises:
+        ImageError: it is no JPEG or PNG, too large, or a JPEG that is cut off.
+    """
+    data = memoryview(message.data).cast('B')
+    size = _compressed_size(data)
+    if size is None:
+        raise ImageError(f'{len(data)} bytes of format {message.format!r} are no JPEG or PNG')
+    _check_size(*size)
+    if data[:2] == JPEG and not data.tobytes().rstrip(b'\0').endswith(JPEG_END):
+        raise ImageError(f'{len(data)} bytes of a JPEG that is cut off')  # its rest would be grey
 
 
 def decode_compressed_rgb(message: Any) -> np.ndarray:
     """The colour picture of a `sensor_msgs/CompressedImage`: uint8 [H, W, 3].
 
     Raises:
-        ImageError: data that OpenCV cannot decode (JPEG and PNG always work).
+        ImageError: as `check_compressed`, and for what OpenCV cannot decode or has no memory for.
     """
     import cv2
 
-    data = np.frombuffer(message.data, dtype=np.uint8)
+    check_compressed(message)
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error as error:
-        raise ImageError(f'compressed image {message.format!r}: {error}') from error
-    if bgr is None:
-        raise ImageError(f'{data.size} bytes are no image of format {message.format!r}')
-    return np.ascontiguousarray(bgr[:, :, ::-1])
+        bgr = cv2.imdecode(np.frombuffer(message.data, dtype=np.uint8), cv2.IMREAD_COLOR)
+        if bgr is None:
+            raise ImageError(f'{len(message.data)} bytes of {message.format!r} cannot be decoded')
+        return np.ascontiguousarray(bgr[:, :, ::-1])
+    except (cv2.error, MemoryError) as error:
+        reason = str(error).strip() or 'not enough memory'
+        raise ImageError(f'compressed image {message.format!r}: {reason}') from error
+
+
+def _compressed_size(data: memoryview) -> tuple[int, int] | None:
+    """Width and height that a PNG or JPEG claims in its header; None for anything else."""
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(data[at : at + length], 'big')
+
+    if data[:8] == PNG and data[12:16] == b'IHDR':
+        return number(16, 4), number(20, 4)
+    at = 2 if data[:2] == JPEG else len(data)
+    while at + 9 <= len(data) and data[at] == 0xFF:  # segments: FF, marker, length, content
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of a frame
+            return number(at + 7, 2), number(at + 5, 2)
+        at += 1 if marker == 0xFF else 2 + number(at + 2, 2)
+    return None
 
 
 def fill_rgb(message: Any, pixels: np.ndarray) -> None:

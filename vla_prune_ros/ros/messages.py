@@ -14,7 +14,7 @@ from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -27,14 +27,19 @@ from vla_prune_ros.sim.base import Camera, quaternion_to_axis_angle
 ACTION_NAMES = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
 NANOSECONDS = 1_000_000_000
 
-SENSOR = qos_profile_sensor_data
-RELIABLE = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+DEPTH = 100  # messages that may wait for a busy reader; a queue holds no more than have come
+# What a sensor says is soon old, and a hundred large pictures would fill the memory.
+SENSOR = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
+# For writers that wait until readers have what was sent (`delivery.py`): Fast DDS asks them for it
+# with every message only while the queue is full, else every three seconds.
+PROMPT = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-# Latched, but deep enough that the end of an episode is not lost to the start of the next.
+# For readers of episodes that may be busy for a while. The writer latches one message.
 EPISODES = QoSProfile(
     depth=16,
     reliability=ReliabilityPolicy.RELIABLE,
@@ -232,7 +237,10 @@ def values_message(
     hardware_id: str = '',
     level: bytes = DiagnosticStatus.OK,
 ) -> DiagnosticArray:
-    """One diagnostic status with `values` as text; sequences become comma-separated."""
+    """One diagnostic status with `values` as text.
+
+    Sequences become comma-separated; with "; " if a comma is in one of their texts.
+    """
     status = DiagnosticStatus(level=level, name=name, message=summary, hardware_id=hardware_id)
     status.values = [KeyValue(key=str(k), value=_text(v)) for k, v in values.items()]
     message = DiagnosticArray(status=[status])
@@ -264,5 +272,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return repr(float(value))
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
-        return ','.join(_text(v) for v in value)
+        texts = [_text(v) for v in value]
+        return ('; ' if any(',' in text for text in texts) else ',').join(texts)
     return str(value)

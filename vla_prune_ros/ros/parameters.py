@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a parameter is and how a node declares it.
 
-A table per node is what everything else follows from: `parameters.py` in the folder of each node.
-The tables need no ROS, so documentation and tests can read them; `declare` turns them into
-descriptors with ranges, choices and units.
+A table per node is what everything else follows from: `parameters.py` in the folder of each node,
+a tuple of `Spec` or a dataclass whose fields are parameters. The tables need no ROS, so launch
+files, documentation and tests can read them; `declare` turns them into descriptors with ranges,
+choices and units.
 """
 
 from __future__ import annotations
@@ -13,42 +14,85 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
 MAX_INT = 2**31 - 1
 
 
+class ParameterError(ValueError):
+    """A value or a file of parameters that is not allowed; one line says which and what is."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """One parameter. Its type is that of the default; a limit of None is no limit."""
+    """One parameter. Its type is that of the default; a limit of None is no limit.
+
+    A text that is also given by number takes integers: `ros2 param set` makes them of digits.
+    """
 
     name: str
-    default: bool | int | float | str | tuple[str, ...]
+    default: bool | int | float | str | tuple[str, ...] | tuple[float, ...]
     description: str
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     read_only: bool = True
+    or_number: bool = False
 
     def check(self, value: Any) -> None:
-        """What a ROS range cannot say.
+        """What a ROS type and range cannot say.
 
         Raises:
-            ValueError: not one of the choices, or not a number; the text lists the choices.
+            ParameterError: not what the parameter can be.
         """
-        if self.choices and value not in self.choices:
-            raise ValueError(f'{self.name}: {value!r} is not one of {", ".join(self.choices)}')
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f'{self.name}: not a number')
+        if (
+            (self.choices and value not in self.choices)
+            or (isinstance(value, float) and math.isnan(value))
+            or (self.or_number and type(value) not in (int, str))
+        ):
+            raise self.refusal(value)
+
+    def refusal(self, value: Any) -> ParameterError:
+        """That a value is not allowed, and what is."""
+        kinds = {bool: 'true or false', int: 'an integer', float: 'a number such as 1.0',
+                 str: 'a text', tuple: 'a list of texts'}  # fmt: skip
+        if isinstance(self.default, tuple) and isinstance(self.default[0], float):
+            kinds[tuple] = 'a list of numbers such as 1.0'
+        valid = f'one of {", ".join(self.choices)}' if self.choices else kinds[type(self.default)]
+        if self.minimum is not None:
+            valid += f' from {self.minimum}'
+        if self.maximum not in (None, MAX_INT):
+            valid += f' to {self.maximum}'
+        return ParameterError(f'parameter {self.name}: {value!r} is not {valid}')
+
+
+def parameter(
+    default: Any,
+    description: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    read_only: bool = True,
+    name: str = '',
+) -> Any:
+    """A field of a dataclass that is a parameter at the same time, by default of its own name."""
+    spec = Spec(name, default, description, minimum, maximum, choices, read_only)
+    return field(default=default, metadata={'spec': spec})
+
+
+def specs_of(config: type) -> tuple[Spec, ...]:
+    """The parameters among the fields of a dataclass."""
+    declared = ((f.name, f.metadata['spec']) for f in fields(config) if 'spec' in f.metadata)
+    return tuple(replace(spec, name=spec.name or name) for name, spec in declared)
 
 
 def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:
     """Declare parameters on a node; returns their values.
 
     Raises:
-        ValueError: a value from the command line, a launch or a parameter file is not allowed.
+        ParameterError: a value from the command line, a launch or a file is not allowed.
     """
     from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
@@ -58,31 +102,26 @@ def declare(node: Any, specs: Iterable[Spec]) -> dict[str, Any]:
         try:
             parameter = node.declare_parameter(spec.name, default, _descriptor(spec))
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            raise ValueError(f'parameter {spec.name}: {error}') from error
+            raise spec.refusal(_given(node)[spec.name].value) from error
         spec.check(parameter.value)
         values[spec.name] = parameter.value
     return values
 
 
-def undeclared(node: Any, *, qos: bool = False) -> list[str]:
-    """Names given on the command line or in a file that the node does not know: misspelt ones.
+def _given(node: Any) -> dict[str, Any]:
+    return getattr(node, '_parameter_overrides', {})  # rclpy has no public access to them
+
+
+def report_unknown(node: Any, *, qos: bool = False) -> None:
+    """Warn of every parameter that was given to a node and that it does not have.
 
     Args:
         node: of rclpy.
         qos: look at QoS overrides, which are only known when the topics are, or at all others.
     """
-    given = getattr(node, '_parameter_overrides', {})  # rclpy has no public access to them
-    return sorted(
-        name
-        for name in given
-        if not node.has_parameter(name) and name.startswith('qos_overrides.') is qos
-    )
-
-
-def report_unknown(node: Any, *, qos: bool = False) -> None:
-    """Warn of every parameter that was given to a node and that it does not have."""
-    for name in undeclared(node, qos=qos):
-        node.get_logger().warning(f'{no_such_parameter(node, name)}: ignored')
+    for name in sorted(_given(node)):
+        if not node.has_parameter(name) and name.startswith('qos_overrides.') is qos:
+            node.get_logger().warning(f'{no_such_parameter(node, name)}: ignored')
 
 
 def no_such_parameter(node: Any, name: str) -> str:
@@ -92,18 +131,34 @@ def no_such_parameter(node: Any, name: str) -> str:
     return f'no parameter {name!r}' + (f' (did you mean {near[0]!r}?)' if near else '')
 
 
-def report_foreign_files(node: Any, arguments: Sequence[str]) -> None:
-    """Warn of every parameter file on the command line that has nothing for this node."""
+def files_of(arguments: Sequence[str]) -> list[str]:
+    """The parameter files on a command line."""
+    return [value for flag, value in pairwise(arguments) if flag == '--params-file']
+
+
+def check_file(path: str, *nodes: str) -> None:
+    """Refuse a parameter file that would leave a node on its defaults.
+
+    Args:
+        path: the file.
+        nodes: their names with the namespace.
+
+    Raises:
+        ParameterError: it cannot be read, or has nothing for one of the nodes.
+    """
     import yaml
 
-    files = [value for flag, value in pairwise(arguments) if flag == '--params-file']
-    for file in files:
-        with open(file, encoding='utf-8') as stream:
-            names = sorted(_sections(yaml.safe_load(stream) or {}))
-        if not any(_matches(name, node.get_fully_qualified_name()) for name in names):
-            node.get_logger().warning(
-                f'{file} has no parameters for {node.get_fully_qualified_name()}, '
-                f'only for {", ".join(names) or "nobody"}'
+    try:
+        with open(path, encoding='utf-8') as stream:
+            names = sorted(_sections(yaml.safe_load(stream)))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParameterError(f'params file {path}: {" ".join(str(error).split())}') from error
+    for node in nodes:
+        if not any(_matches(name, node) for name in names):
+            raise ParameterError(
+                f'params file {path} has no section for {node}, only for '
+                f'{", ".join(names) or "nobody"}; an empty one means the defaults: '
+                f'{node}: {{ros__parameters: {{}}}}'
             )
 
 
@@ -125,7 +180,9 @@ def _matches(pattern: str, name: str) -> bool:
 def _descriptor(spec: Spec) -> Any:
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    descriptor = ParameterDescriptor(description=spec.description, read_only=spec.read_only)
+    descriptor = ParameterDescriptor(
+        description=spec.description, read_only=spec.read_only, dynamic_typing=spec.or_number
+    )
     if spec.choices:
         descriptor.additional_constraints = f'one of {", ".join(spec.choices)}'
     limited = spec.minimum is not None or spec.maximum is not None

@@ -16,21 +16,17 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from io import UnsupportedOperation
 from typing import Any, NoReturn, Protocol
 
 import rclpy
+from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from vla_prune_ros.ros.parameters import report_foreign_files
+from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
 
 POLL = 0.1  # s, how often a spinning node looks for a signal
-
-
-class StopRequestedError(Exception):
-    """The process was asked to end while it waited for something."""
 
 
 class ClosableNode(Protocol):
@@ -39,7 +35,7 @@ class ClosableNode(Protocol):
     failed: bool  # whether the node gave up by itself
 
     def start(self) -> None:
-        """Do the work of start-up that wants a complete node; may raise StopRequestedError."""
+        """Do the work of start-up that wants a complete node."""
 
     def close(self) -> None:
         """Stop own threads, as far as that goes within about a second."""
@@ -65,20 +61,21 @@ def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> li
     return argv
 
 
-def make_executor() -> Executor:
+def make_executor(context: Context | None = None) -> Executor:
     """An executor for one thread, the one that waits on events where rclpy has it (from Kilted).
 
     Building a new wait set for every message costs the other one a third more per observation.
     """
     try:
         from rclpy.experimental import EventsExecutor
-    except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+
+        return EventsExecutor(context=context)
+    except (ImportError, UnsupportedOperation):  # it wants a stderr that is a file
+        return SingleThreadedExecutor(context=context)
 
 
 def run_node(
-    factory: Callable[[threading.Event], Node],
+    factory: Callable[[threading.Event], Any],
     argv: Sequence[str] | None,
     name: str,
     description: str,
@@ -100,13 +97,15 @@ def run_node(
     node, code = None, 0
     try:
         node = factory(stop)
-        report_foreign_files(node, arguments)
+        for file in files_of(arguments):
+            check_file(file, node.get_fully_qualified_name())
         executor.add_node(node)
         node.start()
         while rclpy.ok() and not stop.is_set():
             executor.spin_once(timeout_sec=POLL)
-    except StopRequestedError:
-        pass
+    except ParameterError as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        code = 1
     except Exception:
         traceback.print_exc()
         code = 1
@@ -123,12 +122,3 @@ def run_node(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def wait_for(future: Future, stop: threading.Event) -> Any:
-    """Result of a worker's future; StopRequestedError if the process is to end first."""
-    while not stop.is_set():
-        done, _ = wait([future], timeout=POLL)
-        if done:
-            return future.result()
-    raise StopRequestedError

@@ -29,7 +29,9 @@ class Streams:
         self.received_count: Counter[str] = Counter()
         self._last = dict.fromkeys(self.names, 0.0)
         self._stamp: dict[str, int] = {}
-        self._arrivals = {name: deque(maxlen=RATE_WINDOW) for name in self.names}
+        self._arrivals: dict[str, deque[float]] = {
+            name: deque(maxlen=RATE_WINDOW) for name in self.names
+        }
         self._silent: set[str] = set()
 
     def start(self, now: float) -> None:

@@ -5,46 +5,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vla_prune_ros.runtime.capture import CudaGraphs, GraphBackend, RecordedOperations
-from vla_prune_ros.runtime.static_pass import StaticModel
-from vla_prune_ros.vla.model import OFTOutput, OpenVLAOFT
+from vla_prune_ros.runtime.capture import CudaGraphs, GraphBackend
+from vla_prune_ros.runtime.stages import Stages
+from vla_prune_ros.runtime.workspace import Assemble, See, StaticSlots, Workspace
+from vla_prune_ros.vla.model import OFTNetwork, OFTOutput
 from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import TokenSelector
+from vla_prune_ros.vla.walk import Mark, unmarked
 
 RUNTIMES = ('auto', 'plain', 'graphs', 'compile')
-
-
-class Engine(Protocol):
-    """Runs a pass over policy images; see `StaticModel.__call__` for the arguments."""
-
-    def __call__(
-        self,
-        frames: np.ndarray | Tensor,
-        input_ids: Tensor,
-        proprio: np.ndarray,
-        selector: TokenSelector | None = None,
-        readout_start: int | None = None,
-        mark: Callable[[str], None] = ...,
-    ) -> OFTOutput:
-        """Run a pass; the result is valid until the next one."""
-
-    def last(self) -> str:
-        """How the latest pass ran, '' for plain."""
-
-    def stats(self) -> dict[str, int | str]:
-        """Counts since the start."""
+# Type of device -> what can record work on it.
+BACKENDS: dict[str, Callable[[torch.device], GraphBackend]] = {'cuda': CudaGraphs}
 
 
 class PlainEngine:
-    """The network as it stands."""
+    """Runs the network as it stands over policy images."""
 
-    def __init__(self, model: OpenVLAOFT) -> None:
+    def __init__(self, model: OFTNetwork) -> None:
         self.model = model
         self._scale = PixelScale(model.device)
         self._ids: tuple[Tensor, Tensor] | None = None  # latest prompt, on the host and the device
@@ -57,9 +39,18 @@ class PlainEngine:
         proprio: np.ndarray,
         selector: TokenSelector | None = None,
         readout_start: int | None = None,
-        mark: Callable[[str], None] = lambda stage: None,
+        mark: Mark = unmarked,
     ) -> OFTOutput:
-        """See `StaticModel.__call__`."""
+        """Run a pass; the result is valid until the next one.
+
+        Args:
+            frames: policy images uint8 [views, S, S, 3], of numpy or on the device.
+            input_ids: int64 [1, L], on the CPU.
+            proprio: normalised state [proprio_dim].
+            selector: see `OFTNetwork.forward`.
+            readout_start: see `OFTNetwork.read_out`.
+            mark: see `OFTNetwork.forward`.
+        """
         device = self.model.device
         if self._ids is None or self._ids[0] is not input_ids:
             self._ids = (input_ids, input_ids.to(device))
@@ -68,59 +59,119 @@ class PlainEngine:
         return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
 
     def last(self) -> str:
-        """See `Engine.last`."""
+        """How the latest pass ran, '' for plain."""
         return ''
 
     def stats(self) -> dict[str, int | str]:
-        """See `Engine.stats`."""
+        """Counts since the start."""
         return {'runtime': 'plain'}
 
 
-class GraphEngine(StaticModel):
-    """Recorded stages, on a GPU as CUDA graphs."""
+class GraphEngine(PlainEngine):
+    """The network in stages of fixed shape, each recorded once and then replayed; batch 1."""
 
-    def __init__(self, model: OpenVLAOFT, name: str = 'graphs', **limits: int) -> None:
-        super().__init__(model, lambda: _backend(model.device), **limits)
+    def __init__(
+        self,
+        model: OFTNetwork,
+        name: str = 'graphs',
+        max_graphs: int = 512,
+        max_bytes: int = 2 << 30,
+    ) -> None:
+        """Prepare; the buffers are made at the first pass.
+
+        Args:
+            model: in its final place and type.
+            name: of the runtime, for the statistics.
+            max_graphs: most stages kept; the least recently used one goes.
+            max_bytes: memory of recordings at which all of them go.
+        """
+        backend = BACKENDS[model.device.type]
+        super().__init__(model)
         self.name = name
+        self.stages = Stages(lambda: backend(model.device), max_graphs, max_bytes)
+        self._space: Workspace | None = None
+        self._slots = StaticSlots()
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        frames: np.ndarray | Tensor,
+        input_ids: Tensor,
+        proprio: np.ndarray,
+        selector: TokenSelector | None = None,
+        readout_start: int | None = None,
+        mark: Mark = unmarked,
+    ) -> OFTOutput:
+        """As `PlainEngine`; waits for the device only where a selector must know a count."""
+        space, run = self._workspace(len(frames), input_ids.shape[1]), self.stages.run
+        self.stages.said = ''
+        space.load(frames, proprio)
+        space.set_text(input_ids)
+        run(self.model, space, See())
+        mark('vision')
+        run(self.model, space, Assemble())
+        mark('assemble')
+        layout = space.layout(input_ids.shape[1])
+        return self.model.act(space, layout, selector, readout_start, mark, run)
 
     def last(self) -> str:
-        """See `Engine.last`."""
+        """See `PlainEngine.last`."""
         return self.stages.said or 'replay'
 
     def stats(self) -> dict[str, int | str]:
-        """See `Engine.stats`."""
+        """See `PlainEngine.stats`."""
+        stages = self.stages
         return {
             'runtime': self.name,
-            'backend': _backend_name(self.model.device),
-            **super().stats(),
+            'backend': stages.backend.name,
+            'graphs': len(stages),
+            'captures': stages.captures,
+            'replays': stages.replays,
+            'fallbacks': stages.fallbacks,
+            'evicted': stages.evicted,
+            'last_fallback': stages.last_fallback,
+            'graph_bytes': stages.used_bytes + self._slots.used_bytes(),
+            'graph_limit_bytes': stages.max_bytes,
         }
 
+    def _workspace(self, n_views: int, prompt_length: int) -> Workspace:
+        space = self._space
+        if space is None or space.n_views != n_views or prompt_length > space.prompt_capacity:
+            self.stages.clear()  # recordings know the addresses
+            capacity = 64
+            while capacity < prompt_length:
+                capacity *= 2
+            space = self._space = Workspace(self.model, n_views, capacity, self._slots)
+        return space
 
-def make_engine(model: OpenVLAOFT, runtime: str = 'auto') -> Engine:
+
+def make_engine(model: OFTNetwork, runtime: str = 'auto') -> PlainEngine:
     """Choose how to run a model that is in its final place and type.
 
     Args:
         model: on a GPU it is changed: weights that share an input are laid side by side, and with
             compile they become one, so that it can no longer be saved.
-        runtime: plain; graphs: recorded stages, CUDA graphs on a GPU; compile: layers through
+        runtime: plain; graphs: recorded stages, as CUDA graphs; compile: layers through
             torch.compile, on a GPU inside graphs; auto: graphs on a GPU, else plain.
 
     Raises:
-        ValueError: unknown runtime.
+        ValueError: unknown runtime, or one that this device does not have.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f'unknown runtime {runtime!r}; valid: {", ".join(RUNTIMES)}')
-    on_gpu = model.device.type == 'cuda'
-    if on_gpu and runtime != 'compile':
-        model.decoder.fuse()
+    kind = model.device.type
+    if runtime == 'graphs' and kind not in BACKENDS:
+        raise ValueError(f'runtime graphs needs a CUDA device, not {kind}; use auto or plain')
     if runtime == 'compile':
         compile_layers(model)
-    if on_gpu and runtime != 'plain':
+    elif kind == 'cuda':
+        model.decoder.fuse()
+    if runtime == 'graphs' or (kind == 'cuda' and runtime != 'plain'):
         return GraphEngine(model, 'compile' if runtime == 'compile' else 'graphs')
-    return GraphEngine(model) if runtime == 'graphs' else PlainEngine(model)
+    return PlainEngine(model)
 
 
-def compile_layers(model: OpenVLAOFT) -> None:
+def compile_layers(model: OFTNetwork) -> None:
     """Put the blocks of the towers and the halves of the decoder layers through `torch.compile`.
 
     The compiler runs in the first passes, and again for new numbers of rows until it has seen
@@ -137,11 +188,3 @@ def compile_layers(model: OpenVLAOFT) -> None:
         if 'qkv' in vars(layer):  # by another policy on the same model
             continue
         layer.qkv, layer.finish = torch.compile(layer.qkv), torch.compile(layer.finish)
-
-
-def _backend(device: torch.device) -> GraphBackend:
-    return CudaGraphs(device) if device.type == 'cuda' else RecordedOperations()
-
-
-def _backend_name(device: torch.device) -> str:
-    return CudaGraphs.name if device.type == 'cuda' else RecordedOperations.name

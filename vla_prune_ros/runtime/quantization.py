@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla import OpenVLAOFT
 
 QUANTIZATIONS = ('none', 'int8', 'fp8')
 

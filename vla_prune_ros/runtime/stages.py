@@ -1,25 +1,28 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded stages by name, within limits; what cannot be recorded runs eagerly."""
+"""Recorded stages by their value, within limits; what cannot be recorded runs eagerly."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vla_prune_ros.runtime.capture import Graph, GraphBackend, Work
+from vla_prune_ros.runtime.capture import Graph, GraphBackend
+from vla_prune_ros.vla.walk import Space, Stage
 
 _log = logging.getLogger(__name__)
+_Key = tuple[nn.Module, Space, Stage]
 
 
 class Stages:
     """The recorded stages, least recently used first, within a limit of number and memory.
 
     Attributes:
+        backend: records them.
         captures, replays, fallbacks, evicted: counts since the start.
         last_fallback: why a stage last ran eagerly.
         said: what the stages of the current pass did, the most expensive one wins.
@@ -28,10 +31,10 @@ class Stages:
     def __init__(
         self, backend: Callable[[], GraphBackend], max_graphs: int, max_bytes: int
     ) -> None:
-        self._make_backend, self._backend = backend, backend()
+        self._make_backend, self.backend = backend, backend()
         self.max_graphs, self.max_bytes = max_graphs, max_bytes
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._refused: dict[Hashable, str] = {}
+        self._graphs: OrderedDict[_Key, Graph] = OrderedDict()
+        self._refused: dict[_Key, str] = {}
         self.captures = self.replays = self.fallbacks = self.evicted = 0
         self.last_fallback = self.said = ''
         self._bytes = 0
@@ -39,39 +42,41 @@ class Stages:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def run(
-        self, key: Hashable, work: Work, written: Sequence[Tensor] = (), refuse: str = ''
-    ) -> list[Tensor]:
-        """Replay the stage of a key, or record it, or run it eagerly; returns its results.
+    def run(self, network: nn.Module, space: Space, stage: Stage) -> list[Tensor]:
+        """Replay a stage, or record it, or run it eagerly; returns its results.
+
+        The three together are the key, because they are all that the work sees.
 
         Args:
-            key: says everything that Python decides in the work.
-            work: the stage.
-            written: static buffers that it writes.
-            refuse: why it must not be recorded; '' if it may.
+            network: what the stage works with.
+            space: its tensors, which stay in place.
+            stage: everything else.
         """
-        graph = None if refuse else self._graphs.get(key)
+        key = network, space, stage
+        graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
             self.replays += 1
             graph.replay()
             return graph.outputs
-        refuse = refuse or self._refused.get(key, '')
-        if not refuse:
+        refused = self._refused.get(key, '')
+        if not refused:
             try:
-                graph = self._backend.capture(work, written)
+                graph = self.backend.capture(
+                    lambda: stage.work(network, space), stage.written(space)
+                )
             except RuntimeError as error:  # out of memory is one, too
-                refuse = self._refused[key] = str(error).splitlines()[0]
-                _log.warning('stage %s runs without a graph: %s', key, refuse)
+                refused = self._refused[key] = str(error).splitlines()[0]
+                _log.warning('%s runs without a graph: %s', stage, refused)
         if graph is None:
             self.fallbacks += 1
-            self.last_fallback = refuse
-            self.said = f'plain: {refuse}'
-            return list(work())
+            self.last_fallback = refused
+            self.said = f'plain: {refused}'
+            return stage.work(network, space)
         self.captures += 1
         if not self.said:
             self.said = 'capture'
-        _log.info('recorded stage %s', key)
+        _log.info('recorded %s', stage)
         self._graphs[key] = graph
         self._bound()
         return graph.outputs
@@ -83,7 +88,7 @@ class Stages:
             torch.cuda.synchronize()  # nothing may be under way in what is freed
         self._graphs.clear()
         self._refused.clear()
-        self._backend = self._make_backend()
+        self.backend = self._make_backend()
         self._bytes = 0
 
     @property
@@ -97,7 +102,7 @@ class Stages:
                 torch.cuda.synchronize()
             self._graphs.popitem(last=False)
             self.evicted += 1
-        self._bytes = self._backend.used_bytes()
+        self._bytes = self.backend.used_bytes()
         if self._bytes > self.max_bytes:
             # The pool is one: it gets smaller only when all of it goes.
             _log.warning('graphs exceed %d MB and are recorded anew', self.max_bytes >> 20)

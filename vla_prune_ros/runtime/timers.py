@@ -7,9 +7,6 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import Tensor
-
-from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenSelector, TokenState
 
 
 class StageTimer:
@@ -46,30 +43,3 @@ class StageTimer:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
-
-
-class TimedSelector:
-    """Passes everything on to a selector and books its time as `select`."""
-
-    def __init__(self, selector: TokenSelector, timer: StageTimer) -> None:
-        self._selector, self._timer = selector, timer
-
-    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
-        """See `TokenSelector.begin`."""
-        self._timer.mark('decoder')
-        plan = self._selector.begin(layout, embeddings)
-        self._timer.mark('select')
-        return plan
-
-    def select(self, point: int, tokens: TokenState) -> Tensor | None:
-        """See `TokenSelector.select`."""
-        self._timer.mark('decoder')
-        kept = self._selector.select(point, tokens)
-        self._timer.mark('select')
-        return kept
-
-    def end(self, tokens: TokenState) -> None:
-        """See `TokenSelector.end`."""
-        self._timer.mark('decoder')
-        self._selector.end(tokens)
-        self._timer.mark('select')

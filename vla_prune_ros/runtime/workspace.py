@@ -1,42 +1,50 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every tensor that recorded stages read and write, at fixed addresses."""
+"""Every tensor that recorded stages read and write, at fixed addresses.
+
+Where counts vary, the rows are filled up to the next sixteenth of all visual tokens with rows to
+which nobody attends, so that few shapes occur and the result does not change.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_prune_ros.runtime.pinned import Sender
 from vla_prune_ros.vla.decoder import rope_table
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla.model import OFTNetwork
 from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import SlotCache, TokenLayout
+from vla_prune_ros.vla.walk import Rows, Space, Stage
 
-_TEXTS = 64  # instructions whose embeddings are kept
+_BUCKETS = 16
 
 
-class Workspace:
-    """Buffers for sequences up to `capacity` tokens with a fixed number of cameras.
+def bucket_counts(layout: TokenLayout) -> list[int]:
+    """Visual tokens of the buckets, largest first."""
+    step = max(1, layout.n_visual // _BUCKETS)
+    return sorted({layout.n_visual, *range(0, layout.n_visual, step)}, reverse=True)
+
+
+class Workspace(Space):
+    """A space for sequences up to `capacity` tokens with a fixed number of cameras.
 
     Attributes:
         frames: policy images, uint8 [views, S, S, 3].
         proprio: normalised robot state, float32 [1, proprio_dim].
         visual: visual tokens [1, V, D].
-        sequence: assembled sequence [1, capacity, D]; nothing but `assemble` writes it.
-        rows: live rows that enter a stage, and filling, [1, capacity, D].
-        out: rows that leave a stage [1, capacity, D].
-        ids: absolute ids of `rows`, filling has that of the first token that is not there.
-        everything: 0, 1, 2, ...
-        rope: see `rope_table`, for every position and the filling.
     """
 
-    def __init__(self, model: OpenVLAOFT, n_views: int, prompt_capacity: int) -> None:
+    def __init__(
+        self, model: OFTNetwork, n_views: int, prompt_capacity: int, slots: StaticSlots
+    ) -> None:
         config, device, dtype = model.config, model.device, model.dtype
         size, width = config.image_size, config.llama.hidden_size
         self.model, self.n_views, self.prompt_capacity = model, n_views, prompt_capacity
@@ -45,18 +53,18 @@ class Workspace:
         self.frames = torch.zeros(n_views, size, size, 3, dtype=torch.uint8, device=device)
         self.proprio = torch.zeros(1, config.proprio_dim, device=device)
         self.visual = torch.zeros(1, self.n_visual, width, dtype=dtype, device=device)
-        self.sequence, self.rows, self.out = (
-            torch.zeros(1, self.capacity, width, dtype=dtype, device=device) for _ in range(3)
+        sequence = torch.zeros(1, self.capacity, width, dtype=dtype, device=device)
+        everything = torch.arange(self.capacity + 1, device=device)  # and the id of filling
+        super().__init__(
+            sequence,
+            rope_table(everything, config.llama.head_dim, config.llama.rope_theta, dtype),
         )
-        self.everything = torch.arange(self.capacity + 1, device=device)
-        self.ids = self.everything[:-1].clone()
-        self.rope = rope_table(
-            self.everything, config.llama.head_dim, config.llama.rope_theta, dtype
-        )
-        self._scale = PixelScale(device)
+        self.states = [sequence, torch.zeros_like(sequence), torch.zeros_like(sequence)]
+        self.at, self.ids = torch.zeros_like(self.everything), torch.zeros_like(self.everything)
+        self._slots, self.caches = slots, slots.caches
+        self.scale = PixelScale(device)
         self._send_frames = Sender(self.frames.shape, torch.uint8, device)
         self._send_proprio = Sender(self.proprio.shape, torch.float32, device)
-        self._texts: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._text: tuple[int, ...] | None = None
 
     def layout(self, prompt_length: int) -> TokenLayout:
@@ -75,122 +83,123 @@ class Workspace:
         self._send_proprio.send(proprio[None], self.proprio)
 
     def set_text(self, ids: Tensor) -> None:
-        """Put the prompt, the empty slots and EOS into the sequence; ids int64 [1, L], on the CPU.
+        """Put the prompt, the empty slots and EOS into the sequence, if they are others.
 
-        Embeddings are looked up once per instruction.
+        Args:
+            ids: int64 [1, L], on the CPU.
         """
         key = tuple(ids[0].tolist())
         if key == self._text:
             return
-        if key not in self._texts:
-            self._texts[key] = self._embed(ids)
-            if len(self._texts) > _TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        text, first = self._texts[key], self.n_visual + 2
-        self.sequence[:, :1] = text[:, :1]
-        self.sequence[:, first : first + text.shape[1] - 1] = text[:, 1:]
+        sequence, config = self.states[0], self.model.config
+        closing = torch.tensor([[config.eos_id]])
+        words = self.model.decoder.embed_tokens(torch.cat([ids, closing], 1).to(sequence.device))
+        first = self.n_visual + 2
+        slots = first + len(key) - 1
+        end = slots + config.n_placeholders
+        sequence[:, :1] = words[:, :1]
+        sequence[:, first:slots] = words[:, 1:-1]
+        sequence[:, slots:end] = 0
+        sequence[:, end] = words[:, -1]
         self._text = key
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of prompt, placeholders and EOS, [1, L + slots + 1, D]."""
-        model, length, slots = self.model, ids.shape[1], self.model.config.n_placeholders
-        text = torch.zeros(
-            1, length + slots + 1, self.visual.shape[-1], dtype=model.dtype, device=model.device
-        )
-        embed = model.decoder.embed_tokens
-        text[:, :length] = embed(ids.to(model.device))
-        text[:, -1] = embed(torch.tensor([model.config.eos_id], device=model.device))
-        return text
+    def put(self, place: int, x: Tensor) -> None:
+        """See `Space.put`."""
+        self.states[place][:, : x.shape[1]].copy_(x)
 
-    @property
-    def assembled(self) -> Tensor:
-        """The part of `sequence` that `assemble` writes."""
-        return self.sequence[:, 1 : self.n_visual + 2]
+    def cut(self, at: Tensor, ids: Tensor, rows: Rows) -> None:
+        """See `Space.cut`; behind the live rows comes filling."""
+        live = len(ids)
+        self.at[:live].copy_(at)
+        self.ids[:live].copy_(ids)
+        self.at[live : rows.count].zero_()  # any row; finite, as a weight of 0 hides no NaN
+        self.ids[live : rows.count].fill_(rows.length)
 
-    def see(self) -> list[Tensor]:
-        """Stage: policy images to visual tokens."""
-        self.visual.copy_(self.model.encode_images(self._scale(self.frames)))
-        return []
-
-    def assemble(self) -> list[Tensor]:
-        """Stage: visual tokens and robot state into the sequence."""
-        model, last = self.model, self.n_visual + 1
-        self.sequence[:, 1:last].copy_(self.visual)
-        self.sequence[:, last].copy_(model.proprio_projector(self.proprio.to(model.dtype)))
-        return []
-
-    def compact(self, source: Tensor, ids: Tensor, kept: Tensor, rows: int, length: int) -> Tensor:
-        """Move the kept rows to the front of `rows` and fill up with rows that nobody reads.
-
-        Args:
-            source: states of the live rows [1, >= m, D], another buffer than `rows`.
-            ids: absolute ids of the live rows, int64 [m].
-            kept: ids that stay, int64 [k].
-            rows: rows of the next stage, at least k.
-            length: of the complete sequence, which is the id of filling.
-
-        Returns:
-            The kept ids, a view of `ids`.
-        """
-        live = len(kept)
-        at = torch.searchsorted(ids, kept)
-        torch.index_select(source[0], 0, at, out=self.rows[0, :live])
-        if kept.untyped_storage().data_ptr() == self.ids.untyped_storage().data_ptr():
-            kept = kept.clone()
-        self.ids[:live].copy_(kept)
-        if rows > live:
-            self.rows[0, live:rows].zero_()  # finite, as a weight of 0 does not hide a NaN
-            self.ids[live:rows].fill_(length)
-        return self.ids[:live]
-
-
-class SlotSets:
-    """Static buffers for the slot caches of selectors, which come and go with resets."""
-
-    def __init__(self, limit: int = 4) -> None:
-        self._sets: list[tuple[Callable[[], SlotCache | None], SlotCache]] = []
-        self._limit = limit
+    def room(self, live: int, layout: TokenLayout) -> int:
+        """See `Space.room`: the rows of the smallest bucket that holds them."""
+        others = layout.length - layout.n_visual
+        return others + min(n for n in bucket_counts(layout) if n >= live - others)
 
     def adopt(self, cache: SlotCache) -> int:
-        """Move a cache into static buffers, if it is not there already.
+        """See `Space.adopt`."""
+        return self._slots.adopt(cache)
 
-        Returns:
-            Number of the set of buffers, or -1 if all are taken: the cache keeps its own.
+
+@dataclass(frozen=True)
+class See(Stage):
+    """Policy images to visual tokens."""
+
+    def work(self, network: nn.Module, space: Space) -> list[Tensor]:
+        """See `Stage.work`."""
+        space.visual.copy_(network.encode_images(space.scale(space.frames)))
+        return []
+
+    def written(self, space: Space) -> list[Tensor]:
+        """See `Stage.written`."""
+        return [space.visual]
+
+
+@dataclass(frozen=True)
+class Assemble(Stage):
+    """Visual tokens and robot state into the sequence, where the text is already."""
+
+    def work(self, network: nn.Module, space: Space) -> list[Tensor]:
+        """See `Stage.work`."""
+        visual, state = self.written(space)
+        visual.copy_(space.visual)
+        state.copy_(network.proprio_projector(space.proprio.to(network.dtype)))
+        return []
+
+    def written(self, space: Space) -> list[Tensor]:
+        """See `Stage.written`."""
+        last = space.n_visual + 1
+        return [space.states[0][:, 1:last], space.states[0][:, last]]
+
+
+class StaticSlots:
+    """Static buffers for the slot caches of selectors, which come and go with resets.
+
+    Attributes:
+        caches: buffers by number; a number never comes back with other buffers.
+    """
+
+    def __init__(self, limit: int = 4) -> None:
+        self.caches: dict[int, SlotCache] = {}
+        self._owners: dict[int, Callable[[], SlotCache | None]] = {}
+        self._numbers, self._limit = count(), limit
+
+    def adopt(self, cache: SlotCache) -> int:
+        """Move a cache into static buffers, if it is not there already; returns their number.
+
+        Buffers without an owner are taken over, or go when there are more than the limit.
         """
-        for number, (owner, _) in enumerate(self._sets):
+        free = []
+        for number, owner in self._owners.items():
             if owner() is cache:
                 return number
-        number = next(
-            (
-                i
-                for i, (owner, own) in enumerate(self._sets)
-                if owner() is None and _like(own, cache)
-            ),
-            None,
-        )
+            if owner() is None:
+                free.append(number)
+        number = next((i for i in free if _like(self.caches[i], cache)), None)
         if number is None:
-            if len(self._sets) == self._limit:
-                return -1
-            number = len(self._sets)
-            keys = cache.keys[0]
-            sizes = (len(cache.keys), cache.length, *keys.shape[1:])
-            self._sets.append((lambda: None, SlotCache(*sizes, keys.dtype, keys.device)))
-        own = self._sets[number][1]
+            for old in free[: max(0, len(self.caches) + 1 - self._limit)]:
+                del self.caches[old], self._owners[old]
+            number = next(self._numbers)
+            self.caches[number] = cache.empty_like()
+        own = self.caches[number]
         if any(cache.filled):
             for mine, theirs in zip(
                 [*own.keys, *own.values], [*cache.keys, *cache.values], strict=True
             ):
                 mine.copy_(theirs)
         cache.keys, cache.values = own.keys, own.values
-        self._sets[number] = (weakref.ref(cache), own)
+        self._owners[number] = weakref.ref(cache)
         return number
 
     def used_bytes(self) -> int:
-        """Memory of all sets."""
+        """Memory of all buffers."""
         return sum(
             tensor.numel() * tensor.element_size()
-            for _, own in self._sets
+            for own in self.caches.values()
             for tensor in (*own.keys, *own.values)
         )
 

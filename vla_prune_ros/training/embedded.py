@@ -27,7 +27,7 @@ _TOWER = TowerConfig(dim=64, depth=3, heads=4, mlp_hidden=256, image_size=112)
 SIZES = OpenVLAConfig(
     featurizer=replace(_TOWER, reg_tokens=4, class_token=True, layer_scale=True),
     fused_featurizer=replace(_TOWER, attn_pool=True),
-    llama=LlamaConfig(hidden_size=128, n_layers=4, n_heads=4, mlp_hidden=256, vocab_size=0),
+    llama=LlamaConfig(hidden_size=128, n_layers=4, n_heads=4, mlp_hidden=256),  # and a vocabulary
     pad_id=3,
 )
 

@@ -20,8 +20,8 @@ from vla_prune_ros.pruning.lightvla import (
     noise_scale,
     select_for_training,
 )
+from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.heads import ActionHead, ProprioProjector
-from vla_prune_ros.vla.model import OpenVLAOFT
 
 _HEADS = ('action_head', 'proprio_projector')
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
+from vla_prune_ros.command_line import at_least, exit_code_of, require_device
 from vla_prune_ros.pruning.lightvla import NOISES
 from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
 from vla_prune_ros.training.embedded import Recipe, train_embedded
@@ -37,7 +38,7 @@ def _add_common(parser: argparse.ArgumentParser, default: Recipe) -> None:
         '--validation', type=int, default=default.validation,
         help='closed-loop episodes whose success is logged with every checkpoint; 0: none',
     )  # fmt: skip
-    parser.add_argument('--workers', type=int, default=os.cpu_count())
+    parser.add_argument('--workers', type=at_least(1), default=os.cpu_count())
     parser.add_argument('--device', default=default.device, help='cpu or cuda')
     parser.add_argument('--seed', type=int, default=default.seed)
 
@@ -103,46 +104,30 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a training stage; returns the exit code."""
     args = build_parser().parse_args(argv)
-    try:
-        checkpoint = _STAGES[args.what](args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f'train: {error}', file=sys.stderr)
-        return 1
-    print(f'trained checkpoint: {checkpoint}')
-    return 0
+
+    def run() -> int:
+        require_device(getattr(args, 'device', 'cpu'))
+        print(f'trained checkpoint: {_STAGES[args.what](args)}')
+        return 0
+
+    return exit_code_of('train', run, interrupted='the same command goes on from the last save')
 
 
 def _tabletop(args: argparse.Namespace) -> Path:
-    recipe = Recipe(
-        out=args.out,
-        episodes=args.episodes,
-        detours=args.detours,
-        steps=args.steps,
-        rounds=args.rounds,
-        validation=args.validation,
-        workers=args.workers,
-        device=args.device,
-        seed=args.seed,
-    )
-    return train_embedded(recipe)
+    return train_embedded(Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)}))
 
 
 def _lightvla(args: argparse.Namespace) -> Path:
+    shared = ('steps', 'batch_size', 'learning_rate', 'validation', 'workers', 'device', 'seed')
     return clone(
         CloningConfig(
             start=args.start,
             output=args.out,
             files=tuple(sorted(args.data.rglob('episode_*.npz'))),
             cache=args.cache or args.out / 'frames.npy',
-            steps=args.steps,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
             grounding=False,
-            validation=args.validation,
             lightvla=Finetuning(args.noise, args.lora_rank, args.fresh_heads),
-            workers=args.workers,
-            device=args.device,
-            seed=args.seed,
+            **{name: getattr(args, name) for name in shared},
         )
     )
 

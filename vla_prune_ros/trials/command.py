@@ -1,77 +1,105 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the verbs of this room share: how they end, and how they wait for nodes."""
+"""What the verbs of this room share: options, the way they end, the files they write."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import signal
 import sys
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from vla_prune_ros.ros.children import ChildDiedError
+from vla_prune_ros.command_line import exit_code_of, verb_parser
 
-if TYPE_CHECKING:
-    from rclpy.executors import Executor
+# Both families of the tabletop suite and all four colours come first.
+TASKS = '0,5,2,7,4,1,6,3'
+OPTIONS: dict[str, tuple[type, str]] = {
+    'modes': (str, '"all" or names with commas'),
+    'episodes': (int, 'episodes per mode or task'),
+    'tasks': (str, 'task names or indices, with commas'),
+    'first_state': (int, 'first initial state'),
+    'max_steps': (int, "step limit; 0: the tasks' own"),
+    'checkpoint': (str, 'checkpoint; nothing: the embedded policy'),
+    'device': (str, 'torch device of the policy'),
+    'backend': (str, 'simulated robot'),
+    'assets': (str, "libero: directory of its assets, or 'placeholder'"),
+    'threads': (int, 'CPU threads of a model'),
+    'size': (int, 'side of the pictures'),
+    'note': (str, 'a sentence for the page, such as what else ran'),
+    'out': (Path, 'output directory, logs of the nodes included'),
+    'domain_id': (int, 'ROS_DOMAIN_ID, 0 to 101; nothing: a free one'),
+    'patience': (float, 's to wait for a node or a sign of life; a busy machine gets more'),
+}
 
 
-def interrupt_on(*numbers: int) -> None:
-    """Let signals act as Ctrl-C does, so that the nodes are stopped in order."""
+def parser(verb: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A command line with some of the shared options, in the order of `defaults`."""
+    p = verb_parser(verb, description)
+    for name, default in defaults.items():
+        kind, text = OPTIONS[name]
+        shown = '' if default in ('', None) else f' (default: {default})'
+        p.add_argument(
+            f'--{name.replace("_", "-")}', type=kind, default=default, help=text + shown
+        )
+    return p
 
+
+def run_verb(
+    p: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace, list[str]], int],
+    argv: Sequence[str] | None,
+    wrong: Callable[[argparse.Namespace], str] = lambda args: '',
+) -> int:
+    """Run a verb to its exit code; what ends it early is said on stderr.
+
+    SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, so that the nodes are stopped in
+    order; after that they are ignored, or a second one would break the teardown.
+
+    Args:
+        p: its command line.
+        run: gets the options and the words that they came from.
+        argv: the words; None: those of the process.
+        wrong: says what is wrong with options; exit code 2 if anything.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = p.parse_args(argv)
+    if text := wrong(args):
+        print(f'{p.prog}: {text}', file=sys.stderr)
+        return 2
+    _interrupt_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return exit_code_of(p.prog, lambda: run(args, argv), interrupted='all nodes were stopped')
+
+
+def _interrupt_on(*numbers: int) -> None:
     def interrupt(number: int, frame: object) -> None:
+        for n in heard:
+            signal.signal(n, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in numbers:
-        signal.signal(number, interrupt)
+    # What was ignored from the start, as by nohup, stays ignored.
+    heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
+    for n in heard:
+        signal.signal(n, interrupt)
 
 
-def exit_code_of(verb: str, run: Callable[[], int], stopped: str = '') -> int:
-    """Run a verb; what ends it early is said on stderr.
-
-    Args:
-        verb: its name.
-        run: returns the exit code.
-        stopped: what was stopped when it is interrupted.
-    """
-    try:
-        return run()
-    except KeyboardInterrupt:
-        ending = f'; {stopped} stopped' if stopped else ''
-        print(f'\n{verb}: interrupted{ending}', file=sys.stderr)
-        return 130
-    except (ChildDiedError, OSError, RuntimeError, ValueError) as error:
-        print(f'\n{verb}: {error}', file=sys.stderr)
-        return 1
+def checkpoint_parameters(checkpoint: str) -> list[str]:
+    """The node's parameter for a checkpoint of the user's, if there is one."""
+    return [f'checkpoint:={Path(checkpoint).resolve()}'] if checkpoint else []
 
 
-def spin_until(
-    executor: Executor,
-    ready: Callable[[], Any],
-    what: str,
-    patience: float,
-    check: Callable[[], None],
-    tick: float = 0.2,
-) -> None:
-    """Spin until `ready()`; look every `tick` seconds whether it can still come.
+def ended_well(verb: str, codes: dict[str, int]) -> bool:
+    """Whether all nodes ended with 0; says which did not."""
+    for name, code in codes.items():
+        if code:
+            print(f'{verb}: {name} ended with exit code {code}', file=sys.stderr)
+    return not any(codes.values())
 
-    Args:
-        executor: to spin.
-        ready: what is waited for.
-        what: its name in the error.
-        patience: seconds to wait.
-        check: raises when waiting has become pointless.
-        tick: seconds between two looks while nothing arrives.
 
-    Raises:
-        RuntimeError: it took too long.
-    """
-    deadline, look = time.monotonic() + patience, 0.0
-    while not ready():
-        now = time.monotonic()
-        if now > look:
-            check()
-            look = now + tick
-        if now > deadline:
-            raise RuntimeError(f'waited {patience:.0f} s in vain for {what}')
-        executor.spin_once(timeout_sec=tick)
+def write(path: Path, content: str | dict[str, Any]) -> None:
+    """Write a page, or results as JSON; the directory is made."""
+    text = content if isinstance(content, str) else json.dumps(content, indent=1) + '\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding='utf-8')

@@ -11,21 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vla_prune_ros.ros.children import (
-    ChildDiedError,
-    Children,
-    isolate,
-    node_command,
-    node_environment,
-)
-from vla_prune_ros.trials.command import exit_code_of, interrupt_on
+from vla_prune_ros.ros.children import Children, isolate
+from vla_prune_ros.trials import command
 
 if TYPE_CHECKING:
     from vla_prune_ros.trials.demo_report import DemoEpisode
@@ -34,18 +26,14 @@ DESCRIPTION = """\
 Run the embedded policy on the simulated tabletop over ROS 2, under several pruning modes and on
 several language tasks. Exit code 0 means: every episode ran to its end, every mode was confirmed
 by the statistics of the inferences, and all files were written."""
-# Both families of the tabletop suite and all four colours come first.
-TASKS = '0,5,2,7,4,1,6,3'
 RESULTS, ANIMATION, STRIP = 'results.json', 'episode.gif', 'episodes.png'
-RELIABLE = 'image_raw.subscription.reliability:=reliable'
 NODES = {  # as in config/sim.yaml, but for `episodes`
     'policy_node': (
         'use_sim_time:=true',
         'trigger:=request',
         'sync.slop:=0.0',
         'sync.state_slop:=0.0',
-        f'qos_overrides./agentview/{RELIABLE}',
-        f'qos_overrides./wrist/{RELIABLE}',
+        'input_reliability:=reliable',
     ),
     'sim_bridge': ('episodes:=0', 'mode:=lockstep'),
 }
@@ -53,49 +41,29 @@ NODES = {  # as in config/sim.yaml, but for `episodes`
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='demo', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
-    p.add_argument('--episodes', type=int, default=4, help='episodes per mode (default: 4)')
-    p.add_argument('--tasks', default=TASKS, help=f'task names or indices (default: {TASKS})')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
-    p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
-    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
-    p.add_argument('--device', default='auto', help='torch device of the policy (default: auto)')
-    p.add_argument('--backend', default='tabletop', help='simulated robot (default: tabletop)')
+    p = command.parser(
+        'demo', DESCRIPTION, modes='all', episodes=4, tasks=command.TASKS, first_state=0,
+        max_steps=0, checkpoint='', device='auto', backend='tabletop', assets='',
+        out=Path('out/demo'), domain_id=None, patience=90.0,
+    )  # fmt: skip
     p.add_argument('--suite', default='', help='task suite; default: the first of the backend')
-    p.add_argument(
-        '--assets', default='', help="libero: directory of its assets, or 'placeholder'"
-    )
-    p.add_argument('--out', type=Path, default=Path('out/demo'), help='output directory')
     p.add_argument(
         '--record', type=Path, default=None, metavar='DIR',
         help='record all topics of the policy into a new bag, in a process of its own',
-    )  # fmt: skip
-    p.add_argument(
-        '--domain-id', type=int, default=None,
-        help='ROS_DOMAIN_ID, 0 to 101; default: one drawn at random',
-    )  # fmt: skip
-    p.add_argument(
-        '--patience', type=float, default=90.0,
-        help='seconds to wait for a node to start or an episode to end (default: 90)',
     )  # fmt: skip
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 only if everything happened."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser().parse_args(argv)
-    interrupt_on(signal.SIGTERM, signal.SIGHUP)
-    return exit_code_of('demo', lambda: run(args, argv), 'both nodes were')
+    return command.run_verb(parser(), run, argv)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the nodes, drive all episodes, stop the nodes, write everything."""
     isolate(args.domain_id)
     # Before anything else: rclpy from wheels starts Python anew with another library path.
+    from vla_prune_ros.ros.client import Client
     from vla_prune_ros.trials.demo_client import DemoClient, Wanted
 
     modes, plan = chosen_modes(args.modes), chosen_episodes(args)
@@ -114,55 +82,41 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     policies: list[dict] = []
     total = len(plan) * len(modes)
     with (
-        Children(args.out, node_environment()) as recorder,  # the robot goes on without it
-        Children(args.out, node_environment()) as children,
+        Children(args.out) as recorder,  # the robot goes on without it
+        Children(args.out) as children,
     ):
         if args.record is not None:
-            command = [sys.executable, '-m', 'vla_prune_ros', 'record']
-            recorder.start('record', [*command, '--out', str(args.record.resolve())])
-
-        def start(name: str, node: str, *more: str) -> None:
-            parameters = [*NODES[node], *own_parameters(node, args), *more]
-            children.start(name, node_command(node, parameters))
-
-        start('sim_bridge', 'sim_bridge')
+            recorder.start('record', '--out', str(args.record.resolve()))
+        children.start_node('sim_bridge', parameters_of('sim_bridge', args))
         for checkpoint, own_modes in rounds(modes, args.checkpoint, args.backend):
             policy = f'policy_node_{checkpoint.name}' if policies else 'policy_node'
-            start(policy, 'policy_node', f'checkpoint:={checkpoint}')
-            try:
-                with DemoClient(children.check, args.patience) as client:
-                    since = time.monotonic()
-                    client.wait_for_nodes()
-                    print(
-                        f'demo: both nodes are ready after {time.monotonic() - since:.1f} s;'
-                        f' weights {checkpoint.name}'
-                    )
-                    for task, state in plan:
-                        for mode in own_modes:
-                            pictures = needs_pictures(episodes, mode)
-                            wanted = Wanted(
-                                mode, task, state, args.max_steps, pictures, checkpoint.name
-                            )
-                            episodes.append(client.run_episode(wanted))
-                            print(progress_line(episodes[-1], len(episodes), total), flush=True)
-                    policies.append(client.policy_info)
-            except ChildDiedError:
-                raise
-            except RuntimeError as error:  # the nodes' own words say why
-                names = (policy, 'sim_bridge')
-                tails = [f'the end of {children.log(n)}:\n{children.tail(n)}' for n in names]
-                raise RuntimeError('\n'.join([str(error), *tails])) from None
+            given = [*parameters_of('policy_node', args), f'checkpoint:={checkpoint}']
+            children.start_node('policy_node', given, policy)
+            with Client('vla_demo', children, args.patience) as client:
+                demo, since = DemoClient(client), time.monotonic()
+                demo.wait_for_nodes()
+                print(
+                    f'demo: both nodes are ready after {time.monotonic() - since:.1f} s;'
+                    f' weights {checkpoint.name}'
+                )
+                for task, state in plan:
+                    for mode in own_modes:
+                        pictures = needs_pictures(episodes, mode)
+                        wanted = Wanted(
+                            mode, task, state, args.max_steps, pictures, checkpoint.name
+                        )
+                        episodes.append(demo.run_episode(wanted)[0])
+                        print(progress_line(episodes[-1], len(episodes), total), flush=True)
+                policies.append(demo.policy.info.latest)
             codes |= children.stop(policy)
         codes |= children.stop()
         codes |= recorder.stop()
     if args.record is not None:
         print(f'demo: recorded into {args.record}:\n{(args.out / "record.log").read_text()}')
-    for name, code in codes.items():
-        if code:
-            print(f'demo: {name} ended with exit code {code}', file=sys.stderr)
+    good = command.ended_well('demo', codes)
     write_everything(args.out, modes, episodes, policies, argv, notice)
     print(f'demo: done in {time.monotonic() - started:.0f} s')
-    return 1 if any(codes.values()) else 0
+    return 0 if good else 1
 
 
 def write_everything(
@@ -174,7 +128,7 @@ def write_everything(
     notice: str = '',
 ) -> None:
     """Print the table; write the results, the animation and the strip of pictures."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
     from vla_prune_ros.trials import demo_report
 
     rows = demo_report.demo_rows(modes, episodes)
@@ -253,14 +207,14 @@ def chosen_episodes(args: argparse.Namespace) -> list[tuple[str, int]]:
     ]
 
 
-def own_parameters(name: str, args: argparse.Namespace) -> list[str]:
-    """Parameters of a node that follow from the command line, but for the weights."""
+def parameters_of(name: str, args: argparse.Namespace) -> list[str]:
+    """Parameters of a node, but for the weights."""
     if name == 'sim_bridge':
         values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
-        return [f'{key}:={value}' for key, value in values.items() if value]
+        return [*NODES[name], *(f'{key}:={value}' for key, value in values.items() if value)]
     cores = len(os.sched_getaffinity(0))
     # The simulation renders on the other cores; threads that wait for a core cost most.
-    return [f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
+    return [*NODES[name], f'device:={args.device}', f'torch_threads:={max(1, cores // 2)}']
 
 
 def needs_pictures(episodes: Sequence[DemoEpisode], mode: str) -> bool:

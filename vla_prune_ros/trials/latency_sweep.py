@@ -9,13 +9,9 @@ every execution mode and every artificial latency.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import queue
-import random
 import shutil
-import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -25,75 +21,64 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_prune_ros.execution.playing import EXECUTION_MODES
-from vla_prune_ros.ros.children import Children, keep_local, node_command
-from vla_prune_ros.trials import demo
-from vla_prune_ros.trials.command import exit_code_of, interrupt_on
+from vla_prune_ros.ros.children import Children, claim_domain, keep_local
+from vla_prune_ros.trials import command, demo
 from vla_prune_ros.trials.latency_report import Cell, LatencyEpisode
 
 if TYPE_CHECKING:
-    from vla_prune_ros.trials.latency_client import PairClient
+    from vla_prune_ros.ros.client import Client
+    from vla_prune_ros.ros.peers import Bridge, Policy
 
 DESCRIPTION = """\
 Success and starvation in real time against an artificial latency of the policy, for every way of
 executing chunks. Real nodes over DDS, several pairs at once; keep the machine otherwise idle.
 Writes results.json, latency.png and latency.md. Exit code 0 only if every episode ran."""
 PERIOD_MS = 50.0  # of the tabletop
+RETRIES = 2  # of an episode that the simulation, not the policy, broke
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='latency',
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser(
+        'latency', DESCRIPTION, episodes=16, tasks=command.TASKS, first_state=0, max_steps=0,
+        checkpoint='', device='cpu', out=Path('out/latency'), note='', patience=120.0,
+    )  # fmt: skip
     p.add_argument(
         '--latencies', default='0,50,100,150,200,300,400', help='ms, with commas (%(default)s)'
     )
     p.add_argument('--executions', default='all', help='"all" or names with commas (all)')
-    p.add_argument('--episodes', type=int, default=16, help='episodes per cell (16)')
-    p.add_argument('--tasks', default=demo.TASKS, help='task names or indices (%(default)s)')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
-    p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
     p.add_argument('--pairs', type=int, default=0, help='pairs of nodes at once; 0: one per core')
-    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
     p.add_argument('--pruning', default='none', help='pruning mode (none)')
-    p.add_argument('--device', default='cpu', help='torch device of the policies (cpu)')
-    p.add_argument('--out', type=Path, default=Path('out/latency'), help='output directory')
-    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser().parse_args(argv)
-    interrupt_on(signal.SIGTERM)
-    return exit_code_of('latency', lambda: run(args, argv), 'all nodes were')
+    return command.run_verb(parser(), run, argv)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the pairs, run all episodes, write everything."""
     keep_local()
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.trials.latency_client import PairClient
+    from vla_prune_ros.ros.client import Client
 
     cells = chosen_cells(args)
     pairs = min(args.pairs or len(os.sched_getaffinity(0)), len(cells))
-    domains = random.sample(range(1, 102), pairs)  # above, DDS ports meet ephemeral ones
     logs = args.out / 'log'
     print(f'latency: {len(cells)} episodes on {pairs} pairs of nodes; logs in {logs}')
     started = time.monotonic()
-    work = Work(cells, args.quiet)
+    work = Work(cells, args.max_steps, args.quiet)
     with ExitStack() as stack:
         threads = []
-        for number, domain in enumerate(domains):
-            environment = {**os.environ, 'ROS_DOMAIN_ID': str(domain), 'OMP_NUM_THREADS': '1'}
-            children = stack.enter_context(Children(logs / str(number), environment))
+        for number in range(pairs):
+            domain = claim_domain()
+            own = Children(logs / str(number), ROS_DOMAIN_ID=str(domain), OMP_NUM_THREADS='1')
+            children = stack.enter_context(own)
             for name, parameters in node_parameters(args).items():
-                children.start(name, node_command(name, parameters))
-            client = PairClient(domain, children.check, work.stop, args.max_steps)
+                children.start_node(name, parameters)
+            client = Client('vla_latency', children, args.patience, domain, work.check)
             threads.append(threading.Thread(target=work.do, args=(client,), daemon=True))
         try:
             for thread in threads:
@@ -116,39 +101,83 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 class Work:
     """Episodes to run and their outcomes, shared by the threads of the pairs."""
 
-    def __init__(self, cells: Sequence[Cell], quiet: bool) -> None:
+    def __init__(self, cells: Sequence[Cell], max_steps: int, quiet: bool) -> None:
         from tqdm import tqdm
 
+        self._max_steps = max_steps
         self.results: dict[Cell, LatencyEpisode] = {}
         self.error: Exception | None = None
-        self.stop = threading.Event()
+        self._stop = threading.Event()
         self._todo: queue.SimpleQueue[Cell] = queue.SimpleQueue()
         for cell in cells:
             self._todo.put(cell)
         self._bar = tqdm(total=len(cells), unit='episode', disable=quiet)
         self._lock = threading.Lock()
 
-    def do(self, client: PairClient) -> None:
+    def do(self, client: Client) -> None:
         """Run episodes on one pair until there are none left."""
+        from vla_prune_ros.ros.peers import Bridge, Policy
+
         try:
             with client:
-                while not self.stop.is_set():
+                policy, bridge = Policy(client), Bridge(client)
+                policy.wait_until_active()
+                while not self._stop.is_set():
                     try:
                         cell = self._todo.get_nowait()
                     except queue.Empty:
                         return
-                    episode = client.run_episode(cell)
+                    episode = run_cell(policy, bridge, cell, self._max_steps)
                     with self._lock:
                         self.results[cell] = episode
                         self._bar.update()
         except Exception as error:
             self.error = self.error or error
-            self.stop.set()
+            self._stop.set()
+
+    def check(self) -> None:
+        """RuntimeError when there is nothing more to wait for."""
+        if self._stop.is_set():
+            raise RuntimeError('stopped')
 
     def close(self) -> None:
         """Tell the threads to end."""
-        self.stop.set()
+        self._stop.set()
         self._bar.close()
+
+
+def run_cell(policy: Policy, bridge: Bridge, cell: Cell, max_steps: int) -> LatencyEpisode:
+    """Run one episode.
+
+    Raises:
+        RuntimeError: it did not end, or not as an episode should.
+    """
+    for _ in range(1 + RETRIES):
+        policy.stats.clear()
+        episode = bridge.run_episode(
+            task=cell.task,
+            initial_state=cell.state,
+            max_steps=max_steps,
+            execution__mode=cell.execution,
+            latency=cell.latency_ms / 1e3,
+        )
+        status = episode.status
+        if status['result'] != 'error':
+            break
+    if status['result'] not in ('success', 'step_limit'):
+        raise RuntimeError(f'{cell} ended as {status["result"]}: {status["error"]}')
+    queries = policy.stats.within(episode.first, episode.last)
+    counts = {k: int(status[k]) for k in ('queries', 'starved', 'late')}
+    return LatencyEpisode(
+        execution=cell.execution,
+        latency_ms=cell.latency_ms,
+        task=status['task'],
+        state=cell.state,
+        success=status['success'] == 'true',
+        steps=int(status['step']),
+        policy_ms=tuple(round(float(query.value['node_ms']), 2) for query in queries),
+        **counts,
+    )
 
 
 def chosen_cells(args: argparse.Namespace) -> list[Cell]:
@@ -182,9 +211,8 @@ def node_parameters(args: argparse.Namespace) -> dict[str, list[str]]:
         f'device:={args.device}',
         'torch_threads:=1',
         f'pruning.mode:={args.pruning}',
+        *command.checkpoint_parameters(args.checkpoint),
     ]
-    if args.checkpoint:
-        policy.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
     return {'policy_node': policy, 'sim_bridge': ['episodes:=0', 'mode:=realtime']}
 
 
@@ -192,7 +220,7 @@ def write(
     out: Path, episodes: Sequence[LatencyEpisode], argv: Sequence[str], pairs: int, note: str
 ) -> None:
     """Print the table; write results, page and picture."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
     from vla_prune_ros.trials import latency_report
 
     cells = latency_report.rows(episodes)
@@ -205,8 +233,7 @@ def write(
         'note': note,
     }
     data = {'run': run, 'cells': cells, 'episodes': [asdict(e) for e in episodes]}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'results.json').write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
-    (out / 'latency.md').write_text(latency_report.markdown(run, cells), encoding='utf-8')
+    command.write(out / 'results.json', data)
+    command.write(out / 'latency.md', latency_report.markdown(run, cells))
     latency_report.picture(cells, out / 'latency.png')
     print(f'\n{latency_report.latency_table(cells)}\n')

@@ -10,21 +10,13 @@ assets, so that nothing is downloaded and nothing is a LIBERO score.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_prune_ros.ros.children import (
-    Children,
-    isolate,
-    node_command,
-    node_environment,
-)
-from vla_prune_ros.trials.command import exit_code_of, interrupt_on
+from vla_prune_ros.ros.children import Children, isolate
+from vla_prune_ros.trials import command
 
 DESCRIPTION = """\
 Let the scripted expert solve tasks of libero_spatial through both nodes. Exit code 0 means that
@@ -35,41 +27,27 @@ RESULTS = 'results.json'
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='libero_expert',
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument('--tasks', default=TASKS, help=f'task numbers or names (default: {TASKS})')
-    p.add_argument('--episodes', type=int, default=10, help='per task (default: 10)')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
-    p.add_argument(
-        '--assets', default='placeholder', help='directory of assets (default: placeholder)'
-    )
+    p = command.parser(
+        'libero_expert', DESCRIPTION, tasks=TASKS, episodes=10, first_state=0,
+        assets='placeholder', out=Path('out/libero_expert'), domain_id=None, patience=180.0,
+    )  # fmt: skip
     p.add_argument(
         '--require', type=float, default=0.8, help='success of every task (default: 0.8)'
     )
-    p.add_argument('--out', type=Path, default=Path('out/libero_expert'), help='output directory')
-    p.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID; default: random')
-    p.add_argument(
-        '--patience', type=float, default=180.0,
-        help='seconds to wait for a node to start or an episode to end (default: 180)',
-    )  # fmt: skip
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
-    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
-    interrupt_on(signal.SIGTERM, signal.SIGHUP)
-    return exit_code_of('libero_expert', lambda: run(args), 'both nodes were')
+    return command.run_verb(parser(), run, argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the nodes, run all episodes, stop the nodes, write the results."""
     isolate(args.domain_id)
+    from vla_prune_ros.ros.client import Client
+    from vla_prune_ros.ros.peers import Bridge
     from vla_prune_ros.sim.libero.assets import find_assets, versions
-    from vla_prune_ros.trials.bridge_client import BridgeClient
 
     notice = find_assets(args.assets).notice
     assets = args.assets if args.assets == 'placeholder' else str(Path(args.assets).resolve())
@@ -80,26 +58,24 @@ def run(args: argparse.Namespace) -> int:
     print(f'libero_expert: ROS domain {os.environ["ROS_DOMAIN_ID"]}; logs in {args.out}')
     print(notice or f'assets: {assets}', flush=True)
     started, episodes = time.monotonic(), []
-    with Children(args.out, node_environment()) as children:
-        children.start('sim_bridge', node_command('sim_bridge', bridge))
-        children.start('expert_node', node_command('expert_node', []))
-        with BridgeClient(children.check, args.patience) as client:
-            client.wait_for_bridge()
+    with Children(args.out) as children:
+        children.start_node('sim_bridge', bridge)
+        children.start_node('expert_node', [])
+        with Client('libero_expert', children, args.patience) as client:
+            expert = Bridge(client)
             for task in args.tasks.split(','):
                 for state in range(args.first_state, args.first_state + args.episodes):
-                    episode = client.run_episode(task=task, initial_state=state)
+                    episode = expert.run_episode(task=task, initial_state=state).status
                     episodes.append({'number': task, **episode})
                     print(
                         f'task {task}, state {state}: {episode["result"]} after'
                         f' {episode["step"]} steps {episode["error"]}',
                         flush=True,
                     )
-        codes = children.stop()
+        good = command.ended_well('libero_expert', children.stop())
     rows = summary(episodes)
-    args.out.mkdir(parents=True, exist_ok=True)
     results = {'notice': notice, 'versions': versions(), 'tasks': rows, 'episodes': episodes}
-    text = json.dumps(results, indent=1) + '\n'
-    (args.out / RESULTS).write_text(text, encoding='utf-8')
+    command.write(args.out / RESULTS, results)
     print(f'\n{notice}' if notice else '')
     for row in rows:
         print(
@@ -107,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
             f' {row["failures"]} failures of the environment; {row["instruction"]}'
         )
     print(f'written: {args.out / RESULTS}; {time.monotonic() - started:.0f} s')
-    good = all(
+    good &= all(
         row['failures'] == 0 and row['successes'] >= args.require * row['episodes'] for row in rows
     )
-    return 0 if good and rows and not any(codes.values()) else 1
+    return 0 if good and rows else 1
 
 
 def summary(episodes: Sequence[dict]) -> list[dict]:

@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_prune_ros.ros.children import (
-    Children,
-    isolate,
-    node_command,
-    node_environment,
-)
-from vla_prune_ros.trials.command import exit_code_of
+from vla_prune_ros.ros.children import Children, isolate
+from vla_prune_ros.trials import command
+
+if TYPE_CHECKING:
+    from vla_prune_ros.trials.driver import Driver, Reply
 
 DESCRIPTION = """\
 Measure what the policy node adds to a direct VLAPolicy.step, by stage, in one run.
@@ -54,66 +50,51 @@ ROWS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='overhead',
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser(
+        'overhead', DESCRIPTION, size=256, checkpoint='', threads=1, note='',
+        out=Path('out/overhead'), domain_id=None, patience=60.0,
+    )  # fmt: skip
     p.add_argument('--ticks', type=int, default=400, help='observations (default: 400)')
     p.add_argument('--warm-up', type=int, default=20, help='more, left out (default: 20)')
     p.add_argument('--rate', type=float, default=20.0, help='observations per second at most')
     p.add_argument('--mode', default='none', help='pruning mode (default: none)')
-    p.add_argument('--size', type=int, default=256, help='side of the pictures (default: 256)')
-    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
-    p.add_argument('--threads', type=int, default=1, help='CPU threads of each model (default: 1)')
-    p.add_argument('--note', default='', help='a remark for the page, such as: shared machine')
-    p.add_argument('--out', type=Path, default=Path('out/overhead'), help='output directory')
-    p.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID; default: drawn')
-    p.add_argument('--patience', type=float, default=60.0, help='seconds to wait (default: 60)')
     p.add_argument('--require', action='store_true', help=f'exit code 1 above {BUDGET:g} ms p95')
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; 0 when it was measured and written."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser().parse_args(argv)
-    if args.ticks < 1 or args.warm_up < 0 or args.rate <= 0 or args.size < 16:
-        print('overhead: ticks, rate and size must be positive', file=sys.stderr)
-        return 2
-    return exit_code_of('overhead', lambda: run(args, argv))
+    return command.run_verb(parser(), run, argv, wrong)
+
+
+def wrong(args: argparse.Namespace) -> str:
+    """What cannot be measured."""
+    bad = args.ticks < 1 or args.warm_up < 0 or args.rate <= 0 or args.size < 16
+    return 'ticks, rate and size must be positive' if bad else ''
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the node, measure by turns, write the tables."""
     isolate(args.domain_id)
-    from vla_prune_ros.trials.driver import Driver
+    from vla_prune_ros.ros.client import Client
+    from vla_prune_ros.trials.driver import Driver, policy_parameters
 
-    parameters = [
-        f'torch_threads:={args.threads}',
-        f'pruning.mode:={args.mode}',
-        f'default_instruction:={INSTRUCTION}',
-        'device:=cpu',
-        'max_observation_age:=0.0',
-    ]
-    if args.checkpoint:
-        parameters.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
-    with Children(args.out, node_environment()) as children:
-        children.start('policy_node', node_command('policy_node', parameters))
-        with Driver(children.check, args.patience) as driver:
-            driver.wait_until_active()
+    more = (f'pruning.mode:={args.mode}', f'default_instruction:={INSTRUCTION}')
+    with Children(args.out) as children:
+        children.start_node('policy_node', policy_parameters(args, *more))
+        with Client('vla_driver', children, args.patience, quick=True) as client:
+            driver = Driver(client)
+            driver.wait_until_connected()
             ticks = measure(args, driver)
-            info = driver.info
-        codes = children.stop()
+            info = driver.policy.info.latest
+        good = command.ended_well('overhead', children.stop())
     summary = summarise(ticks[args.warm_up :])
     write(args, argv, summary, info)
-    if any(codes.values()):
-        print(f'overhead: policy_node ended with exit code {codes}', file=sys.stderr)
-        return 1
-    return 1 if args.require and summary['added']['p95'] > BUDGET else 0
+    missed = args.require and summary['added']['p95'] > BUDGET
+    return 0 if good and not missed else 1
 
 
-def measure(args: argparse.Namespace, driver: Any) -> list[dict[str, float]]:
+def measure(args: argparse.Namespace, driver: Driver) -> list[dict[str, float]]:
     """Both ways for every observation, in changing order; one row of ms per observation."""
     import torch
     from tqdm import tqdm
@@ -130,7 +111,7 @@ def measure(args: argparse.Namespace, driver: Any) -> list[dict[str, float]]:
     gc.freeze()  # as the node does
     rows, due = [], time.perf_counter()
     for number in tqdm(range(args.ticks + args.warm_up), unit='tick', disable=None):
-        driver.spin(max(0.0, due - time.perf_counter()))
+        driver.client.spin(max(0.0, due - time.perf_counter()))
         due = max(due, time.perf_counter()) + 1.0 / args.rate
         scene = pool[number % len(pool)]
         observation = Observation(scene.images, scene.proprio, INSTRUCTION, time.time())
@@ -150,7 +131,7 @@ def _step(policy: Any, observation: Any) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def row(reply: Any, direct: float) -> dict[str, float]:
+def row(reply: Reply, direct: float) -> dict[str, float]:
     """Where the time of one observation went, ms."""
     stages = ('convert', 'queue', 'prepare', 'check', 'publish')
     stats = reply.stats
@@ -198,16 +179,16 @@ def write(
     args: argparse.Namespace, argv: Sequence[str], summary: dict[str, Any], info: dict[str, str]
 ) -> None:
     """Print the table and write both files."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
 
     within = summary['added']['p95'] <= BUDGET
     verdict = (
         f'The node adds {summary["added"]["p95"]:.2f} ms at p95, which is '
         f'{"within" if within else "above"} the budget of {BUDGET:g} ms.'
     )
-    command = command_line(argv, 'overhead')
+    words = command_line(argv, 'overhead')
     document = {
-        'command': command,
+        'command': words,
         'note': args.note,
         'environment': environment(),
         'cores': len(os.sched_getaffinity(0)),
@@ -219,13 +200,12 @@ def write(
     }
     page = [
         '# What the policy node adds to a direct call',
-        f'`{command}`, {args.ticks} observations of two {args.size} x {args.size} pictures, '
+        f'`{words}`, {args.ticks} observations of two {args.size} x {args.size} pictures, '
         f'mode {args.mode}, {args.threads} thread(s) per model, by turns over DDS and direct. '
         f'Hardware: {info.get("hardware", "")}. {args.note}'.rstrip(),
         table(summary),
         verdict,
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / JSON).write_text(json.dumps(document, indent=1) + '\n', encoding='utf-8')
-    (args.out / PAGE).write_text('\n\n'.join(page) + '\n', encoding='utf-8')
+    command.write(args.out / JSON, document)
+    command.write(args.out / PAGE, '\n\n'.join(page) + '\n')
     print(f'\n{table(summary)}\n\n{verdict}\noverhead: written to {args.out}: {JSON}, {PAGE}')

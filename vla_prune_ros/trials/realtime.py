@@ -9,66 +9,45 @@ the simulation alone costs (physics, pictures) is measured on those cores before
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vla_prune_ros.ros.children import (
-    Children,
-    isolate,
-    node_command,
-    node_environment,
-)
-from vla_prune_ros.trials import demo
-from vla_prune_ros.trials.command import exit_code_of, interrupt_on
+import numpy as np
+
+from vla_prune_ros.ros.children import Children, isolate, processor_seconds
+from vla_prune_ros.trials import command, demo
+
+if TYPE_CHECKING:
+    from vla_prune_ros.ros.peers import Episode
+    from vla_prune_ros.trials.demo_report import DemoEpisode
 
 DESCRIPTION = """\
 Run policy_node and sim_bridge in real time on a few cores and report whether the rate was held:
 steps that came late, steps without an action, and what physics, pictures and inference take of a
 step. Writes realtime.json and realtime.md."""
 JSON, PAGE = 'realtime.json', 'realtime.md'
-TICKS = os.sysconf('SC_CLK_TCK')
 # The rate is held if no more steps than this share come late, and no more than this is lost.
 LATE, RATE = 0.01, 0.995
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='realtime',
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser(
+        'realtime', DESCRIPTION, modes='none', episodes=4, tasks=command.TASKS, first_state=0,
+        max_steps=0, checkpoint='', device='auto', backend='tabletop', note='',
+        out=Path('out/realtime'), domain_id=None, patience=90.0,
+    )  # fmt: skip
     p.add_argument('--cores', type=int, default=2, help='cores for everything (default: 2)')
-    p.add_argument('--modes', default='none', help='"all" or names with commas (default: none)')
-    p.add_argument('--episodes', type=int, default=4, help='episodes per mode (default: 4)')
-    p.add_argument('--tasks', default=demo.TASKS, help=f'(default: {demo.TASKS})')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
-    p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
-    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
-    p.add_argument('--device', default='auto', help='torch device of the policy (default: auto)')
-    p.add_argument('--backend', default='tabletop', help='simulated robot (default: tabletop)')
-    p.add_argument('--note', default='', help='a remark for the page, such as: shared machine')
-    p.add_argument('--out', type=Path, default=Path('out/realtime'), help='output directory')
-    p.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID; default: drawn')
-    p.add_argument('--patience', type=float, default=90.0, help='seconds to wait (default: 90)')
     p.add_argument('--require', action='store_true', help='exit code 1 if the rate was not held')
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; 0 when it was measured and written."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser().parse_args(argv)
-    interrupt_on(signal.SIGTERM, signal.SIGHUP)
-    return exit_code_of('realtime', lambda: run(args, argv), 'both nodes were')
+    return command.run_verb(parser(), run, argv)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -76,34 +55,39 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     cores = bind(args.cores)
     isolate(args.domain_id)
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.trials.demo_client import Wanted
-    from vla_prune_ros.trials.realtime_client import RealtimeClient
+    from vla_prune_ros.command_line import command_line
+    from vla_prune_ros.ros.client import Client
+    from vla_prune_ros.trials.demo_client import DemoClient, Wanted
 
     modes, plan = demo.chosen_modes(args.modes), demo.chosen_episodes(args)
     simulation = simulation_budget(args.backend)
     load = os.getloadavg()[0]
     rows = []
-    with Children(args.out / 'log', node_environment()) as children:
+    with Children(args.out / 'log') as children:
         for name, parameters in demo.NODES.items():
             given = [p for p in parameters if not p.startswith('mode:=')]
-            children.start(name, node_command(name, [*given, *node_settings(name, args)]))
-        with RealtimeClient(children.check, args.patience) as client:
-            client.wait_for_nodes()
+            children.start_node(name, [*given, *node_settings(name, args)])
+        pids = {name: children.pid(name) for name in demo.NODES}
+        with Client('vla_demo', children, args.patience) as client:
+            nodes = DemoClient(client)
+            nodes.wait_for_nodes()
             for mode in modes:
                 done = []
                 for task, state in plan:
-                    before, started = busy_seconds(), time.monotonic()
-                    done.append(client.run_realtime(Wanted(mode, task, state, args.max_steps)))
+                    before = {name: processor_seconds(pid) for name, pid in pids.items()}
+                    started = time.monotonic()
+                    wanted = Wanted(mode, task, state, args.max_steps)
+                    done.append(paced(*nodes.run_episode(wanted)))
                     spent = time.monotonic() - started
                     done[-1]['cores'] = {
-                        name: (seconds - before.get(name, 0.0)) / spent
-                        for name, seconds in busy_seconds().items()
+                        name: (processor_seconds(pid) - before[name]) / spent
+                        for name, pid in pids.items()
                     }
                     print(_progress(mode, done[-1]), flush=True)
                 rows.append(mode_row(mode, done))
-        codes = children.stop()
+        good = command.ended_well('realtime', children.stop())
     result = {
-        'command': shlex.join(['python', '-m', 'vla_prune_ros', 'realtime', *argv]),
+        'command': command_line(argv, 'realtime'),
         'note': args.note,
         'cores': cores,
         'cores_of_the_machine': os.cpu_count(),
@@ -111,13 +95,39 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         'simulation': simulation,
         'modes': rows,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / JSON).write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     text = page(result)
-    (args.out / PAGE).write_text(text, encoding='utf-8')
+    command.write(args.out / JSON, result)
+    command.write(args.out / PAGE, text)
     print(f'\n{text}\nrealtime: wrote {args.out / JSON}, {args.out / PAGE}')
-    failed = any(codes.values()) or (args.require and not all(row['held'] for row in rows))
-    return 1 if failed else 0
+    held = not args.require or all(row['held'] for row in rows)
+    return 0 if good and held else 1
+
+
+def paced(shown: DemoEpisode, episode: Episode) -> dict[str, Any]:
+    """An episode with its pace.
+
+    That is taken between two reports of the bridge, the first one after the first step (before it
+    the policy may still have been loading) and the last one.
+
+    Raises:
+        RuntimeError: the episode was too short to have a pace.
+    """
+    moving = [report for report in episode.reports if int(report.value['step']) > 0]
+    steps = [int(report.value['step']) for report in moving]
+    if not steps or steps[-1] == steps[0]:
+        raise RuntimeError(f'{shown.task} {shown.state} had too few steps to measure a pace')
+    begin, end, count = moving[0], moving[-1], steps[-1] - steps[0]
+    return {
+        'task': shown.task,
+        'state': shown.state,
+        'success': shown.success,
+        'steps': shown.steps,
+        'control_hz': count * 1e9 / (end.stamp - begin.stamp),
+        'timed_steps': count,
+        'timed_s': end.sent - begin.sent,
+        **{key: int(episode.status[key]) for key in ('late', 'starved', 'queries')},
+        'latency_ms': [query.latency_ms for query in shown.queries],
+    }
 
 
 def bind(count: int) -> list[int]:
@@ -140,9 +150,7 @@ def node_settings(name: str, args: argparse.Namespace) -> list[str]:
     # The simulation needs a core of its own where there are several.
     threads = max(1, args.cores // 2)
     settings = [f'device:={args.device}', f'torch_threads:={threads}']
-    if args.checkpoint:
-        settings.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
-    return settings
+    return settings + command.checkpoint_parameters(args.checkpoint)
 
 
 def simulation_budget(backend: str, steps: int = 60) -> dict[str, Any]:
@@ -173,27 +181,8 @@ def simulation_budget(backend: str, steps: int = 60) -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and p95 (nearest rank)."""
-    ordered = sorted(values)
-    return {
-        'p50': median(ordered),
-        'p95': ordered[min(len(ordered) - 1, 95 * len(ordered) // 100)],
-    }
-
-
-def busy_seconds() -> dict[str, float]:
-    """Processor seconds of each node so far, by name; of processes this one started."""
-    own = os.getpid()
-    result = {}
-    for pid in Path(f'/proc/{own}/task/{own}/children').read_text(encoding='ascii').split():
-        words = Path(f'/proc/{pid}/cmdline').read_text(encoding='utf-8').split('\0')
-        name = next((n for n in demo.NODES if n in words), None)
-        if name is not None:
-            fields = (
-                Path(f'/proc/{pid}/stat').read_text(encoding='ascii').rpartition(')')[2].split()
-            )
-            result[name] = (int(fields[11]) + int(fields[12])) / TICKS  # user and system time
-    return result
+    """Median and p95."""
+    return dict(zip(('p50', 'p95'), np.percentile(values, (50, 95)).tolist(), strict=True))
 
 
 def mode_row(mode: str, episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,14 +9,12 @@ stiff controller that is given a soft one's offsets goes four times too far.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from vla_prune_ros.execution.semantics import Semantics
-from vla_prune_ros.trials.command import exit_code_of
+from vla_prune_ros.trials import command
 
 DESCRIPTION = """\
 Move the hand by 20 actions of --size along one axis, through a robot bridge that is not in dry run
@@ -28,11 +26,7 @@ AXES = ('x', 'y', 'z')
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='robot_check',
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser('robot_check', DESCRIPTION, patience=20.0)
     p.add_argument('--axis', choices=AXES, default='y', help='of the base frame (y)')
     p.add_argument('--size', type=float, default=0.3, help='of an action, -1 to 1 (0.3)')
     p.add_argument('--scale-position', type=float, default=0.05, help='m per unit (0.05)')
@@ -40,17 +34,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--pose', default='arm/pose', help='topic of the measured pose (arm/pose)')
     p.add_argument('--namespace', default='', help='of the bridge')
     p.add_argument('--go', action='store_true', help='really move the arm')
-    p.add_argument('--patience', type=float, default=20.0, help='s to wait for the bridge (20)')
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do it once."""
-    args = parser().parse_args(sys.argv[1:] if argv is None else list(argv))
-    return exit_code_of('robot_check', lambda: run(args))
+    return command.run_verb(parser(), run, argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Enable, move, disable, compare."""
     if not args.go:
         raise ValueError('the arm will move: say --go')
@@ -70,68 +62,44 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace) -> tuple[np.ndarray, dict[str, str]]:
     """How far the hand went [3] (m), and the last state of the bridge."""
-    import rclpy
+    # Before anything else: rclpy from wheels starts Python anew with another library path.
     from diagnostic_msgs.msg import DiagnosticArray
     from geometry_msgs.msg import PoseStamped
-    from std_srvs.srv import SetBool
     from trajectory_msgs.msg import JointTrajectory
 
     from vla_prune_ros.ros import messages as m
+    from vla_prune_ros.ros.client import Client
+    from vla_prune_ros.trials.robot_client import RobotBridge
 
     semantics = Semantics(scale_position=args.scale_position, step_position=args.step_position)
     action = np.zeros(7)
     action[AXES.index(args.axis)], action[6] = args.size, semantics.gripper_open
-    poses: list[np.ndarray] = []
-    state: dict[str, str] = {}
-    rclpy.init()
-    node = rclpy.create_node('robot_check', namespace=args.namespace)
-    try:
-        chunks = node.create_publisher(JointTrajectory, 'action_chunk', m.RELIABLE)
-        info = node.create_publisher(DiagnosticArray, 'vla_policy/policy_info', m.LATCHED)
-        node.create_subscription(
-            PoseStamped, args.pose, lambda msg: poses.append(m.pose_from(msg)[:3]), m.SENSOR
+
+    def name(topic: str) -> str:
+        inside = args.namespace and not topic.startswith('/')
+        return f'/{args.namespace.strip("/")}/{topic}' if inside else topic
+
+    with Client('robot_check', patience=args.patience) as client:
+        chunks = client.publisher(JointTrajectory, name('action_chunk'))
+        info = client.publisher(DiagnosticArray, name('vla_policy/policy_info'), m.LATCHED)
+        poses = client.listen(
+            PoseStamped, name(args.pose), lambda msg: m.pose_from(msg)[:3], m.SENSOR
         )
-        node.create_subscription(
-            DiagnosticArray, 'robot_bridge/state', lambda msg: state.update(m.values_from(msg)),
-            m.LATCHED,
-        )  # fmt: skip
+        bridge = RobotBridge(client, name('robot_bridge'))
         said = semantics.values() | {'control_rate': 1e9 / PERIOD}
         info.publish(m.values_message('robot_check', said, 0))
-        enabler = node.create_client(SetBool, 'robot_bridge/set_enabled')
-
-        def spin(seconds: float) -> None:
-            until = time.monotonic() + seconds
-            while (left := until - time.monotonic()) > 0:
-                rclpy.spin_once(node, timeout_sec=left)
-
-        def enable(value: bool) -> str:
-            future = enabler.call_async(SetBool.Request(data=value))
-            rclpy.spin_until_future_complete(node, future, timeout_sec=2.0)
-            answer = future.result()
-            return '' if answer and answer.success else answer.message if answer else 'no answer'
-
-        deadline = time.monotonic() + args.patience
-        while (reason := enable(True) if enabler.service_is_ready() else 'no robot bridge') or (
-            not poses
-        ):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f'cannot begin: {reason or "no pose on " + args.pose}')
-            spin(0.2)
-        spin(0.5)
-        start = poses[-1]
+        client.wait(lambda: poses.latest is not None, f'a pose on {name(args.pose)}')
         try:
-            now = node.get_clock().now().nanoseconds
+            bridge.enable()
+            client.spin(0.5)
+            start = poses.latest
+            now = client.node.get_clock().now().nanoseconds
             actions = np.tile(action, (STEPS, 1))
             chunks.publish(m.chunk_message(actions, now, PERIOD, semantics.signature))
             for wanted in (('running',), ('holding', 'stopped')):
-                until = time.monotonic() + 5.0
-                while state.get('state') not in wanted and time.monotonic() < until:
-                    spin(0.02)
-            spin(1.0)
+                client.spin(5.0, lambda wanted=wanted: bridge.state.get('state') in wanted)
+            client.spin(1.0)
         finally:
-            enable(False)
-            spin(0.5)
-        return poses[-1] - start, state
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
+            bridge.disable()
+            client.spin(0.5)
+        return poses.latest - start, bridge.state

@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Drives policy, robot bridge and simulated arm from outside, and watches the arm's path."""
+"""A robot bridge and a simulated arm as the client of the graph sees them, with the arm's path."""
 
 from __future__ import annotations
 
@@ -10,96 +10,98 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
-from rclpy.parameter import Parameter
-from rclpy.parameter_client import AsyncParameterClient
 from std_srvs.srv import SetBool, Trigger
 
-from vla_prune_ros.ros.messages import LATCHED, SENSOR, to_ns, values_from
-from vla_prune_ros.trials.bridge_client import BridgeClient
+from vla_prune_ros.ros.client import Client
+from vla_prune_ros.ros.messages import LATCHED, SENSOR, values_from
+from vla_prune_ros.ros.peers import Bridge
 
 SAMPLE = 0.05  # s between two points of the path
 
 
-class RobotClient(BridgeClient):
-    """As `BridgeClient`; enables the bridge where there is one. One thread, a context manager."""
+class RobotBridge:
+    """A `robot_bridge`.
 
-    def __enter__(self) -> RobotClient:
-        super().__enter__()
-        self.state: dict[str, str] = {}
-        self.path: list[tuple[float, np.ndarray]] = []
-        self.info: dict[str, str] = {}
-        node = self._node
-        node.create_subscription(DiagnosticArray, 'robot_bridge/state', self._on_state, LATCHED)
-        node.create_subscription(DiagnosticArray, 'vla_policy/policy_info', self._on_info, LATCHED)
-        node.create_subscription(PoseStamped, 'ee_pose', self._on_pose, SENSOR)
-        self._bridge_parameters = AsyncParameterClient(node, 'robot_bridge')
-        self._enabler = node.create_client(SetBool, 'robot_bridge/set_enabled')
-        self._resetter = node.create_client(Trigger, 'robot_bridge/reset')
-        return self
+    Attributes:
+        states: inbox of its state.
+    """
 
-    def wait_for_policy(self) -> None:
-        """Until a model is loaded."""
-        self._wait(lambda: self.info, 'a policy')
+    def __init__(self, client: Client, name: str = 'robot_bridge') -> None:
+        self._client, self._name = client, name
+        self._latency: float | None = None
+        self.states = client.listen(DiagnosticArray, f'{name}/state', values_from, LATCHED)
+
+    @property
+    def state(self) -> dict[str, str]:
+        """What it said last; empty before."""
+        return self.states.latest or {}
 
     def set_latency(self, seconds: float) -> None:
-        """Of the bridge; it changes in state idle only."""
-        if getattr(self, '_latency', None) == seconds:
+        """Delay of every chunk; it changes in state idle only."""
+        if self._latency == seconds:
             return
-        self._wait(self._enabler.service_is_ready, 'the robot bridge')
-        self._wait(self._bridge_parameters.services_are_ready, 'its parameters')
-        self._result(self._enabler.call_async(SetBool.Request(data=False)), 'disable')
-        self._result(self._resetter.call_async(Trigger.Request()), 'reset')
-        values = [Parameter('latency', value=seconds)]
-        answer = self._result(self._bridge_parameters.set_parameters(values), 'latency')
-        if not answer.results[0].successful:
-            raise RuntimeError(f'latency {seconds} refused: {answer.results[0].reason}')
+        self.disable()
+        self._client.call(Trigger, f'{self._name}/reset')
+        self._client.set_parameters(self._name, {'latency': seconds})
         self._latency = seconds
 
     def enable(self) -> None:
-        """Enable the bridge; again while it has reasons not to be.
+        """Enable it; again while it has reasons not to be.
 
         Raises:
-            RuntimeError: it has them all the time.
+            GraphError: it has them all the time.
         """
-        self._wait(self._enabler.service_is_ready, 'the robot bridge')
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._client.patience
         while self.state.get('state') not in ('holding', 'running'):
             if self.state.get('state') == 'stopped':
-                self._result(self._resetter.call_async(Trigger.Request()), 'reset')
-            answer = self._result(self._enabler.call_async(SetBool.Request(data=True)), 'enable')
+                self._client.call(Trigger, f'{self._name}/reset')
+            answer = self._set_enabled(True)
             if answer.success:
                 return
             if time.monotonic() > deadline:
-                raise RuntimeError(f'the robot bridge cannot be enabled: {answer.message}')
-            self.spin(0.2)
+                raise self._client.error(f'/{self._name} cannot be enabled: {answer.message}')
+            self._client.spin(0.2)
 
-    def spin(self, seconds: float) -> None:
-        """Let time pass."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self._executor.spin_once(timeout_sec=0.05)
+    def disable(self) -> None:
+        """Hold still, then be silent."""
+        self._set_enabled(False)
 
-    def run_watched(self, **parameters: Any) -> dict[str, Any]:
-        """Run an episode; its status, and the root mean square of the path's jerk (m/s3)."""
-        self.path.clear()
-        before = dict(self.state)
-        status: dict[str, Any] = dict(self.run_episode(**parameters))
-        status['jerk_rms'] = jerk_rms(self.path)
-        status['bridge'] = dict(self.state)
-        status['bridge_starved'] = _difference(before, self.state, 'starved')
-        status['bridge_late'] = _difference(before, self.state, 'late')
+    def _set_enabled(self, value: bool) -> Any:
+        request = SetBool.Request(data=value)
+        return self._client.call(SetBool, f'{self._name}/set_enabled', request)
+
+
+class WatchedArm:
+    """Runs episodes of a simulated arm and watches its path."""
+
+    def __init__(self, client: Client) -> None:
+        self._simulation, self.robot = Bridge(client), RobotBridge(client)
+        self._path = client.listen(PoseStamped, 'ee_pose', _position, SENSOR)
+
+    def wait_until_there(self) -> None:
+        """Until it can be asked for episodes."""
+        self._simulation.wait_until_there()
+
+    def run_episode(self, **parameters: Any) -> dict[str, Any]:
+        """Run one; its status, the root mean square of the path's jerk (m/s3), the bridge's."""
+        self._path.clear()
+        before = self.robot.state
+        status: dict[str, Any] = dict(self._simulation.run_episode(**parameters).status)
+        after = self.robot.state
+        status['jerk_rms'] = jerk_rms(thinned([(p.stamp / 1e9, p.value) for p in self._path]))
+        status['bridge'] = after
+        for key in ('starved', 'late'):
+            status[f'bridge_{key}'] = int(after.get(key, 0)) - int(before.get(key, 0))
         return status
 
-    def _on_state(self, message: DiagnosticArray) -> None:
-        self.state = values_from(message)
 
-    def _on_info(self, message: DiagnosticArray) -> None:
-        self.info = values_from(message)
-
-    def _on_pose(self, message: PoseStamped) -> None:
-        at, p = to_ns(message.header.stamp) / 1e9, message.pose.position
-        if not self.path or not 0 <= at - self.path[-1][0] < 0.9 * SAMPLE:
-            self.path.append((at, np.array([p.x, p.y, p.z])))
+def thinned(path: list[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
+    """A path (s, [3] m) with about `SAMPLE` between its points."""
+    kept: list[tuple[float, np.ndarray]] = []
+    for at, point in path:
+        if not kept or not 0 <= at - kept[-1][0] < 0.9 * SAMPLE:
+            kept.append((at, point))
+    return kept
 
 
 def jerk_rms(path: list[tuple[float, np.ndarray]]) -> float:
@@ -113,5 +115,6 @@ def jerk_rms(path: list[tuple[float, np.ndarray]]) -> float:
     return float(np.sqrt(np.mean(squares))) if squares else float('nan')
 
 
-def _difference(before: dict[str, str], after: dict[str, str], key: str) -> int:
-    return int(after.get(key, 0)) - int(before.get(key, 0))
+def _position(message: PoseStamped) -> np.ndarray:
+    p = message.pose.position
+    return np.array([p.x, p.y, p.z])

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from vla_prune_ros.evaluation.report import table
 from vla_prune_ros.evaluation.statistics import wilson_interval
+from vla_prune_ros.evaluation.summary import table
 from vla_prune_ros.trials.robot_trial import BRIDGE_VALUES, RobotEpisode
 
 

@@ -9,19 +9,15 @@ compared with: the simulator's own execution of the same chunks, in real time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vla_prune_ros.ros.children import Children, isolate, node_command, node_environment
-from vla_prune_ros.trials import demo
-from vla_prune_ros.trials.command import exit_code_of, interrupt_on
+from vla_prune_ros.ros.children import Children, isolate
+from vla_prune_ros.trials import command, demo
 
 DESCRIPTION = """\
 Run policy_node, robot_bridge and a simulated arm that takes only pose or twist commands, over DDS
@@ -70,33 +66,20 @@ class RobotEpisode:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog='robot_trial',
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command.parser(
+        'robot_trial', DESCRIPTION, episodes=16, tasks=command.TASKS, first_state=0, max_steps=0,
+        checkpoint='', device='cpu', note='', out=Path('out/robot'), domain_id=None,
+        patience=120.0,
+    )  # fmt: skip
     p.add_argument('--output', default='all', help='"all" or of chunk, pose, twist (all)')
     p.add_argument('--latency', default='0', help='s, added to every chunk; with commas (0)')
-    p.add_argument('--episodes', type=int, default=16, help='episodes per cell (16)')
-    p.add_argument('--tasks', default=demo.TASKS, help='task names or indices (%(default)s)')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
-    p.add_argument('--max-steps', type=int, default=0, help="step limit; 0: the tasks' own")
     p.add_argument('--execution', default='open_loop', help='how chunks are played (open_loop)')
-    p.add_argument('--checkpoint', default='', help='checkpoint; default: the embedded policy')
-    p.add_argument('--device', default='cpu', help='torch device of the policy (cpu)')
-    p.add_argument('--out', type=Path, default=Path('out/robot'), help='output directory')
-    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
-    p.add_argument('--domain-id', type=int, default=None, help='ROS_DOMAIN_ID; default: drawn')
-    p.add_argument('--patience', type=float, default=120.0, help='seconds to wait (120)')
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all cells."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser().parse_args(argv)
-    interrupt_on(signal.SIGTERM, signal.SIGHUP)
-    return exit_code_of('robot_trial', lambda: run(args, argv), 'all nodes were')
+    return command.run_verb(parser(), run, argv)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -127,19 +110,22 @@ def run_output(
 ) -> list[RobotEpisode]:
     """All episodes of one output."""
     # Before anything else: rclpy from wheels starts Python anew with another library path.
-    from vla_prune_ros.trials.robot_client import RobotClient
+    from vla_prune_ros.ros.client import Client
+    from vla_prune_ros.ros.peers import Policy
+    from vla_prune_ros.trials.robot_client import WatchedArm
 
     done = []
-    with Children(args.out / 'log' / output, node_environment()) as children:
-        for name, command in commands(output, args).items():
-            children.start(name, command)
-        with RobotClient(children.check, args.patience) as client:
-            client.wait_for_bridge()
-            client.wait_for_policy()
+    with Children(args.out / 'log' / output) as children:
+        for name, arguments in node_arguments(output, args).items():
+            children.start(name, *arguments)
+        with Client('robot_trial', children, args.patience) as client:
+            arm, policy = WatchedArm(client), Policy(client)
+            arm.wait_until_there()
+            policy.wait_until_active()
             for latency, task, state in plan:
                 for _ in range(1 + RETRIES):
                     began = time.monotonic()
-                    status = _episode(client, output, latency, task, state, args)
+                    status = _episode(arm, output, latency, task, state, args)
                     if status['result'] in ('success', 'step_limit'):
                         break
                 else:
@@ -156,14 +142,14 @@ def run_output(
 
 
 def _episode(
-    client: Any, output: str, latency: float, task: str, state: int, args: argparse.Namespace
+    arm: Any, output: str, latency: float, task: str, state: int, args: argparse.Namespace
 ) -> dict[str, Any]:
     chosen = {'task': task, 'initial_state': state, 'max_steps': args.max_steps}
     if output == 'chunk':
-        return client.run_watched(**chosen, latency=latency)
-    client.set_latency(latency)
-    client.enable()
-    return client.run_watched(**chosen)
+        return arm.run_episode(**chosen, latency=latency)
+    arm.robot.set_latency(latency)
+    arm.robot.enable()
+    return arm.run_episode(**chosen)
 
 
 def _record(output: str, latency: float, status: dict[str, Any]) -> RobotEpisode:
@@ -179,34 +165,34 @@ def _record(output: str, latency: float, status: dict[str, Any]) -> RobotEpisode
     )  # fmt: skip
 
 
-def commands(output: str, args: argparse.Namespace) -> dict[str, list[str]]:
-    """The command line of every node."""
+def node_arguments(output: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """The nodes and the words that each is started with."""
     policy = ['torch_threads:=1', f'device:={args.device}']
-    if args.checkpoint:
-        policy.append(f'checkpoint:={Path(args.checkpoint).resolve()}')
+    policy += command.checkpoint_parameters(args.checkpoint)
     if output == 'chunk':
         policy += demo.NODES['policy_node']
         simulation = ['episodes:=0', 'mode:=realtime', f'execution.mode:={args.execution}']
-        return {
-            'policy_node': node_command('policy_node', policy),
-            'sim_bridge': node_command('sim_bridge', simulation),
-        }
+        return {'policy_node': _words(policy), 'sim_bridge': _words(simulation)}
     simulation = [
         'episodes:=0', f'interface:={output}', f'interface.stiffness:={STIFFNESS[output]}'
     ]  # fmt: skip
     bridge = [*BRIDGE, f'output:={output}', f'execution.mode:={args.execution}']
     return {
-        'policy_node': node_command('policy_node', policy),
-        'sim_bridge': [*node_command('sim_bridge', simulation), *DRIVER],
-        'robot_bridge': node_command('robot_bridge', bridge),
+        'policy_node': _words(policy),
+        'sim_bridge': [*_words(simulation), *DRIVER],
+        'robot_bridge': _words(bridge),
     }
+
+
+def _words(parameters: Sequence[str]) -> list[str]:
+    return ['--ros-args', *(word for parameter in parameters for word in ('-p', parameter))]
 
 
 def write(
     args: argparse.Namespace, argv: Sequence[str], episodes: Sequence[RobotEpisode], load: float
 ) -> None:
     """Print the table; write results and page."""
-    from vla_prune_ros.evaluation.report import command_line, environment
+    from vla_prune_ros.command_line import command_line, environment
     from vla_prune_ros.trials import robot_report
 
     run_data = {
@@ -216,9 +202,8 @@ def write(
         'note': args.note,
     }
     cells = robot_report.cells(episodes)
-    args.out.mkdir(parents=True, exist_ok=True)
     data = {'run': run_data, 'cells': cells, 'episodes': [asdict(e) for e in episodes]}
-    (args.out / JSON).write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
     text = robot_report.markdown(run_data, cells)
-    (args.out / PAGE).write_text(text, encoding='utf-8')
+    command.write(args.out / JSON, data)
+    command.write(args.out / PAGE, text)
     print(f'\n{text}\nrobot_trial: written to {args.out}')

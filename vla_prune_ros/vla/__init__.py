@@ -3,6 +3,7 @@
 """OpenVLA-OFT in plain torch."""
 
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig, TowerConfig
-from vla_prune_ros.vla.model import OFTOutput, OpenVLAOFT
+from vla_prune_ros.vla.model import OFTOutput
+from vla_prune_ros.vla.openvla_oft import OpenVLAOFT
 
 __all__ = ['LlamaConfig', 'OFTOutput', 'OpenVLAConfig', 'OpenVLAOFT', 'TowerConfig']

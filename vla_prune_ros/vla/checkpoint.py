@@ -4,7 +4,8 @@
 
 A directory holds `config.json`, `model.safetensors` (or shards with an index), one
 `action_head--*_checkpoint.pt`, one `proprio_projector--*_checkpoint.pt`, optionally
-`dataset_statistics.json`, and tokenizer files. Nothing here touches the network.
+`dataset_statistics.json`, and tokenizer files; see `published` for the small files. Nothing here
+touches the network.
 """
 
 from __future__ import annotations
@@ -13,61 +14,33 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig, read_json
-
-if TYPE_CHECKING:
-    from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla.config import read_json
+from vla_prune_ros.vla.model import OFTNetwork
+from vla_prune_ros.vla.published import (
+    TOKENIZER_FILES,
+    Shapes,
+    companion_files,
+    differences,
+    unused_shapes,
+)
 
 _INDEX = 'model.safetensors.index.json'
 _SINGLE = 'model.safetensors'
 _HEADS = ('action_head', 'proprio_projector')  # module name = file name = one .pt each
-_TOKENIZER_FILES = (
-    'tokenizer.json',
-    'tokenizer.model',
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-    'added_tokens.json',
-)
 
 
-def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
-    """Published tensors that no output of the L1 policy depends on: name -> shape."""
-    llama = config.llama
-    shapes = {'language_model.lm_head.weight': (llama.vocab_size, llama.hidden_size)}
-    for name in ('featurizer', 'fused_featurizer'):
-        tower: TowerConfig = getattr(config, name)
-        prefix, dim, hidden = f'vision_backbone.{name}.', tower.dim, tower.mlp_hidden
-        layers = {'norm': (dim,)}
-        block = f'blocks.{tower.depth - 1}.'
-        layers |= {block + 'norm1': (dim,), block + 'norm2': (dim,)}
-        layers |= {block + 'attn.qkv': (3 * dim, dim), block + 'attn.proj': (dim, dim)}
-        layers |= {block + 'mlp.fc1': (hidden, dim), block + 'mlp.fc2': (dim, hidden)}
-        if tower.attn_pool:
-            layers |= {'attn_pool.q': (dim, dim), 'attn_pool.kv': (2 * dim, dim)}
-            layers |= {'attn_pool.proj': (dim, dim), 'attn_pool.norm': (dim,)}
-            layers |= {'attn_pool.mlp.fc1': (hidden, dim), 'attn_pool.mlp.fc2': (dim, hidden)}
-            shapes[prefix + 'attn_pool.latent'] = (1, 1, dim)
-        if tower.layer_scale:
-            shapes |= {f'{prefix}{block}ls{i}.scale_factor': (dim,) for i in (1, 2)}
-        for layer, shape in layers.items():
-            shapes |= {f'{prefix}{layer}.weight': shape, f'{prefix}{layer}.bias': shape[:1]}
-    return shapes
-
-
-def published_shapes(model: OpenVLAOFT) -> dict[str, tuple[int, ...]]:
+def published_shapes(model: OFTNetwork) -> dict[str, tuple[int, ...]]:
     """Every tensor of the safetensors files for this model: name -> shape."""
     shapes = {
         _published(name): tuple(p.shape)
@@ -116,7 +89,7 @@ def stored_head(directory: str | Path, name: str) -> tuple[Path, dict[str, Tenso
 
 
 def load_weights(
-    model: OpenVLAOFT, directory: str | Path, dtype: torch.dtype, device: torch.device | str
+    model: OFTNetwork, directory: str | Path, dtype: torch.dtype, device: torch.device | str
 ) -> None:
     """Fill a model that was built on the meta device, one tensor at a time.
 
@@ -186,7 +159,7 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def save_pretrained(
-    model: OpenVLAOFT,
+    model: OFTNetwork,
     directory: str | Path,
     dtype: torch.dtype | None = None,
     step: int = 1,
@@ -221,25 +194,25 @@ def save_pretrained(
                 raise FileExistsError(f'{path} is there already; choose an empty directory')
     for path in directory.glob('model*.safetensors*'):
         path.unlink()
-    (directory / 'config.json').write_text(_json(model.config.to_dict()), encoding='utf-8')
-    statistics = dict(model.config.norm_stats)
-    if statistics:
-        (directory / 'dataset_statistics.json').write_text(_json(statistics), encoding='utf-8')
+    for name, content in companion_files(model.config).items():
+        (directory / name).write_text(_json(content), encoding='utf-8')
     _write_shards(directory, complete_tensors(model), dtype, max_shard_bytes)
     for name in _HEADS:
         kind = torch.float32 if name == 'proprio_projector' else dtype
         state = {k: _to_disk(p, kind) for k, p in getattr(model, name).named_parameters()}
         torch.save(state, directory / f'{name}--{step}_checkpoint.pt')
-    for name in _TOKENIZER_FILES if tokenizer is not None else ():
+    for name in TOKENIZER_FILES if tokenizer is not None else ():
         source = Path(tokenizer) / name
         if source.is_file() and source.resolve() != (directory / name).resolve():
             shutil.copyfile(source, directory / name)
 
 
-def complete_tensors(model: OpenVLAOFT) -> dict[str, Tensor]:
+def complete_tensors(model: OFTNetwork) -> dict[str, Tensor]:
     """Return every tensor of the safetensors files under its published name."""
     named = model.named_parameters()
-    tensors = {_published(name): p for name, p in named if not name.startswith(_HEADS)}
+    tensors: dict[str, Tensor] = {
+        _published(name): p for name, p in named if not name.startswith(_HEADS)
+    }
     for key, shape in unused_shapes(model.config).items():
         tensors[key] = model.unused[key] if key in model.unused else torch.zeros(shape)
     return tensors
@@ -320,30 +293,16 @@ def _read_head(path: Path) -> dict[str, Tensor]:
     """Read a plain state dict, weights only, without the wrapper's `module.` prefix."""
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever a broken file makes of the unpickler
         raise ValueError(f'{path} is not a plain state dict of tensors: {error}') from error
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise ValueError(f'{path} is not a plain state dict of tensors')
     return {key.removeprefix('module.'): tensor for key, tensor in state.items()}
 
 
-def _compare(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
-) -> None:
-    if missing := [key for key in expected if key not in found]:
-        raise ValueError(f'{where}: missing tensor(s): {_listed(missing)}')
-    if unexpected := [key for key in found if key not in expected]:
-        raise ValueError(f'{where}: unexpected tensor(s): {_listed(unexpected)}')
-    for key, shape in expected.items():
-        if found[key] != shape:
-            raise ValueError(
-                f'{where}: tensor {key} has shape {[*found[key]]}, expected {[*shape]}'
-            )
-
-
-def _listed(names: list[str]) -> str:
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more
+def _compare(found: Shapes, expected: Shapes, where: str) -> None:
+    for problem in differences(found, expected):
+        raise ValueError(f'{where}: {problem}')
 
 
 def _assign(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,6 +14,23 @@ from typing import Any
 # Rounded to bfloat16 as in the released processor, which wins over the printed 0.485 and friends.
 DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+# A corrupt file must not fill the memory: no model has more of anything, or of these.
+_LARGEST = 2**20
+_FEW = ('depth', 'n_layers', 'chunk_len', 'action_dim')
+_NO_LESS = {'vocab_size': 0, 'reg_tokens': 0, 'bos_id': 0, 'eos_id': 0, 'pad_id': 0}
+
+
+def _check_values(config: Any) -> None:
+    """ValueError if a number is not one, or no size that a model can have."""
+    for f in fields(config):
+        value, low = getattr(config, f.name), _NO_LESS.get(f.name, 1)
+        high = 1000 if f.name in _FEW else _LARGEST
+        if f.type == 'int' and not (type(value) is int and low <= value <= high):
+            raise ValueError(f'{f.name} {value!r:.60} is not a whole number in {low}..{high}')
+        if f.type == 'float' and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise ValueError(f'{f.name} {value!r:.60} is not a positive number')
+        if f.type in ('bool', 'str') and type(value).__name__ != f.type:
+            raise ValueError(f'{f.name} {value!r:.60} is not of type {f.type}')
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class TowerConfig:
     attn_pool: bool = False
 
     def __post_init__(self) -> None:
+        _check_values(self)
         if self.depth < 2:
             raise ValueError(f'a vision tower needs at least 2 blocks, not {self.depth}')
         if self.dim % self.heads:
@@ -70,6 +89,7 @@ class LlamaConfig:
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
+        _check_values(self)
         if self.hidden_size % (2 * self.n_heads):
             raise ValueError(
                 f'hidden size {self.hidden_size} does not give {self.n_heads} heads of even width'
@@ -126,6 +146,7 @@ class OpenVLAConfig:
     source: Path | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        _check_values(self)
         a, b = self.featurizer, self.fused_featurizer
         if (a.image_size, a.grid) != (b.image_size, b.grid):
             raise ValueError(
@@ -162,8 +183,7 @@ class OpenVLAConfig:
         """
         if not data.get('use_fused_vision_backbone', True):
             raise ValueError('config.json: only fused DINOv2+SigLIP checkpoints are supported')
-        vision = data.get('vision_config') or {}
-        text = data.get('text_config') or {}
+        vision, text = _block(data, 'vision_config'), _block(data, 'text_config')
         kv_heads = text.get('num_key_value_heads')
         if kv_heads not in (None, text.get('num_attention_heads', LlamaConfig.n_heads)):
             raise ValueError('config.json: grouped key/value heads are not supported')
@@ -174,10 +194,10 @@ class OpenVLAConfig:
         plain = {'chunk_len', 'action_dim', 'proprio_dim', 'pruning_trained'} & data.keys()
         special = {'bos_id': 'bos_token_id', 'eos_id': 'eos_token_id', 'pad_id': 'pad_token_id'}
         return cls(
-            featurizer=_tower(vision.get('featurizer'), DINO),
-            fused_featurizer=_tower(vision.get('fused_featurizer'), SIGLIP),
+            featurizer=_tower(_block(vision, 'featurizer'), DINO),
+            fused_featurizer=_tower(_block(vision, 'fused_featurizer'), SIGLIP),
             llama=LlamaConfig(**llama),
-            norm_stats=data.get('norm_stats') or {},
+            norm_stats=_block(data, 'norm_stats'),
             **{key: data[key] for key in plain},
             **{ours: data[k] for ours, k in special.items() if data.get(k) is not None},
         )
@@ -205,11 +225,20 @@ class OpenVLAConfig:
         llama = {k: getattr(self.llama, ours) for ours, k in _LLAMA_KEYS.items()}
         return {
             'architectures': ['OpenVLAForActionPrediction'],
+            'auto_map': {  # of the code that the authors' scripts copy into the directory
+                'AutoConfig': 'configuration_prismatic.OpenVLAConfig',
+                'AutoModelForVision2Seq': 'modeling_prismatic.OpenVLAForActionPrediction',
+            },
             'model_type': 'openvla',
+            'torch_dtype': 'bfloat16',
             'vision_backbone_id': 'dinosiglip-vit-so-224px',
+            'llm_backbone_id': 'llama2-7b-pure',
+            'arch_specifier': 'no-align+fused-gelu-mlp',
             'use_fused_vision_backbone': True,
             'image_sizes': [self.image_size, self.image_size],
             'image_resize_strategy': 'resize-naive',
+            'n_action_bins': 256,
+            'pad_to_multiple_of': 64,
             'bos_token_id': self.bos_id,
             'eos_token_id': self.eos_id,
             'pad_token_id': self.pad_id,
@@ -242,14 +271,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _tower(block: Mapping[str, Any] | None, published: TowerConfig) -> TowerConfig:
-    block = block or {}
+def _block(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of `config.json`; {} if it is not there."""
+    block = data.get(key) or {}
+    if not isinstance(block, Mapping):
+        raise ValueError(f'config.json: {key} {block!r:.60} is no JSON object')
+    return block
+
+
+def _tower(block: Mapping[str, Any], published: TowerConfig) -> TowerConfig:
     values = {f.name: getattr(published, f.name) for f in fields(TowerConfig)}
     values |= {ours: block[key] for ours, key in _TOWER_KEYS.items() if key in block}
     if block.get('mlp_hidden') is not None:
         values['mlp_hidden'] = block['mlp_hidden']
-    elif block.get('mlp_ratio') is not None:
-        values['mlp_hidden'] = int(values['dim'] * block['mlp_ratio'])  # timm truncates
+    elif (ratio := block.get('mlp_ratio')) is not None:
+        try:
+            values['mlp_hidden'] = int(values['dim'] * ratio)  # timm truncates
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f'config.json: mlp_ratio {ratio!r:.60} is no number') from None
     elif 'embed_dim' in block:
         raise ValueError('config.json: a tower with embed_dim needs mlp_hidden or mlp_ratio')
     return TowerConfig(**values)

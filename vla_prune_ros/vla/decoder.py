@@ -9,22 +9,13 @@ Source: OpenVLA-OFT's parallel decoding (arXiv 2502.19645) on Llama 2.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from vla_prune_ros.vla.config import LlamaConfig
 from vla_prune_ros.vla.fusing import as_one_matrix, lay_side_by_side
-from vla_prune_ros.vla.selection import (
-    LayerScores,
-    PassPlan,
-    ScoreRequest,
-    TokenLayout,
-    TokenSelector,
-    TokenState,
-)
+from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
+from vla_prune_ros.vla.walk import DecoderOutput, Mark, Run, Space, directly, unmarked, walk
 
 
 class RMSNorm(nn.Module):
@@ -165,21 +156,6 @@ class DecoderLayer(nn.Module):
         return self.finish(x, *self.qkv(x, rope), mask)
 
 
-@dataclass
-class DecoderOutput:
-    """Result of a decoder pass.
-
-    Attributes:
-        hidden: states after the last layer, before the final norm, [B, m, D].
-        ids: absolute ids of these rows, int64 [m].
-        entered: absolute ids of the rows that entered the last layer, int64.
-    """
-
-    hidden: Tensor
-    ids: Tensor
-    entered: Tensor
-
-
 class Decoder(nn.Module):
     """Token embeddings, layers and final norm."""
 
@@ -189,7 +165,7 @@ class Decoder(nn.Module):
         # Its own draw of weights would be overwritten, and on the meta device, where a checkpoint
         # is loaded, it imports for seconds.
         table = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -222,172 +198,47 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        embeddings: Tensor,
+        sequence: Tensor | Space,
         position_ids: Tensor | None = None,
         key_mask: Tensor | None = None,
         selector: TokenSelector | None = None,
         layout: TokenLayout | None = None,
+        run: Run = directly,
+        mark: Mark = unmarked,
     ) -> DecoderOutput:
         """Run all layers, without the final norm.
 
         Args:
-            embeddings: assembled sequence [B, n, D].
-            position_ids: int64 [n] or [B, n]; default 0..n-1.
-            key_mask: bool [B, n], False hides a key from everyone (padding).
+            sequence: assembled sequence [B, n, D], or a space that holds it.
+            position_ids: int64 [n] or [B, n]; default 0..n-1. Of a tensor only.
+            key_mask: bool [B, n], False hides a key from everyone (padding). Of a tensor only.
             selector: decides which rows stay live; needs batch 1, `layout` and no mask.
-            layout: meaning of the rows, for the selector.
+            layout: meaning of the rows; needed for a selector or a space.
+            run: how a segment is run.
+            mark: called with 'decoder' and 'select' around the selector's work.
         """
-        n = embeddings.shape[1]
-        ids = torch.arange(n, device=embeddings.device)
-        positions = ids if position_ids is None else position_ids
-        rope = rope_table(
-            positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype
-        )
-        if selector is not None:
-            if len(embeddings) != 1 or layout is None or key_mask is not None:
-                raise ValueError('a token selector needs batch size 1, a layout and no mask')
-            return self._selected(embeddings, ids, rope, selector, layout)
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        x = embeddings
-        for layer in self.layers:
-            x = layer(x, rope, mask)
-        return DecoderOutput(x, ids, ids)
+        space = self.space(sequence, position_ids, key_mask)
+        states = space.states[0]
+        length = states.shape[1] if layout is None else layout.length
+        simple = len(states) == 1 and layout is not None and space.key_mask is None
+        if selector is not None and not simple:
+            raise ValueError('a token selector needs batch size 1, a layout and no mask')
+        if isinstance(sequence, Tensor) and length != states.shape[1]:
+            raise ValueError(f'the layout has {length} tokens, the sequence {states.shape[1]}')
+        return walk(self, space, length, selector, layout, run, mark)
 
-    def _selected(
+    def space(
         self,
-        x: Tensor,
-        ids: Tensor,
-        rope: Tensor,
-        selector: TokenSelector,
-        layout: TokenLayout,
-    ) -> DecoderOutput:
-        """The pass with a selector: cuts, scores, skipped layers, cached keys.
-
-        Rows of `x` behind the live ones fill up a bucket; `mask` hides their keys.
-        """
-        complete, everything = rope, ids
-        if layout.length != len(ids):
-            raise ValueError(f'the layout has {layout.length} tokens, the sequence {len(ids)}')
-        plan = selector.begin(layout, x[0])
-        self.check_plan(plan, layout)
-        scores: dict[int, LayerScores] = {}
-        entered, mask = ids, None
-        for index in range(len(self.layers) + 1):
-            request = plan.scores.get(index)
-            if request is not None and request.ahead:
-                q, k, _ = self.layers[index].qkv(x, rope)
-                scores[index] = side_product(q[0], k[0], request, ids, ids)
-            if index in plan.points:
-                live = x[0, : len(ids)]
-                kept = selector.select(index, TokenState(layout, ids, live, scores))
-                if kept is not None:
-                    check_kept(kept, ids, layout)
-                    x = x[:, torch.searchsorted(ids, kept)]
-                    ids, rope, mask = kept, complete[..., kept, :], None
-                    if filling := plan.rows(len(ids), layout) - len(ids):
-                        x, rope = (nn.functional.pad(t, (0, 0, 0, filling)) for t in (x, rope))
-                        rows = torch.arange(x.shape[1], device=x.device)
-                        mask = (rows < len(ids))[None, None, None]  # [1, 1, 1, rows]
-            if index == len(self.layers):
-                break
-            entered = ids
-            if index in plan.skip_layers:
-                continue
-            layer = self.layers[index]
-            q, k, v = layer.qkv(x, rope)
-            key_ids = ids
-            if plan.cache is not None:
-                k, v = plan.cache.update(index, ids, k, v)
-                key_ids = everything
-            if request is not None and not request.ahead:
-                scores[index] = side_product(q[0], k[0], request, ids, key_ids)
-            x = layer.finish(x, q, k, v, mask)
-        x = x[:, : len(ids)]
-        selector.end(TokenState(layout, ids, x[0], scores))
-        return DecoderOutput(x, ids, entered)
-
-    def check_plan(self, plan: PassPlan, layout: TokenLayout) -> None:
-        """Check what a selector wants.
-
-        Raises:
-            ValueError: cuts, scores, layers or cache do not go together or with this model.
-        """
-        depth, n = len(self.layers), layout.length
-        if plan.points and not 0 <= min(plan.points) <= max(plan.points) <= depth:
-            raise ValueError(f'cut points {sorted(plan.points)} are not within 0..{depth}')
-        layers = {*plan.scores, *plan.skip_layers}
-        if layers and not 0 <= min(layers) <= max(layers) < depth:
-            raise ValueError(f'layers {sorted(layers)} are not within 0..{depth - 1}')
-        if unscored := sorted({*plan.scores} & plan.skip_layers):
-            raise ValueError(f'scores are requested from skipped layers {unscored}')
-        if plan.cache is not None and plan.bucket:
-            raise ValueError('a plan has either a cache or a bucket, not both')
-        if plan.cache is not None and plan.cache.length != n:
-            raise ValueError(f'the cache has {plan.cache.length} slots, the sequence {n} tokens')
-
-
-def side_product(
-    q: Tensor,
-    k: Tensor,
-    request: ScoreRequest,
-    ids: Tensor,
-    key_ids: Tensor,
-    mask: Tensor | None = None,
-) -> LayerScores:
-    """Explicit attention of a few rows, beside the fused kernel.
-
-    Args:
-        q: rotated queries of the live rows [heads, m, head_dim]; more rows are ignored.
-        k: rotated attended keys [heads, keys, head_dim]; more rows are ignored.
-        request: the rows and columns wanted.
-        ids: absolute ids of the live rows, ascending, int64 [m].
-        key_ids: absolute ids of the keys, ascending, int64 [keys].
-        mask: bool [keys], False hides a key; None shows all.
-    """
-    k = k[:, : len(key_ids)]
-    rows, columns = (_as_ids(r, ids.device) for r in (request.rows, request.columns))
-    row_at, row_present = _locate(rows, ids)
-    column_at, column_present = _locate(columns, key_ids)
-    logits = q[:, row_at].float() @ k.float().transpose(1, 2) / math.sqrt(q.shape[-1])
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
-    probs = logits.softmax(-1)  # [heads, rows, keys]
-    entropy = None
-    if request.entropy:
-        each = torch.special.entr(probs).sum(-1).mean(0)  # [rows]
-        entropy = each.masked_fill(~row_present, 0.0).sum() / row_present.sum()
-    present = row_present[:, None] & column_present
-    picked = probs[..., column_at].masked_fill(~present, -torch.inf)
-    return LayerScores(picked, rows, columns, row_present, column_present, entropy)
-
-
-def check_kept(kept: Tensor, ids: Tensor, layout: TokenLayout) -> None:
-    """Check a selector's answer; values only on the CPU, where looking costs no device sync.
-
-    Raises:
-        ValueError: not int64, not ascending, not live, or a protected token is missing.
-    """
-    if kept.dtype != torch.int64 or kept.ndim != 1 or kept.device != ids.device:
-        raise ValueError('a selector returns absolute ids as a vector of int64 on its device')
-    if len(kept) > len(ids) or len(kept) < layout.length - layout.n_visual:
-        raise ValueError(f'a selector returned {len(kept)} ids of {len(ids)} live tokens')
-    if kept.device.type != 'cpu':
-        return
-    if bool((kept.diff() <= 0).any()):
-        raise ValueError('a selector must return ascending ids without duplicates')
-    if not bool(torch.isin(kept, ids).all()):
-        raise ValueError('a selector returned ids that are not live')
-    if int((kept >= layout.proprio).sum()) + int(kept[0] == 0) != layout.length - layout.n_visual:
-        raise ValueError('a selector dropped a protected token')
-
-
-def _as_ids(ids: range | Tensor, device: torch.device) -> Tensor:
-    if isinstance(ids, range):
-        return torch.arange(ids.start, ids.stop, ids.step, device=device)
-    return ids.to(device)
-
-
-def _locate(wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Row of each wanted id among ascending ids (any row if absent), and whether it is there."""
-    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
-    return at, ids[at] == wanted
+        sequence: Tensor | Space,
+        position_ids: Tensor | None = None,
+        key_mask: Tensor | None = None,
+    ) -> Space:
+        """Return the space of one pass over an assembled sequence; a space as it is."""
+        if isinstance(sequence, Space):
+            return sequence
+        n, config = sequence.shape[1], self.config
+        positions = position_ids
+        if positions is None:
+            positions = torch.arange(n, device=sequence.device)
+        rope = rope_table(positions, config.head_dim, config.rope_theta, sequence.dtype)
+        return Space(sequence, rope, key_mask)

@@ -7,19 +7,17 @@ Source: OpenVLA-OFT (arXiv 2502.19645), LIBERO variant with two cameras and prop
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vla_prune_ros.vla import checkpoint
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.decoder import Decoder, DecoderOutput
+from vla_prune_ros.vla.decoder import Decoder
 from vla_prune_ros.vla.heads import ActionHead, ProprioProjector
 from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
 from vla_prune_ros.vla.vision import VisionBackbone, VisionProjector
+from vla_prune_ros.vla.walk import Mark, Rows, Run, Space, Stage, directly, unmarked
 
 
 @dataclass
@@ -58,8 +56,27 @@ class OFTOutput:
     layout: TokenLayout
 
 
-class OpenVLAOFT(nn.Module):
-    """The policy network. `OpenVLAOFT(config)` is randomly initialised, ready to be trained.
+@dataclass(frozen=True)
+class ReadOut(Stage):
+    """The states for the head, and the actions.
+
+    Attributes:
+        rows: what left the decoder.
+        start: see `OFTNetwork.read_out`.
+    """
+
+    rows: Rows
+    start: int
+
+    def work(self, network: nn.Module, space: Space) -> list[Tensor]:
+        """Return actions [B, chunk_len, action_dim] and states [B, n_placeholders, D]."""
+        _, there = space.tokens(self.rows)
+        states = network.read_out(space.rows(self.rows), self.start, there)
+        return [network.action_head(states), states]
+
+
+class OFTNetwork(nn.Module):
+    """The policy network without its files, randomly initialised; see `OpenVLAOFT`.
 
     `unused` holds tensors of the published layout that no output depends on (the last block and
     norm of each tower, the attention pool, lm_head), under their published names and in the dtype
@@ -77,25 +94,6 @@ class OpenVLAOFT(nn.Module):
         self.action_head = ActionHead(config)
         self.unused: dict[str, Tensor] = {}
         self.apply(_init_weights)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        directory: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = 'cpu',
-    ) -> OpenVLAOFT:
-        """Load a checkpoint directory in the published layout, strictly and read-only.
-
-        Raises:
-            FileNotFoundError: the directory or one of its files is missing.
-            ValueError: a tensor is missing, unexpected or misshapen, or a choice is ambiguous.
-        """
-        config = OpenVLAConfig.from_directory(directory)
-        with torch.device('meta'):
-            model = cls(config)
-        checkpoint.load_weights(model, directory, dtype, device)
-        return model.eval()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,8 +167,7 @@ class OpenVLAOFT(nn.Module):
         """
         n_slots, rows = self.config.n_placeholders, hidden.shape[1]
         start = -(n_slots + 2) if readout_start is None else readout_start
-        if not -rows <= start <= -n_slots:
-            raise ValueError(f'readout_start {start} is not within {-rows}..{-n_slots}')
+        _check_start(start, rows, n_slots)
         if key_mask is None:
             states = hidden.narrow(1, rows + start, n_slots)
         else:
@@ -187,7 +184,7 @@ class OpenVLAOFT(nn.Module):
         selector: TokenSelector | None = None,
         readout_start: int | None = None,
         attention_mask: Tensor | None = None,
-        mark: Callable[[str], None] | None = None,
+        mark: Mark = unmarked,
     ) -> OFTOutput:
         """Run the policy network.
 
@@ -198,38 +195,56 @@ class OpenVLAOFT(nn.Module):
             selector: token selector; batch size 1 only.
             readout_start: see `read_out`.
             attention_mask: [B, L] for prompts padded at the right; without a selector only.
-            mark: called with 'vision', 'assemble', 'decoder', 'head' after each stage.
+            mark: called with 'vision', 'assemble', 'decoder', 'select', 'head' after each stage.
         """
-        mark = mark or _ignore
         visual = self.encode_images(pixel_values)
         mark('vision')
         sequence = self.assemble(visual, input_ids, proprio, attention_mask)
         mark('assemble')
-        decoded: DecoderOutput = self.decoder(
-            sequence.embeddings,
-            key_mask=sequence.key_mask,
-            selector=selector,
-            layout=sequence.layout,
-        )
+        space = self.decoder.space(sequence.embeddings, key_mask=sequence.key_mask)
+        return self.act(space, sequence.layout, selector, readout_start, mark)
+
+    def act(
+        self,
+        space: Space,
+        layout: TokenLayout,
+        selector: TokenSelector | None = None,
+        readout_start: int | None = None,
+        mark: Mark = unmarked,
+        run: Run = directly,
+    ) -> OFTOutput:
+        """Decode the assembled sequence of a space and regress the actions; see `forward`.
+
+        Args:
+            space: holds the sequence.
+            layout: of the sequence.
+            selector: see `forward`.
+            readout_start: see `read_out`.
+            mark: see `forward`.
+            run: how a stage is run.
+        """
+        slots = self.config.n_placeholders
+        start = -(slots + 2) if readout_start is None else readout_start
+        decoded = self.decoder(space, selector=selector, layout=layout, run=run, mark=mark)
         mark('decoder')
-        readout = self.read_out(decoded.hidden, readout_start, sequence.key_mask)
-        actions = self.action_head(readout)
+        _check_start(start, len(decoded.ids), slots)
+        actions, readout = run(self, space, ReadOut(decoded.rows, start))
         mark('head')
         # The tail behind the visual tokens and BOS are always there: no device sync needed.
-        layout = sequence.layout
         n_kept = len(decoded.entered) - (layout.length - layout.n_visual)
         return OFTOutput(
             actions=actions,
             readout=readout,
-            embeddings=sequence.embeddings,
+            embeddings=space.states[0][:, : layout.length],
             kept=decoded.entered[1 : 1 + n_kept],
             position_ids=decoded.ids,
             layout=layout,
         )
 
 
-def _ignore(stage: str) -> None:
-    pass
+def _check_start(start: int, rows: int, slots: int) -> None:
+    if not -rows <= start <= -slots:
+        raise ValueError(f'readout_start {start} is not within {-rows}..{-slots}')
 
 
 def _init_weights(module: nn.Module) -> None:

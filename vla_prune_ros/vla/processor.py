@@ -61,12 +61,6 @@ def crop_table(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return floor.astype(np.intp), upper.astype(np.intp), (at - floor).astype(np.float32)
 
 
-def crop_positions(size: int) -> np.ndarray:
-    """Return where along an axis output pixels sample the input, float32 [size]."""
-    floor, _, fraction = crop_table(size)
-    return floor.astype(np.float32) + fraction
-
-
 def centre_crop(image: np.ndarray) -> np.ndarray:
     """Crop 90 % of the area and scale back, bilinear; uint8 [S, S, 3] to float32 in 0..1.
 
@@ -170,10 +164,8 @@ class Normaliser:
         self.proprio = _Quantiles(statistics, 'proprio', proprio_dim)
 
     def normalise_proprio(self, proprio: np.ndarray) -> np.ndarray:
-        """Map the robot state float64 [..., proprio_dim] into -1..1, clipped."""
-        q = self.proprio
-        scaled = 2 * (np.asarray(proprio, dtype=np.float64) - q.low) / q.span - 1
-        return scaled.clip(-1.0, 1.0)
+        """Map the robot state float64 [..., proprio_dim] into -1..1; all of it is clipped."""
+        return self.proprio.scale(proprio).clip(-1.0, 1.0)
 
     def unnormalise_actions(self, actions: np.ndarray) -> np.ndarray:
         """Map normalised actions [..., action_dim] to robot units, float64; not clipped."""
@@ -182,8 +174,7 @@ class Normaliser:
 
     def normalise_actions(self, actions: np.ndarray) -> np.ndarray:
         """Invert `unnormalise_actions`, for training; float64, not clipped."""
-        q, actions = self.action, np.asarray(actions, dtype=np.float64)
-        return np.where(q.mask, 2 * (actions - q.low) / q.span - 1, actions)
+        return self.action.scale(actions)
 
 
 class _Quantiles:
@@ -196,6 +187,11 @@ class _Quantiles:
         if not self.low.shape == high.shape == self.mask.shape == (dim,):
             raise ValueError(f'the {kind} statistics do not have {dim} numbers each')
         self.span = high - self.low + _EPS
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """Map the quantiles to -1 and 1; numbers that the mask leaves out stay as they are."""
+        values = np.asarray(values, dtype=np.float64)
+        return np.where(self.mask, 2 * (values - self.low) / self.span - 1, values)
 
 
 class Processor:

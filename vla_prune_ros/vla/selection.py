@@ -9,7 +9,7 @@ integers k in 0..n_layers and mean "before layer k" (0: before the decoder, k: a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -101,14 +101,11 @@ class ScoreRequest:
         rows: query ids, ascending.
         columns: key ids, ascending.
         entropy: also report the mean entropy of the rows' distributions over all keys.
-        ahead: compute them before the cut point in front of the layer, from the state that enters
-            it, instead of while the layer runs on the survivors.
     """
 
-    rows: range | Tensor
-    columns: range | Tensor
+    rows: range
+    columns: range
     entropy: bool = False
-    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,11 @@ class LayerScores:
 
     Attributes:
         probs: [heads, rows, columns].
-        rows, columns: the requested ids, int64.
         row_present, column_present: bool, whether the id was live (or supplied by a cache).
         entropy: mean over heads and present rows in nats, scalar, or None if not requested.
     """
 
     probs: Tensor
-    rows: Tensor
-    columns: Tensor
     row_present: Tensor
     column_present: Tensor
     entropy: Tensor | None = None
@@ -142,12 +136,6 @@ class LayerScores:
         """Mean over heads, sum over columns: what each row gives; [rows], absent = -inf."""
         probs = self.probs.masked_fill(~self.column_present, 0.0)
         return probs.mean(0).sum(-1).masked_fill(~self.row_present, -torch.inf)
-
-
-def scatter(values: Tensor, ids: Tensor, length: int) -> Tensor:
-    """Spread per-id values over a vector [length] indexed by absolute id; absent = -inf."""
-    out = torch.full((length,), -torch.inf, dtype=values.dtype, device=values.device)
-    return out.index_copy_(0, ids, values)
 
 
 class SlotCache:
@@ -173,48 +161,44 @@ class SlotCache:
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.filled = [False] * n_layers
 
-    def update(self, layer: int, ids: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def book(self, layers: Iterable[int], live: int) -> None:
+        """Note that layers are run with so many live rows.
+
+        Raises:
+            ValueError: not all tokens are live and a layer was never filled.
+        """
+        for layer in layers:
+            if live == self.length:
+                self.filled[layer] = True
+            elif not self.filled[layer]:
+                raise ValueError(
+                    f'layer {layer} of the cache is read before a complete pass filled it'
+                )
+
+    def write(self, layer: int, ids: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write the live rows' keys and values, return those of all slots.
 
         Args:
             layer: decoder layer.
-            ids: absolute ids of the live rows, int64 [m].
+            ids: absolute ids of the live rows, int64 [m]; an id of `length` is filling.
             k: keys [1, heads, m, head_dim], already rotated for their position.
             v: values of the same shape.
 
         Returns:
             keys, values: [1, heads, length, head_dim], views of the buffers.
-
-        Raises:
-            ValueError: not all tokens are live and the layer was never filled.
         """
-        self.book(layer, len(ids))
-        return self.write(layer, ids, k, v)
-
-    def book(self, layer: int, live: int) -> None:
-        """Note that a layer is run with so many live rows.
-
-        Raises:
-            ValueError: not all tokens are live and the layer was never filled.
-        """
-        if live == self.length:
-            self.filled[layer] = True
-        elif not self.filled[layer]:
-            raise ValueError(
-                f'layer {layer} of the cache is read before a complete pass filled it'
-            )
-
-    def write(self, layer: int, ids: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Do the device's part of `update`; an id of `length` is filling."""
         out = []
         for buffer, new in ((self.keys[layer], k), (self.values[layer], v)):
             buffer.index_copy_(0, ids, new[0].transpose(0, 1).to(buffer.dtype))
             out.append(buffer[: self.length].transpose(0, 1)[None])
         return out[0], out[1]
 
-    def invalidate(self) -> None:
-        """Forget everything; the next pass must compute all tokens."""
-        self.filled = [False] * len(self.filled)
+    def empty_like(self) -> SlotCache:
+        """Return an empty cache of the same shape."""
+        keys = self.keys[0]
+        return SlotCache(
+            len(self.keys), self.length, *keys.shape[1:], dtype=keys.dtype, device=keys.device
+        )
 
 
 @dataclass(frozen=True)
@@ -226,26 +210,16 @@ class PassPlan:
         scores: score requests by layer.
         skip_layers: layers that are left out (the residual stream passes through).
         cache: keys and values that dropped rows leave behind, or None: dropped means gone.
-        bucket: after a cut the visual rows are filled up to a multiple of this with rows that
-            nobody attends to, so that few different shapes occur; 0: no filling.
         repeats: the cuts leave the same few counts in every pass, whatever is in the picture, so
-            that a runtime may work with exactly those.
+            that work may be recorded for exactly those; else the rows are filled up to one of a
+            few counts, see `Space.room`.
     """
 
     points: frozenset[int] = frozenset()
     scores: Mapping[int, ScoreRequest] = field(default_factory=dict)
     skip_layers: frozenset[int] = frozenset()
     cache: SlotCache | None = None
-    bucket: int = 0
     repeats: bool = False
-
-    def rows(self, live: int, layout: TokenLayout) -> int:
-        """Rows computed after a cut that left `live` tokens: those and the filling."""
-        if not self.bucket:
-            return live
-        others = layout.length - layout.n_visual
-        visual = -(-(live - others) // self.bucket) * self.bucket
-        return others + max(live - others, min(visual, layout.n_visual))
 
 
 @dataclass
@@ -276,3 +250,28 @@ class TokenSelector(Protocol):
 
     def end(self, tokens: TokenState) -> None:
         """See the state after the last layer (before the final norm) and all scores."""
+
+
+class SelectorProxy:
+    """Passes everything on to a selector: the base of what watches one or interferes with it.
+
+    Attributes:
+        inner: the selector.
+        plan: its plan of the latest pass.
+    """
+
+    def __init__(self, inner: TokenSelector) -> None:
+        self.inner, self.plan = inner, PassPlan()
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """See `TokenSelector.begin`."""
+        self.plan = self.inner.begin(layout, embeddings)
+        return self.plan
+
+    def select(self, point: int, tokens: TokenState) -> Tensor | None:
+        """See `TokenSelector.select`."""
+        return self.inner.select(point, tokens)
+
+    def end(self, tokens: TokenState) -> None:
+        """See `TokenSelector.end`."""
+        self.inner.end(tokens)

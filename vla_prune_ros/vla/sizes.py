@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from vla_prune_ros.vla.config import DINO, SIGLIP, LlamaConfig, OpenVLAConfig, TowerConfig
-from vla_prune_ros.vla.model import OpenVLAOFT
+from vla_prune_ros.vla.openvla_oft import OpenVLAOFT
 
 _STATISTICS = {
     'random': {

@@ -25,9 +25,9 @@ from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from vla_prune_ros.bags.feed import type_name
 from vla_prune_ros.bags.offline import Setup, answer, describe, load
 from vla_prune_ros.bags.replay import main as replay
+from vla_prune_ros.bags.streams import type_name
 from vla_prune_ros.bags.tracks import stats_of
 from vla_prune_ros.bags.writer import BagWriter, qos
 from vla_prune_ros.execution.executed import Executed

@@ -7,17 +7,57 @@ The way back is shared too: a chunk is published as `checks.safe_actions` leaves
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
-from vla_prune_ros.nodes.policy.trigger import MAX_BETWEEN, Tick
+from vla_prune_ros.nodes.policy.trigger import Tick
+from vla_prune_ros.ros.images import ImageError
 
 if TYPE_CHECKING:
     from vla_prune_ros.policy import Observation, VLAPolicy
+
+
+class Picture:
+    """A camera message that is unpacked only if somebody looks at it."""
+
+    __slots__ = ('_message', '_report', '_unpack', 'nbytes')
+
+    def __init__(
+        self,
+        message: Any,
+        unpack: Callable[[Any], np.ndarray],
+        report: Callable[[ImageError], None],
+    ) -> None:
+        """`report` gets the reason, once, if the message cannot be unpacked."""
+        self._message, self._unpack, self._report = message, unpack, report
+        self.nbytes = len(message.data)
+
+    def pixels(self) -> np.ndarray:
+        """The picture as uint8 [H, W, 3].
+
+        Raises:
+            ImageError: it is none.
+        """
+        try:
+            return self._unpack(self._message)
+        except ImageError as error:
+            self._report(error)
+            self._report = lambda _: None
+            raise
+
+
+def unpacked(observation: MatchedSet, cameras: Sequence[str]) -> MatchedSet:
+    """The observation with arrays in the place of pictures.
+
+    Raises:
+        ImageError: one of them is none.
+    """
+    return replace(observation, samples=observation.samples | _images(observation, cameras))
 
 
 def observation_of(
@@ -25,22 +65,29 @@ def observation_of(
 ) -> Observation:
     """Tell the policy's history what came before a tick; returns what is to be answered.
 
+    Frames before it that cannot be unpacked are left out.
+
     Args:
         policy: that is to answer.
         tick: the observation and what came before it.
         cameras: names of the images, third-person view first.
         prepared: frames that were prepared while the policy had nothing to do.
+
+    Raises:
+        ImageError: a picture of the observation itself cannot be unpacked.
     """
     from vla_prune_ros.policy import Observation
 
+    images, samples = _images(tick.observation, cameras), tick.observation.samples
     for event in tick.events():
         if isinstance(event, np.ndarray):
             policy.record_executed(event)
-        else:
-            policy.observe(_images(event, cameras), prepared and prepared.take(event))
-    samples = tick.observation.samples
+        elif policy.wants_frames:
+            ready = prepared.take(event) if prepared else None
+            with suppress(ImageError):
+                policy.observe(_images(event, cameras) if ready is None else {}, ready)
     return Observation(
-        images=_images(tick.observation, cameras),
+        images=images,
         proprio=np.concatenate([samples['ee_pose'], samples['joint_states']]),
         instruction=tick.instruction,
         stamp=tick.observation.stamp / NANOSECONDS,
@@ -51,13 +98,30 @@ class Prepared:
     """Frames between two observations, prepared when they came, not when a chunk is waited for."""
 
     def __init__(self) -> None:
-        self._frames: OrderedDict[int, tuple[MatchedSet, Any]] = OrderedDict()
+        self._frames: dict[int, tuple[MatchedSet, Any]] = {}
 
-    def add(self, policy: VLAPolicy, frame: MatchedSet, cameras: Sequence[str]) -> None:
-        """Prepare a frame; the oldest of too many is forgotten."""
-        self._frames[frame.stamp] = frame, policy.prepare(_images(frame, cameras))
-        while len(self._frames) > MAX_BETWEEN:
-            self._frames.popitem(last=False)
+    def add_one(
+        self, policy: VLAPolicy, frames: Iterable[MatchedSet], cameras: Sequence[str]
+    ) -> bool:
+        """Prepare the first of the frames that is not yet, and forget those that are none of them.
+
+        Returns:
+            Whether there was one.
+        """
+        frames = tuple(frames)
+        self._frames = {
+            frame.stamp: self._frames[frame.stamp]
+            for frame in frames
+            if self._frames.get(frame.stamp, (None,))[0] is frame
+        }
+        missing = next((frame for frame in frames if frame.stamp not in self._frames), None)
+        if missing is None:
+            return False
+        made = None
+        with suppress(ImageError):
+            made = policy.prepare(_images(missing, cameras))
+        self._frames[missing.stamp] = missing, made
+        return True
 
     def take(self, frame: MatchedSet) -> Any:
         """What was made of this very frame; None if nothing was."""
@@ -70,4 +134,5 @@ class Prepared:
 
 
 def _images(observation: MatchedSet, cameras: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: observation.samples[name] for name in cameras}
+    samples = {name: observation.samples[name] for name in cameras}
+    return {n: s.pixels() if isinstance(s, Picture) else s for n, s in samples.items()}

@@ -7,7 +7,8 @@ Pure Python: no ROS, no clock. Stamps are integer nanoseconds, so that exact mat
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 NANOSECONDS = 1_000_000_000
 REWIND = NANOSECONDS
 CAMERA_DEPTH = 32  # frames kept unmatched
-STATE_DEPTH = 256  # state samples kept: they come faster, and frames arrive later than they
+STATE_SPAN = 5 * NANOSECONDS  # state samples kept: frames arrive later than they
+STATE_DEPTH = 20_000
+MAX_BYTES = 2**28  # kept in one place
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,69 @@ class MatchedSet:
     stamp: int
     samples: dict[str, Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the samples hold, where they tell."""
+        return sum(getattr(sample, 'nbytes', 0) for sample in self.samples.values())
+
+
+class Buffer:
+    """Samples of one stream in the order of their stamps."""
+
+    def __init__(self) -> None:
+        self.stamps: list[int] = []
+        self._samples: list[Any] = []
+        self._bytes = 0
+
+    def add(self, stamp: int, sample: Any) -> bool:
+        """Keep a sample; False if there is one of its stamp."""
+        place = bisect_left(self.stamps, stamp)
+        if self.stamps[place : place + 1] == [stamp]:
+            return False
+        self.stamps.insert(place, stamp)
+        self._samples.insert(place, sample)
+        self._bytes += getattr(sample, 'nbytes', 0)
+        return True
+
+    def nearest(self, stamp: int, slop: int) -> tuple[int, Any] | None:
+        """The sample next to `stamp`, the older of two; None if none is within `slop`."""
+        place = bisect_left(self.stamps, stamp)
+        around = range(max(place - 1, 0), min(place + 1, len(self.stamps)))
+        best = min(around, key=lambda k: abs(self.stamps[k] - stamp), default=None)
+        if best is None or abs(self.stamps[best] - stamp) > slop:
+            return None
+        return self.stamps[best], self._samples[best]
+
+    def within(self, low: int, high: int) -> list[int]:
+        """Stamps from `low` to `high`."""
+        return self.stamps[bisect_left(self.stamps, low) : bisect_right(self.stamps, high)]
+
+    def drop(self, number: int) -> int:
+        """Forget the oldest; returns how many."""
+        self._bytes -= sum(getattr(sample, 'nbytes', 0) for sample in self._samples[:number])
+        del self.stamps[:number], self._samples[:number]
+        return number
+
+    def drop_before(self, stamp: int) -> int:
+        """Forget what is older than `stamp`; returns how many."""
+        return self.drop(bisect_left(self.stamps, stamp))
+
+    def bound(self, depth: int, size: int) -> int:
+        """Keep so many samples and bytes, but the newest in any case; returns how many left."""
+        left = 0
+        while len(self.stamps) > depth or (self._bytes > size and len(self.stamps) > 1):
+            left += self.drop(1)
+        return left
+
 
 class Assembler:
     """Collects samples until every stream has one that belongs to the first camera's frame.
 
     Other cameras must lie within `slop` ns of the first, state streams within `state_slop` ns; 0
     means the same stamp. Sets come out in order of their stamps and use a frame at most once;
-    frames that are repeated, late or overtaken by a set are dropped and counted in `dropped`. A
-    frame more than `REWIND` before the last one used means that time started anew.
+    frames that are late or overtaken by a set are dropped and counted in `dropped`, those that
+    were here before in `repeated`: whoever asks again sends them again. A frame more than
+    `REWIND` before the last one used means that time started anew.
     """
 
     def __init__(
@@ -44,77 +102,61 @@ class Assembler:
     ) -> None:
         self.cameras = tuple(cameras)
         self._slops = dict.fromkeys(self.cameras, slop) | dict.fromkeys(states, state_slop)
-        self.received: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
-        self.rewinds = 0
+        self.repeated: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
         """Forget all samples; the counters stay."""
-        self._buffers: dict[str, deque[tuple[int, Any]]] = {}
-        for name in self._slops:
-            self._keep(name, [])
+        self._buffers = {name: Buffer() for name in self._slops}
         self._used: dict[str, int] = {}  # camera -> stamp of the last frame in a set
         self._last: dict[str, int] = {}  # stream -> stamp of the sample that came last
 
     def add(self, stream: str, stamp: int, sample: Any) -> list[MatchedSet]:
         """Take one sample; returns the sets that it completes, oldest first."""
-        self.received[stream] += 1
         if stamp < self._last.get(stream, stamp) - REWIND:
-            self._keep(stream, [])  # or its samples would be taken for new ones of equal stamps
+            self._buffers[stream] = Buffer()  # or its samples would be taken for new ones
         self._last[stream] = stamp
         if stream in self._used and stamp < self._used[stream] - REWIND:
             self._rewind(stamp)
-        buffer = self._buffers[stream]
-        if stamp <= self._used.get(stream, stamp - 1) or any(s == stamp for s, _ in buffer):
+        buffer, used = self._buffers[stream], self._used.get(stream, stamp - 1)
+        if stamp < used:
             self.dropped[stream] += 1
             return []
-        if stream in self.cameras and len(buffer) == CAMERA_DEPTH:
-            self.dropped[stream] += 1  # the oldest leaves unmatched
-        buffer.append((stamp, sample))
-        return self._matches()
+        if stamp == used or not buffer.add(stamp, sample):
+            self.repeated[stream] += 1
+            return []
+        if stream in self.cameras:
+            self.dropped[stream] += buffer.bound(CAMERA_DEPTH, MAX_BYTES // len(self.cameras))
+        else:
+            buffer.drop_before(stamp - STATE_SPAN)
+            buffer.bound(STATE_DEPTH, MAX_BYTES)
+        return self._matches(stream, stamp)
 
-    def _matches(self) -> list[MatchedSet]:
-        found = []
-        for stamp, _ in sorted(self._buffers[self.cameras[0]], key=_stamp_of):
-            chosen = {}
-            for name, slop in self._slops.items():
-                near = min(self._buffers[name], key=lambda e, t=stamp: abs(e[0] - t), default=None)
-                if near is None or abs(near[0] - stamp) > slop:
-                    break
-                chosen[name] = near
-            else:
-                found.append(MatchedSet(stamp, {name: e[1] for name, e in chosen.items()}))
-                for name in self.cameras:
-                    self._consume(name, chosen[name][0])
-                self._expire(stamp)
+    def _matches(self, stream: str, stamp: int) -> list[MatchedSet]:
+        """The sets that were waiting for this very sample."""
+        first, found = self._buffers[self.cameras[0]], []
+        slop = 0 if stream == self.cameras[0] else self._slops[stream]
+        for moment in first.within(stamp - slop, stamp + slop):
+            chosen = {
+                name: self._buffers[name].nearest(moment, 0 if name == self.cameras[0] else slop)
+                for name, slop in self._slops.items()
+            }
+            matched = {name: one for name, one in chosen.items() if one is not None}
+            if len(matched) < len(chosen):
+                continue
+            found.append(MatchedSet(moment, {name: one[1] for name, one in matched.items()}))
+            for name, (used, _) in matched.items():
+                if name in self.cameras:
+                    self._used[name] = used  # the frame goes, and what it overtook
+                    self.dropped[name] += self._buffers[name].drop_before(used + 1) - 1
+                else:  # no later frame can match these
+                    self._buffers[name].drop_before(moment - self._slops[name])
         return found
-
-    def _expire(self, used: int) -> None:
-        """Drop states that no frame after `used` can match: long buffers are slow to search."""
-        for name, slop in self._slops.items():
-            if name not in self.cameras:
-                self._keep(name, [e for e in self._buffers[name] if e[0] >= used - slop])
-
-    def _consume(self, camera: str, used: int) -> None:
-        """Drop the frame at `used` and what it overtook."""
-        self._used[camera] = used
-        buffer = self._buffers[camera]
-        self.dropped[camera] += sum(stamp < used for stamp, _ in buffer)
-        self._keep(camera, [entry for entry in buffer if entry[0] > used])
 
     def _rewind(self, now: int) -> None:
         """Forget what belongs to the time before the clock went back to `now`."""
-        self.rewinds += 1
         self._used.clear()
         for name in self._buffers:
             if self._last.get(name, now) > now + REWIND:  # this stream has not gone back yet
-                self._keep(name, [])
-
-    def _keep(self, name: str, entries: list[tuple[int, Any]]) -> None:
-        depth = CAMERA_DEPTH if name in self.cameras else STATE_DEPTH
-        self._buffers[name] = deque(entries, maxlen=depth)
-
-
-def _stamp_of(entry: tuple[int, Any]) -> int:
-    return entry[0]
+                self._buffers[name] = Buffer()

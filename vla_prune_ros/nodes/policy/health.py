@@ -38,8 +38,16 @@ class Health:
         elif not node.instruction:
             report.raise_to(WARN, 'waits for an instruction')
 
+    def _in_use(self, report: Report) -> None:
+        """What does nothing is not OK, whatever it did before."""
+        if self._node.inference.policy is None:
+            report.raise_to(WARN, f'{self._node.state}: no model is loaded')
+        elif self._node.state != 'active':
+            report.raise_to(WARN, f'{self._node.state}: not in use')
+
     def _inference(self, report: Report) -> None:
         inference, config = self._node.inference, self._node.config
+        self._in_use(report)
         latency = inference.latency
         report.values |= {f'total {k}': v for k, v in latency.summary('total').items()}
         report.values |= {f'policy {k}': v for k, v in latency.summary('policy').items()}
@@ -67,6 +75,7 @@ class Health:
 
     def _inputs(self, report: Report) -> None:
         node = self._node
+        self._in_use(report)
         report.values |= node.inputs.health(node.get_clock().now().nanoseconds)
         if node.state == 'active' and node.inputs.streams.silent:
             report.raise_to(WARN, f'silent: {", ".join(sorted(node.inputs.streams.silent))}')
@@ -75,6 +84,7 @@ class Health:
 
     def _pruning(self, report: Report) -> None:
         chunk = self._node.last_chunk
+        self._in_use(report)
         report.values['mode'] = self._node.config.pruning_mode
         if chunk is None:
             return

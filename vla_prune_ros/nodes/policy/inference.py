@@ -1,11 +1,11 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The policy and the one thread that touches it: from a tick to a chunk that may leave.
+"""The policy and the one thread that touches it: from a request to a chunk that may leave.
 
 Knows no ROS. What an observation needs before it may reach the model is checked here (age, mode
-in force), and what a chunk needs before it may leave: it must be finite and in range, not late,
-and from after the last reset. Whatever goes wrong in an inference costs that chunk and the
-history, never the thread.
+in force, readable pictures), and what a chunk needs before it may leave: it must be finite and in
+range, and not late. Whatever goes wrong in an inference costs that chunk and the history, never
+the thread; only a GPU that has failed for good ends the process, so that it is started again.
 """
 
 from __future__ import annotations
@@ -17,39 +17,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vla_prune_ros.execution.checks import safe_actions
-from vla_prune_ros.nodes.policy.answering import Prepared, observation_of
+from vla_prune_ros.nodes.policy.answering import Prepared, observation_of, unpacked
 from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
+from vla_prune_ros.nodes.policy.conversation import Conversation, Request
 from vla_prune_ros.nodes.policy.latency import LatencyWindow
 from vla_prune_ros.nodes.policy.loading import load_policy
-from vla_prune_ros.nodes.policy.parameters import FIFO_DEPTH, PolicyConfig
-from vla_prune_ros.nodes.policy.trigger import DEPTH, MAX_BETWEEN, Tick
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
+from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.nodes.policy.worker import Worker
+from vla_prune_ros.ros.images import ImageError
 from vla_prune_ros.ros.throttle import Throttled
 
 CLOCK_PATIENCE = 0.5  # s, how long simulated time may lag behind a stamp
-
-
-@dataclass(frozen=True)
-class Work:
-    """A tick on its way to the model. `epoch` counts the resets before it."""
-
-    tick: Tick
-    epoch: int
-    offered: float  # time.perf_counter
-    convert_ms: float
-
-    @staticmethod
-    def merge(superseded: Work, newer: Work) -> Work:
-        """`newer` with what may not be lost of work that is left out."""
-        if superseded.epoch != newer.epoch:
-            return newer
-        return replace(newer, tick=Tick.merge(superseded.tick, newer.tick))
 
 
 @dataclass(frozen=True)
@@ -60,7 +44,7 @@ class Answer:
         chunk: what the policy said.
         actions: float64 [n, 7], its actions within the range of the controller.
         clipped: how many numbers had to be brought into it.
-        tick: the observation and what came before it.
+        tick: the observation, its pictures unpacked, and what came before it.
         requery: actions to play before the mode wants the next chunk; 0: all.
         stages: ms that the node spent in front of the policy, by stage.
         offered: `time.perf_counter` when the observation was complete.
@@ -83,54 +67,55 @@ class Inference:
     Attributes:
         policy: the `VLAPolicy`, None while none is loaded. Only the worker's thread may use it.
         failures: failed inferences in a row.
+        fatal: whether no inference can succeed any more; `stop` is set then.
         counts: inferences that came to nothing, by cause.
     """
 
     def __init__(
         self,
         config: Callable[[], PolicyConfig],
-        clock: Callable[[], int],
+        conversation: Conversation,
+        clock: Any,
         log: Any,
         on_answer: Callable[[Answer], None],
         on_change: Callable[[], None],
         stop: threading.Event,
     ) -> None:
-        """Start the thread.
+        """Prepare; `start` starts the thread.
 
         Args:
             config: returns the configuration in force.
-            clock: node time, ns.
+            conversation: what is to be answered, and whether the answer may leave.
+            clock: the node's, as `rclpy.clock.ROSClock`; simulated time may lag behind a stamp.
             log: a logger as rclpy's.
             on_answer: called in the worker's thread; no reset can come between.
             on_change: called in the worker's thread when the policy is another one or changed.
             stop: set when the process ends.
         """
-        self._config, self._clock, self._log = config, clock, log
+        self._config, self._conversation = config, conversation
+        self._clock, self._log = clock, log
         self._warn = Throttled(lambda text: log.warning(text))
         self._complain = Throttled(lambda text: log.error(text), period=1.0)
         self._on_answer, self._on_change, self._stop = on_answer, on_change, stop
         self.policy: Any = None
         self.failures = 0
+        self.fatal = False
         self.last_error = ''
         self.counts = {'stale': 0, 'future': 0, 'failed': 0, 'late': 0, 'discarded': 0}
         self.latency = LatencyWindow()
-        self.clock_may_lag = False
-        self._gate = threading.Lock()  # between resets and chunks that leave
-        self._open = False
-        self._epoch = 0
+        self._epoch = 0  # how often the conversation had forgotten when the policy did
         self._applied: tuple[str, dict] | None = None  # pruning mode that the policy runs
         self._cold = True
-        self._carry: Tick | None = None
         self._prepared = Prepared()
-        self._answered: int | None = None  # stamp of the last chunk
-        self._working_on: int | None = None  # stamp of the newest tick that waits or is at work
-        self._unanswered: Tick | None = None
         self._started: float | None = None  # time.monotonic of the inference at work
-        depth = 1 if config().queue == 'latest' else FIFO_DEPTH
-        self._worker = Worker(self._infer, self._on_failure, Work.merge, depth)
-        self._worker.start()
+        self._worker = Worker(self.serve)
+        conversation.wake = self._worker.wake
 
     # -- called from the executor's thread -------------------------------------------------------
+    def start(self) -> None:
+        """Start the thread."""
+        self._worker.start()
+
     def load(self) -> Future:
         """Load the policy that the configuration describes, and warm it up."""
         return self._worker.post(self._load)
@@ -139,51 +124,9 @@ class Inference:
         """Let go of the policy and its memory."""
         return self._worker.post(self._free)
 
-    def open(self, accept: bool) -> None:
-        """Let chunks leave, or none."""
-        with self._gate:
-            self._open = accept
-
-    def forget(self, reason: str) -> None:
-        """Empty everything that reaches from one inference into the next.
-
-        No chunk of an observation from before leaves after this returns.
-        """
-        with self._gate:
-            self._epoch += 1
-            self._answered = self._working_on = self._unanswered = None
-        self._worker.clear()
-        self._post('reset', partial(self._reset, reason))
-
     def follow(self) -> None:
         """Apply a changed configuration before the next inference."""
-        self._post('change of the pruning mode', lambda: self._follow(self._config()))
-
-    def offer(self, tick: Tick, convert_ms: float) -> None:
-        """Answer this tick, unless a newer one is faster."""
-        self._working_on = tick.observation.stamp
-        self._worker.offer(Work(tick, self._epoch, time.perf_counter(), convert_ms))
-
-    def glimpse(self, frame: MatchedSet) -> None:
-        """A frame that no chunk is asked for: what the mode wants of it is done at once."""
-        self._post('preparing a frame', partial(self._prepare, frame))
-
-    def knows(self, stamp: int) -> str:
-        """What became of a request: answered, working, unanswered, or new."""
-        unanswered = self._unanswered
-        if stamp == self._answered:
-            return 'answered'
-        if stamp == self._working_on:
-            return 'working'
-        if unanswered is not None and stamp == unanswered.observation.stamp:
-            return 'unanswered'
-        return 'new'
-
-    def retry(self, instruction: str) -> None:
-        """Offer the tick again that was refused or failed last."""
-        tick, self._unanswered = self._unanswered, None
-        if tick is not None:
-            self.offer(replace(tick, instruction=instruction), 0.0)
+        self._worker.wake()
 
     def pardon(self) -> None:
         """Start to count failures anew."""
@@ -191,13 +134,13 @@ class Inference:
 
     def close(self) -> None:
         """Stop for good, even if the model is still busy."""
-        self.open(False)
+        self._conversation.deactivate()
         self._worker.stop(timeout=0.5)
 
     @property
     def superseded(self) -> int:
         """Observations that a newer one overtook while the model was busy."""
-        return self._worker.superseded
+        return self._conversation.superseded
 
     @property
     def busy_for(self) -> float:
@@ -209,20 +152,25 @@ class Inference:
     def exhausted(self) -> bool:
         """Whether too many inferences in a row failed."""
         limit = self._config().max_failures
-        return bool(limit) and self.failures >= limit
-
-    def _post(self, what: str, job: Callable[[], Any]) -> None:
-        def report(future: Future) -> None:
-            if not future.cancelled() and (error := future.exception()) is not None:
-                self._log.error(f'{what} failed: {type(error).__name__}: {error}')
-
-        self._worker.post(job).add_done_callback(report)
+        return self.fatal or (bool(limit) and self.failures >= limit)
 
     # -- the worker's thread ---------------------------------------------------------------------
+    def serve(self) -> bool:
+        """Do the next thing there is to do; False if there is nothing."""
+        config = self._config()
+        if self.policy is None:
+            return False
+        try:
+            self._keep_up(config)
+        except BaseException as error:
+            self._log.error(f'reset or change of the mode: {type(error).__name__}: {error}')
+        return self._answer_next(config) or self._prepare_next(config)
+
     def _load(self) -> None:
         config = self._config()
         self.policy = load_policy(config)
         self._applied, self._cold = config.pruning, True
+        self._epoch = self._conversation.forgotten[0]
         self.latency.clear()
         self._on_change()
         # The objects of torch and of the model stay: no collection has to walk over them again.
@@ -230,116 +178,118 @@ class Inference:
         gc.freeze()
 
     def _free(self) -> None:
-        self.policy = self._applied = self._carry = None
+        self.policy = self._applied = None
         self._prepared.clear()
         gc.unfreeze()
         _release_memory()
 
-    def _prepare(self, frame: MatchedSet) -> None:
-        policy, config = self.policy, self._config()
-        if policy is not None and policy.wants_frames:
-            self._prepared.add(policy, frame, config.cameras)
-
-    def _reset(self, reason: str) -> None:
-        self._carry = None
-        self._prepared.clear()
-        if self.policy is not None:
+    def _keep_up(self, config: PolicyConfig) -> None:
+        """Do what was acknowledged: forget, change the mode."""
+        epoch, reason = self._conversation.forgotten
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._prepared.clear()
             self.policy.reset(reason)
+        if self._applied != config.pruning:
+            self._prepared.clear()
+            self._applied = config.pruning  # even if it fails: not again at every tick
+            mode, options = config.pruning
+            self.policy.set_pruning(mode, **options)
+            self._cold = True
+            self.latency.clear()
+            self._on_change()
 
-    def _follow(self, config: PolicyConfig) -> None:
-        if self.policy is None or self._applied == config.pruning:
-            return
-        self._prepared.clear()
-        self._applied = config.pruning  # even if it fails: not again at every tick
-        mode, options = config.pruning
-        self.policy.set_pruning(mode, **options)
-        self._cold = True
-        self.latency.clear()
-        self._on_change()
+    def _prepare_next(self, config: PolicyConfig) -> bool:
+        """What the mode wants of a frame that nobody asked for yet is done ahead."""
+        if not self.policy.wants_frames or self.exhausted:
+            return False
+        try:
+            frames = self._conversation.frames()
+            return self._prepared.add_one(self.policy, frames, config.cameras)
+        except BaseException as error:
+            self._complain('frame', f'preparing a frame: {type(error).__name__}: {error}')
+            return False
 
-    def _infer(self, work: Work) -> None:
-        config, policy = self._config(), self.policy
+    def _answer_next(self, config: PolicyConfig) -> bool:
+        request = None if self.exhausted else self._conversation.next()
+        if request is None:
+            return False
+        if request.epoch != self._epoch:  # the history has to be emptied first
+            return True
         begun = time.perf_counter()
-        if policy is None or self.exhausted or work.epoch != self._epoch:
-            return
-        self._follow(config)
-        tick = self._with_carried(work.tick)
-        if not self._is_fresh(tick.observation.stamp, config):
-            self._carry = tick  # without its observation, which is not to be trusted
-            self._settle(replace(tick, executed=(), between=()))
-            return
+        if not self._is_fresh(request.observation.stamp, config):
+            self._conversation.refuse(request)
+            return True
+        try:
+            observation = unpacked(request.observation, config.cameras)
+        except ImageError:
+            self._conversation.refuse(request, broken=True)
+            return True
+        tick = self._conversation.take(request)
+        if tick is None:
+            return True
         self._started = time.monotonic()
         try:
-            answer = self._answer(policy, work, tick, config, begun)
-        finally:
+            answer = self._answer(request, tick, observation, config, begun)
             took, self._started = time.monotonic() - self._started, None
-        self.failures = 0
-        with self._gate:
-            if work.epoch != self._epoch or not self._open:
-                self.counts['discarded'] += 1
-            elif config.inference_timeout and took > config.inference_timeout:
-                self.counts['late'] += 1
-                self._settle(None)
-            else:
-                self._answered = tick.observation.stamp
-                self._on_answer(answer)
+            self.failures = 0
+            late = bool(config.inference_timeout) and took > config.inference_timeout
+            publish = None if late else lambda: self._on_answer(answer)
+            if not self._conversation.finish(request, tick, publish):
+                self.counts['late' if late else 'discarded'] += 1
+        except BaseException as error:  # whatever it is, this thread has to live
+            self._started = None
+            self._on_failure(error)
+            self._conversation.finish(request, tick, None)
+        return True
 
     def _answer(
-        self, policy: Any, work: Work, tick: Tick, config: PolicyConfig, begun: float
+        self,
+        request: Request,
+        tick: Tick,
+        observation: MatchedSet,
+        config: PolicyConfig,
+        begun: float,
     ) -> Answer:
-        observation = observation_of(policy, tick, config.cameras, self._prepared)
+        policy = self.policy
+        seen = replace(tick, observation=observation)
+        asked = observation_of(policy, seen, config.cameras, self._prepared)
         stepping = time.perf_counter()
-        chunk = policy.step(observation)
+        chunk = policy.step(asked)
         stepped = time.perf_counter()
         actions, clipped = safe_actions(chunk.actions, period_of(config))
         cold, self._cold = self._cold, False
         requery = policy.requery_after(actions)
         stages = {
-            'convert': work.convert_ms,
-            'queue': (begun - work.offered) * 1e3,
+            'convert': request.convert_ms,
+            'queue': (begun - request.offered) * 1e3,
             'prepare': (stepping - begun) * 1e3,
             'step': (stepped - stepping) * 1e3,
             'check': (time.perf_counter() - stepped) * 1e3,
         }
-        return Answer(chunk, actions, clipped, tick, requery, stages, work.offered, cold)
-
-    def _with_carried(self, tick: Tick) -> Tick:
-        """The tick with what observations that were refused had to tell."""
-        carry, self._carry = self._carry, None
-        if carry is None:
-            return tick
-        return replace(
-            tick,
-            executed=(*carry.executed, *tick.executed)[-DEPTH:],
-            between=(*carry.between, *tick.between)[-MAX_BETWEEN:],
-        )
+        return Answer(chunk, actions, clipped, seen, requery, stages, request.offered, cold)
 
     def _is_fresh(self, stamp: int, config: PolicyConfig) -> bool:
         """Whether an observation is young enough; one from the future waits for the clock."""
-        patience = CLOCK_PATIENCE if self.clock_may_lag else 0.0
-        deadline = time.monotonic() + patience
-        while (age := self._clock() - stamp) < -period_of(config):
+        lags = self._clock.ros_time_is_active
+        deadline = time.monotonic() + (CLOCK_PATIENCE if lags else 0.0)
+        while (age := self._clock.now().nanoseconds - stamp) < -period_of(config):
             if time.monotonic() >= deadline or self._stop.is_set():
-                hint = '; is /clock published?' if self.clock_may_lag else ''
-                self._refuse('future', f'its stamp is {-age / 1e9:.3f} s ahead of the clock{hint}')
-                return False
+                hint = '; is /clock published?' if lags else ''
+                cause, text = 'future', f'its stamp is {-age / 1e9:.3f} s ahead of the clock{hint}'
+                break
             time.sleep(0.002)
-        limit = config.max_observation_age
-        if limit and age > limit * NANOSECONDS:
+        else:
+            limit = config.max_observation_age
+            if not limit or age <= limit * NANOSECONDS:
+                return True
             hint = '; is use_sim_time set?' if age > 1e8 * NANOSECONDS else ''
-            self._refuse('stale', f'it is {age / 1e9:.3f} s old{hint}')
-            return False
-        return True
-
-    def _refuse(self, cause: str, text: str) -> None:
+            cause, text = 'stale', f'it is {age / 1e9:.3f} s old{hint}'
         self.counts[cause] += 1
         self._warn(cause, f'observation dropped: {text}')
+        return False
 
-    def _settle(self, unanswered: Tick | None) -> None:
-        """Nothing is at work any more; a request for `unanswered` may come again."""
-        self._unanswered, self._working_on = unanswered, None
-
-    def _on_failure(self, work: Work, error: BaseException) -> None:
+    def _on_failure(self, error: BaseException) -> None:
         """An inference failed: what it left in the history is not to be trusted."""
         self.failures += 1
         self.counts['failed'] += 1
@@ -348,9 +298,14 @@ class Inference:
             type(error).__name__,
             f'inference failed ({self.failures} in a row): {self.last_error}',
         )
-        self._settle(replace(work.tick, executed=(), between=()))
+        error.__traceback__ = None  # its frames hold the tensors of the pass
+        if is_lasting(error):
+            self._log.fatal('the GPU gives nothing any more; the process ends to be started again')
+            self.fatal = True
+            self._stop.set()
+            return
         try:
-            error.__traceback__ = None  # its frames hold the tensors of the pass
+            self._prepared.clear()
             self.policy.reset('exception')
             _release_memory()
         except Exception as second:
@@ -360,6 +315,17 @@ class Inference:
 def period_of(config: PolicyConfig) -> int:
     """Control period in ns."""
     return round(NANOSECONDS / config.control_rate)
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether CUDA will fail from now on whatever it is asked: only a new process helps."""
+    if not isinstance(error, RuntimeError) or 'CUDA error' not in str(error):
+        return False
+    try:
+        sys.modules['torch'].cuda.synchronize()  # an error that stays comes again
+    except Exception:
+        return True
+    return False
 
 
 def _release_memory() -> None:

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+from vla_prune_ros.command_line import processor_name
 from vla_prune_ros.execution.checks import ACTION_LOW
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 
@@ -23,14 +26,14 @@ def load_policy(config: PolicyConfig) -> Any:
 
     from vla_prune_ros.policy import VLAPolicy
 
-    if config.torch_threads:
-        torch.set_num_threads(config.torch_threads)
+    if threads := config.torch_threads or default_threads():
+        torch.set_num_threads(threads)
     device, dtype = config.device, config.dtype
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if dtype == 'auto':
         dtype = 'float32' if device == 'cpu' else 'bfloat16'
-    directory = config.checkpoint
+    directory: str | Path = config.checkpoint
     if not directory:
         from vla_prune_ros import weights
 
@@ -61,6 +64,15 @@ def load_policy(config: PolicyConfig) -> Any:
     return policy
 
 
+def default_threads() -> int:
+    """Half of the cores that this process may use; 0 if the environment says another number.
+
+    Whoever runs a policy has cameras, a robot or a simulation on the same computer. One thread per
+    core then waits at every layer for the one that another process has pushed aside.
+    """
+    return 0 if 'OMP_NUM_THREADS' in os.environ else max(1, len(os.sched_getaffinity(0)) // 2)
+
+
 def hardware(policy: Any) -> str:
     """What the policy runs on, for people: the GPU's name, or the processor's."""
     import torch
@@ -69,13 +81,3 @@ def hardware(policy: Any) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return processor_name() or str(device)
-
-
-def processor_name() -> str:
-    """Model name of the CPU; '' where the system does not tell."""
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            names = [line.split(':', 1)[1].strip() for line in file if line.startswith('model n')]
-    except OSError:
-        return ''
-    return names[0] if names else ''

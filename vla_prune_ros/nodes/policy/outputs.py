@@ -13,14 +13,16 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.policy.inference import Answer, period_of
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
+from vla_prune_ros.ros.delivery import wait_acknowledged
 from vla_prune_ros.ros.messages import (
     LATCHED,
     NO_EVENTS,
-    RELIABLE,
+    PROMPT,
     chunk_message,
     values_message,
 )
 
+ACKNOWLEDGED = 1.0  # s in which readers have what is said, if they are there at all
 MEANING_OF_STATE = 'position (m), axis-angle (rad), two fingers (m)'
 
 
@@ -31,15 +33,18 @@ class Outputs:
         self._node = node
         self.hardware = ''
         self._last: JointTrajectory | None = None
+        self._heard = True  # whether the readers have all that was published
         self._chunks = node.create_lifecycle_publisher(
-            JointTrajectory, 'action_chunk', RELIABLE, event_callbacks=NO_EVENTS
+            JointTrajectory, 'action_chunk', PROMPT, event_callbacks=NO_EVENTS
         )
+        self.topic = self._chunks.topic_name
         self._stats = node.create_publisher(
-            DiagnosticArray, '~/inference_stats', RELIABLE, event_callbacks=NO_EVENTS
+            DiagnosticArray, '~/inference_stats', PROMPT, event_callbacks=NO_EVENTS
         )
         self._info = node.create_publisher(
             DiagnosticArray, '~/policy_info', LATCHED, event_callbacks=NO_EVENTS
         )
+        self._publishers = (self._chunks, self._stats, self._info)
 
     def chunk(self, answer: Answer, config: PolicyConfig) -> float:
         """Publish a chunk; returns the ms that it took."""
@@ -48,8 +53,22 @@ class Outputs:
         self._last = chunk_message(
             answer.actions, stamp, period_of(config), config.action.signature
         )
+        self._deliver()
         self._chunks.publish(self._last)
         return (time.perf_counter() - started) * 1e3
+
+    def close(self) -> None:
+        """What was said last is heard."""
+        wait_acknowledged(self._publishers, ACKNOWLEDGED)
+
+    def _deliver(self) -> None:
+        """In simulated time nothing more is sent before all who listen have what was sent.
+
+        Somebody who has died is waited for once.
+        """
+        simulated = self._node.get_parameter('use_sim_time').value
+        patience = ACKNOWLEDGED if simulated and self._heard else 0.0
+        self._heard = wait_acknowledged(self._publishers, patience)
 
     def repeat(self) -> None:
         """Publish the last chunk again: the answer was lost."""
@@ -78,6 +97,8 @@ class Outputs:
             'node_ms': round((time.perf_counter() - answer.offered) * 1e3, 4),
             **{f'{chunk.mode}.{name}': value for name, value in chunk.stats.items()},
             **counts,
+            'between': ' '.join(str(frame.stamp) for frame in answer.tick.between),
+            'executed': ' '.join(map(str, answer.tick.reports)),
             'kept': chunk.kept.tolist(),
         }
         self._stats.publish(
@@ -99,6 +120,7 @@ class Outputs:
             'control_rate': config.control_rate,
             'hardware': self.hardware,
         }
+        self._deliver()
         self._info.publish(
             values_message(
                 f'{self._node.get_name()}: policy', values,

@@ -1,133 +1,29 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the policy node, and the frozen object that they become.
+"""Parameters of the policy node: fields of the frozen object that they become.
 
 The options of the pruning modes come from their registry, as `pruning.<mode>.<option>`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from vla_prune_ros.execution.semantics import ANCHORS, FRAMES, KINDS, ROTATIONS, Semantics
-from vla_prune_ros.nodes.policy.trigger import TRIGGERS
-from vla_prune_ros.ros.parameters import Spec
+from vla_prune_ros.nodes.policy.trigger import DEPTH, TRIGGERS
+from vla_prune_ros.ros.parameters import ParameterError, Spec, parameter, specs_of
 
 LONGEST_INSTRUCTION = 1000  # characters
-FIFO_DEPTH = 64
-
-POLICY = (
-    Spec('checkpoint', '', 'checkpoint directory; empty: the embedded tabletop policy'),
-    Spec('device', 'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'),
-    Spec(
-        'dtype', 'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
-        choices=('auto', 'float32', 'bfloat16', 'float16'),
+FIFO_DEPTH = DEPTH
+PRUNING = Spec(
+    'pruning.mode', 'none', 'visual-token pruning', read_only=False,
+    choices=(  # the names of pruning.MODES, which needs torch
+        'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
     ),
-    Spec(
-        'quantization', 'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
-        choices=('none', 'int8', 'fp8'),
-    ),
-    Spec(
-        'runtime', 'auto',
-        'how the network is run; auto: CUDA graphs on a GPU, else plain; see doc/runtime.md',
-        choices=('auto', 'plain', 'graphs', 'compile'),
-    ),
-    Spec(
-        'image_pipeline', 'exact',
-        'resize and crop of the images; exact: on the host; device: where the model is',
-        choices=('exact', 'device'),
-    ),
-    Spec('unnorm_key', '', 'normalisation statistics to use; empty: the only set there is'),
-    Spec(
-        'readout_start', 0,
-        'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
-        -10_000, 0,
-    ),
-    Spec('torch_threads', 0, 'CPU threads of the model; 0: as torch chooses', 0, 1024),
-    Spec('autostart', True, 'configure and activate at start-up'),
-    Spec('enabled', True, 'whether chunks are published from the start; later: ~/set_enabled'),
-    Spec('default_instruction', '', 'instruction in force until one arrives'),
-    Spec('cameras', ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'),
-    Spec(
-        'image_transport', 'raw', 'raw: image_raw; compressed: image_raw/compressed',
-        choices=('raw', 'compressed'),
-    ),
-    Spec(
-        'finger_joints', ('finger_joint1', 'finger_joint2'),
-        'names in joint_states of the two gripper fingers (m)',
-    ),
-    Spec(
-        'input_reliability', 'best_effort',
-        'QoS of the cameras and the state; reliable where no frame may be lost',
-        choices=('best_effort', 'reliable'),
-    ),
-    Spec(
-        'sync.slop', 0.02, 'stamps of the cameras may differ by this (s); 0: not at all',
-        0.0, 10.0,
-    ),
-    Spec(
-        'sync.state_slop', 0.02, 'state may be this far from the image (s); 0: same stamp',
-        0.0, 10.0,
-    ),
-    Spec(
-        'trigger', 'observation',
-        'what starts an inference; request: an executed_actions message of the same stamp',
-        choices=TRIGGERS,
-    ),
-    Spec(
-        'queue', 'latest', f'while busy keep the latest observation, or {FIFO_DEPTH} in order',
-        choices=('latest', 'fifo'),
-    ),
-    Spec(
-        'max_rate', 0.0,
-        'trigger observation: observations sooner than this allows after the last one that was '
-        'inferred from only feed the history (Hz); 0: no limit', 0.0, 1000.0,
-    ),
-    Spec('action.kind', 'ee_delta', 'what the checkpoint commands', choices=KINDS),
-    Spec('action.scale_position', 0.05, 'size of a unit of a position delta (m)', 1e-4, 10.0),
-    Spec('action.scale_rotation', 0.5, 'size of a unit of a rotation delta (rad)', 1e-4, 10.0),
-    Spec('action.rotation', 'axis_angle', 'what the three rotation deltas are', choices=ROTATIONS),
-    Spec('action.frame', 'base', 'frame of the deltas', choices=FRAMES),
-    Spec('action.anchor', 'measured', 'from where the deltas count', choices=ANCHORS),
-    Spec(
-        'action.step_position', 0.0125,
-        'what the arm of the training data covered per unit and step (m)', 1e-4, 10.0,
-    ),
-    Spec(
-        'action.step_rotation', 0.1,
-        'what the arm of the training data covered per unit and step (rad)', 1e-4, 10.0,
-    ),
-    Spec('action.gripper_open', 1.0, 'last number that means open (raw)', -100.0, 100.0),
-    Spec('action.gripper_closed', 0.0, 'last number that means closed (raw)', -100.0, 100.0),
-    Spec('control_rate', 20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0),
-    Spec(
-        'max_observation_age', 0.5,
-        'older observations are dropped (s in node time); 0: no limit', 0.0, 3600.0,
-        read_only=False,
-    ),
-    Spec(
-        'max_gap', 5.0, 'a longer pause between observations resets the history (s)', 0.0, 3600.0
-    ),
-    Spec(
-        'stream_timeout', 2.0, 'a stream silent for longer is reported (s, wall clock)',
-        0.1, 3600.0, read_only=False,
-    ),
-    Spec(
-        'inference_timeout', 60.0,
-        'an inference that takes longer is reported and its chunk dropped (s, wall clock); '
-        '0: no limit', 0.0, 3600.0, read_only=False,
-    ),
-    Spec(
-        'max_failures', 3, 'failed inferences in a row that deactivate the node; 0: never',
-        0, 1000, read_only=False,
-    ),
-    Spec('overlay.rate', 5.0, 'at most so many pictures on ~/pruning_overlay (Hz)', 0.1, 60.0),
-    Spec('overlay.scale', 1, 'magnification of the pictures on ~/pruning_overlay', 1, 8),
-    Spec('diagnostic_updater.period', 1.0, 'time between two messages on /diagnostics (s)',
-         0.05, 60.0),
 )  # fmt: skip
 
 
@@ -139,59 +35,184 @@ class PolicyConfig:
     `pruning_options`.
     """
 
-    checkpoint: str
-    device: str
-    dtype: str
-    unnorm_key: str
-    quantization: str
-    runtime: str
-    image_pipeline: str
-    readout_start: int
-    torch_threads: int
-    autostart: bool
-    enabled: bool
-    default_instruction: str
-    cameras: tuple[str, ...]
-    image_transport: str
-    finger_joints: tuple[str, ...]
-    input_reliability: str
-    sync_slop: float
-    sync_state_slop: float
-    trigger: str
-    queue: str
-    max_rate: float
-    action: Semantics
-    control_rate: float
-    max_observation_age: float
-    max_gap: float
-    stream_timeout: float
-    inference_timeout: float
-    max_failures: int
-    overlay_rate: float
-    overlay_scale: int
-    diagnostic_updater_period: float
     pruning_mode: str
     pruning_options: Mapping[str, Any]
+    # fmt: off
+    checkpoint: str = parameter('', 'checkpoint directory; empty: the embedded tabletop policy')
+    device: str = parameter(
+        'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'
+    )
+    dtype: str = parameter(
+        'auto', 'weights; auto: bfloat16 on a GPU, float32 on a CPU',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    )
+    quantization: str = parameter(
+        'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
+        choices=('none', 'int8', 'fp8'),
+    )
+    runtime: str = parameter(
+        'auto',
+        'how the network is run; auto: CUDA graphs on a GPU, else plain; see doc/runtime.md',
+        choices=('auto', 'plain', 'graphs', 'compile'),
+    )
+    image_pipeline: str = parameter(
+        'exact', 'resize and crop of the images; exact: on the host; device: where the model is',
+        choices=('exact', 'device'),
+    )
+    unnorm_key: str = parameter(
+        '', 'normalisation statistics to use; empty: the only set there is'
+    )
+    readout_start: int = parameter(
+        0, 'first state given to the head, from the end; 0: as trained; LightVLA release: -56',
+        -10_000, 0,
+    )
+    torch_threads: int = parameter(
+        0, 'CPU threads of the model; 0: as OMP_NUM_THREADS says, or half of the cores', 0, 1024
+    )
+    autostart: bool = parameter(True, 'configure and activate at start-up')
+    enabled: bool = parameter(
+        True, 'whether chunks are published from the start; later: ~/set_enabled'
+    )
+    default_instruction: str = parameter('', 'instruction in force until one arrives')
+    cameras: tuple[str, ...] = parameter(
+        ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'
+    )
+    image_transport: str = parameter(
+        'raw', 'raw: image_raw; compressed: image_raw/compressed',
+        choices=('raw', 'compressed'),
+    )
+    finger_joints: tuple[str, ...] = parameter(
+        ('finger_joint1', 'finger_joint2'), 'names in joint_states of the two gripper fingers (m)'
+    )
+    input_reliability: str = parameter(
+        'best_effort', 'QoS of the cameras and the state; reliable where no frame may be lost',
+        choices=('best_effort', 'reliable'),
+    )
+    sync_slop: float = parameter(
+        0.02, 'stamps of the cameras may differ by this (s); 0: not at all',
+        0.0, 10.0, name='sync.slop',
+    )
+    sync_state_slop: float = parameter(
+        0.02, 'state may be this far from the image (s); 0: same stamp',
+        0.0, 10.0, name='sync.state_slop',
+    )
+    trigger: str = parameter(
+        'observation',
+        'what starts an inference; request: an executed_actions message of the same stamp',
+        choices=TRIGGERS,
+    )
+    queue: str = parameter(
+        'latest', f'while busy keep the latest observation, or {FIFO_DEPTH} in order',
+        choices=('latest', 'fifo'),
+    )
+    max_rate: float = parameter(
+        0.0,
+        'trigger observation: observations sooner than this allows after the last one that was '
+        'inferred from only feed the history (Hz); 0: no limit', 0.0, 1000.0,
+    )
+    action_kind: str = parameter(
+        'ee_delta', 'what the checkpoint commands', choices=KINDS, name='action.kind'
+    )
+    action_scale_position: float = parameter(
+        0.05, 'size of a unit of a position delta (m)', 1e-4, 10.0, name='action.scale_position'
+    )
+    action_scale_rotation: float = parameter(
+        0.5, 'size of a unit of a rotation delta (rad)', 1e-4, 10.0, name='action.scale_rotation'
+    )
+    action_rotation: str = parameter(
+        'axis_angle', 'what the three rotation deltas are', choices=ROTATIONS,
+        name='action.rotation',
+    )
+    action_frame: str = parameter(
+        'base', 'frame of the deltas', choices=FRAMES, name='action.frame'
+    )
+    action_anchor: str = parameter(
+        'measured', 'from where the deltas count', choices=ANCHORS, name='action.anchor'
+    )
+    action_step_position: float = parameter(
+        0.0125, 'what the arm of the training data covered per unit and step (m)',
+        1e-4, 10.0, name='action.step_position',
+    )
+    action_step_rotation: float = parameter(
+        0.1, 'what the arm of the training data covered per unit and step (rad)',
+        1e-4, 10.0, name='action.step_rotation',
+    )
+    action_gripper_open: float = parameter(
+        1.0, 'last number that means open (raw)', -100.0, 100.0, name='action.gripper_open'
+    )
+    action_gripper_closed: float = parameter(
+        0.0, 'last number that means closed (raw)', -100.0, 100.0, name='action.gripper_closed'
+    )
+    control_rate: float = parameter(
+        20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0
+    )
+    max_observation_age: float = parameter(
+        0.5, 'older observations are dropped (s in node time); 0: no limit',
+        0.0, 3600.0, read_only=False,
+    )
+    max_gap: float = parameter(
+        5.0, 'a longer pause between observations resets the history (s)', 0.0, 3600.0
+    )
+    stream_timeout: float = parameter(
+        2.0, 'a stream silent for longer is reported (s, wall clock)', 0.1, 3600.0,
+        read_only=False,
+    )
+    inference_timeout: float = parameter(
+        60.0, 'an inference that takes longer is reported and its chunk dropped (s, wall clock); '
+        '0: no limit',
+        0.0, 3600.0, read_only=False,
+    )
+    max_failures: int = parameter(
+        3, 'failed inferences in a row that deactivate the node; 0: never',
+        0, 1000, read_only=False,
+    )
+    overlay_rate: float = parameter(
+        5.0, 'at most so many pictures on ~/pruning_overlay (Hz)',
+        0.1, 60.0, name='overlay.rate',
+    )
+    overlay_scale: int = parameter(
+        1, 'magnification of the pictures on ~/pruning_overlay',
+        1, 8, name='overlay.scale',
+    )
+    diagnostic_updater_period: float = parameter(
+        1.0, 'time between two messages on /diagnostics (s)',
+        0.05, 60.0, name='diagnostic_updater.period',
+    )
+    # fmt: on
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> PolicyConfig:
         """From parameter values by name, options of other modes included.
 
         Raises:
-            ValueError: values that do not go together.
+            ParameterError: values that do not go together.
         """
         _, options = pruning_choice(values)
         named = {name.replace('.', '_'): value for name, value in values.items()}
-        named['action'] = Semantics.from_values(values)
         named['pruning_options'] = MappingProxyType(options)
         config = cls(**{f.name: _frozen(named[f.name]) for f in fields(cls)})
         if not config.cameras or len(set(config.cameras)) != len(config.cameras):
-            raise ValueError(f'cameras: {list(config.cameras)} are not different names')
+            raise ParameterError(
+                f'parameter cameras: {list(config.cameras)} are not different names'
+            )
         if len(config.finger_joints) != 2:
-            raise ValueError(f'finger_joints: {list(config.finger_joints)} are not two names')
-        if config.default_instruction.strip():
+            raise ParameterError(
+                f'parameter finger_joints: {list(config.finger_joints)} are not two names'
+            )
+        try:
+            _ = config.action
+        except ValueError as error:
+            raise ParameterError(f'parameter {error}') from error
+        try:
             clean_instruction(config.default_instruction)
+        except ValueError as error:
+            raise ParameterError(f'parameter default_instruction: {error}') from error
         return config
+
+    @property
+    def action(self) -> Semantics:
+        """What an action means."""
+        return Semantics(**{f.name: getattr(self, f'action_{f.name}') for f in fields(Semantics)})
 
     @property
     def pruning(self) -> tuple[str, dict[str, Any]]:
@@ -199,20 +220,23 @@ class PolicyConfig:
         return self.pruning_mode, dict(self.pruning_options)
 
 
+POLICY = specs_of(PolicyConfig)
+
+
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def clean_instruction(text: str) -> str:
-    """An instruction as the model gets it: one line, single spaces.
+    """An instruction as the model gets it: one line, single spaces; '' is none.
 
     Raises:
-        ValueError: nothing is left, or more than `LONGEST_INSTRUCTION` characters.
+        ValueError: more than `LONGEST_INSTRUCTION` characters.
     """
     words = ' '.join(text.split())
-    if not 0 < len(words) <= LONGEST_INSTRUCTION:
+    if len(words) > LONGEST_INSTRUCTION:
         raise ValueError(
-            f'instruction of {len(words)} characters ignored; 1 to {LONGEST_INSTRUCTION} count'
+            f'instruction of {len(words)} characters ignored; at most {LONGEST_INSTRUCTION} count'
         )
     return words
 
@@ -221,9 +245,7 @@ def pruning_specs() -> tuple[Spec, ...]:
     """The mode and the options of every registered pruning mode. Imports torch."""
     from vla_prune_ros.pruning import MODES
 
-    specs = [
-        Spec('pruning.mode', 'none', 'visual-token pruning', choices=tuple(MODES), read_only=False)
-    ]
+    specs = [replace(PRUNING, choices=tuple(MODES))]  # also those that a program added
     for mode, method in MODES.items():
         specs += [
             Spec(
@@ -241,3 +263,16 @@ def pruning_choice(values: Mapping[str, Any], mode: str | None = None) -> tuple[
     prefix = f'pruning.{mode}.'
     options = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     return mode, options
+
+
+def check_pruning(values: Mapping[str, Any], changed: Mapping[str, Any], config: Any) -> None:
+    """ValueError if a mode that a change would affect cannot be made for a model's `config`."""
+    from vla_prune_ros.pruning import make_selector
+
+    touched = {name.split('.')[1] for name in changed if name.startswith('pruning.')}
+    values = {**values, **changed}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # nothing runs on these selectors
+        for mode in touched and touched - {'mode'} | {values['pruning.mode']}:
+            name, options = pruning_choice(values, mode)
+            make_selector(name, config, **options)

@@ -4,73 +4,74 @@
 
 Life: configure loads the model and warms it up, activate subscribes to the data, deactivate stops
 and forgets, cleanup frees the model. With `autostart` the first two happen at start-up. A
-transition that fails is logged with its cause and leaves the node where it was.
+transition that fails is logged with its cause and leaves the node where it was. The executor never
+waits for the model: services are answered while it loads, runs or hangs.
 
 Threads: the executor's callbacks store data; one worker does everything that touches the policy.
-A parameter or a reset that was acknowledged is in force from the next inference.
-
-Executed actions: an executor that reports on `executed_actions` what it really did, stamped with
-the observation that followed, feeds the history; with `trigger: request` such a message is also
-what asks for a chunk. A chunk that was asked for again is sent again, not computed again.
+A parameter or a reset that was acknowledged is in force from the next inference. What is asked for
+and what may be answered is decided in `conversation`.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import wraps
+from concurrent.futures import Future
+from functools import partial, wraps
 from typing import Any, NoReturn
 
+import rclpy.task
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from vla_prune_ros.execution.executed import Executed
-from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.conversation import Conversation
 from vla_prune_ros.nodes.policy.health import Health
 from vla_prune_ros.nodes.policy.inference import Answer, Inference
-from vla_prune_ros.nodes.policy.inputs import Arrival, Inputs
+from vla_prune_ros.nodes.policy.inputs import NO_EVENTS, Inputs
 from vla_prune_ros.nodes.policy.loading import hardware
 from vla_prune_ros.nodes.policy.outputs import Outputs
 from vla_prune_ros.nodes.policy.overlay import Overlay
 from vla_prune_ros.nodes.policy.parameters import (
     POLICY,
     PolicyConfig,
+    check_pruning,
     clean_instruction,
-    pruning_choice,
     pruning_specs,
 )
-from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.ros.diagnostics import Diagnostics
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 from vla_prune_ros.ros.parameter_service import BatchParameterService
 from vla_prune_ros.ros.parameters import declare, report_unknown
-from vla_prune_ros.ros.process import StopRequestedError, run_node, wait_for
+from vla_prune_ros.ros.process import run_node
+from vla_prune_ros.ros.throttle import Throttled
 
 DESCRIPTION = 'ROS 2 node vla_policy: camera images, state and an instruction to action chunks.'
 WATCH_PERIOD = 0.2  # s of wall clock
+SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
 def reported(transition: Callable) -> Callable:
-    """A transition that says why it fails; rclpy would go to an error state without a word."""
+    """A transition that says how it ends; rclpy would go to an error state without a word."""
 
     @wraps(transition)
     def guarded(self: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
         name = transition.__name__.removeprefix('on_')
         try:
-            return transition(self, state)
-        except StopRequestedError:
-            return TransitionCallbackReturn.FAILURE
+            result = transition(self, state)
         except Exception as error:
             self.get_logger().error(f'{name} failed: {type(error).__name__}: {error}')
             return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f'{name}: {self.state}')
+        return result
 
     return guarded
 
@@ -87,68 +88,118 @@ class PolicyNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self._parameter_service = BatchParameterService(self, self._apply_parameters)
 
-        self.failed = False
         self.state = 'unconfigured'
-        self.enabled = self.config.enabled
-        self.instruction = ''
-        if self.config.default_instruction.strip():
-            self.instruction = clean_instruction(self.config.default_instruction)
         self.chunk_len = 0
         self.last_chunk: Any = None
         self._overdue = False
+        self._once = Throttled(lambda text: self.get_logger().warning(text), period=math.inf)
+        self._loading: Future | None = None
+        self._begun = 0.0  # time.monotonic when loading began
 
-        self.inputs = Inputs(self, self.config, self._on_tick, self._on_executed, self._on_frame)
         self._outputs = Outputs(self)
-        self.inference = Inference(
-            lambda: self.config,
-            lambda: self.get_clock().now().nanoseconds,
-            self.get_logger(),
-            self._on_answer,
-            self._on_change,
-            stop,
+        warn = Throttled(lambda text: self.get_logger().warning(text))
+        self._conversation = Conversation(self.config, self._outputs.repeat, warn)
+        self._conversation.instruct(
+            clean_instruction(self.config.default_instruction), lambda: None
         )
+        self.inputs = Inputs(self, self.config, self._conversation)
+        self.inference = Inference(
+            lambda: self.config, self._conversation, self.get_clock(), self.get_logger(),
+            self._on_answer, self._on_change, stop,
+        )  # fmt: skip
+        self.inference.start()
         self._overlay = Overlay(self, self.config, lambda: self._patches_per_view)
         self._patches_per_view = 0
-        period = self.config.diagnostic_updater_period
-        Diagnostics(self, period, lambda: self._outputs.hardware, Health(self).tasks)
+        Diagnostics(
+            self,
+            self.config.diagnostic_updater_period,
+            lambda: self._outputs.hardware,
+            Health(self).tasks,
+        )
         # Before the model loads. A latched reader does not match a volatile writer (ros2 topic
         # pub), and a volatile reader misses what was latched before it came: so both.
-        expected = SubscriptionEventCallbacks(use_default_callbacks=False)
         for qos in (RELIABLE, LATCHED):
             self.create_subscription(
-                String, 'instruction', self._on_instruction, qos, event_callbacks=expected
+                String, 'instruction', self._on_instruction, qos, event_callbacks=NO_EVENTS
             )
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
+        # rclpy's own callback waits until the transition is over, and nobody is served meanwhile.
+        service = self._service_change_state
+        service.callback = partial(self._on_change_state, service.callback)
+        service.callback_group = ReentrantCallbackGroup()
         # Sim time may stand still, a watchdog may not.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(WATCH_PERIOD, self._watch, clock=steady)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the process is to end with an error."""
+        return self.inference.fatal
+
+    @property
+    def enabled(self) -> bool:
+        """Whether chunks may leave."""
+        return self._conversation.enabled
+
+    @property
+    def instruction(self) -> str:
+        """The instruction in force; '' is none."""
+        return self._conversation.instruction
+
     # -- life ----------------------------------------------------------------------------------
     def start(self) -> None:
-        """Configure and activate, if `autostart` says so."""
-        success = TransitionCallbackReturn.SUCCESS
-        if self.config.autostart and self.trigger_configure() == success:
+        """Configure and activate as soon as the executor spins, if `autostart` says so."""
+        if self.config.autostart:
+            assert self.executor is not None  # it was added to one
+            self.executor.create_task(self._start_up)
+
+    async def _start_up(self) -> None:
+        await self._load()
+        if self.trigger_configure() == SUCCESS:
             self.trigger_activate()
 
     def close(self) -> None:
         """Stop for good, even if the model is still busy."""
         self.inference.close()
+        self._outputs.close()
 
     def destroy_node(self) -> None:
         """Let go of DDS at once: rclpy's state machine would hold the node's handle."""
         super().destroy_node()
-        self._state_machine = None
+        self._state_machine = None  # type: ignore[assignment]
+
+    async def _on_change_state(
+        self, plain: Callable, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Do what takes long in the worker, the transition itself in one step."""
+        wanted = request.transition.label or request.transition.id
+        configure = wanted in ('configure', Transition.TRANSITION_CONFIGURE)
+        if configure and self.state == 'unconfigured':
+            if self._loading is not None:
+                self.get_logger().warning('configure refused: the model is being loaded')
+                return response
+            await self._load()
+        response = plain(request, response)
+        return response
+
+    def _load(self) -> rclpy.task.Future:
+        """Start to load the model; what it returns is done when it is loaded, or failed."""
+        self.get_logger().info(f'loading {self.config.checkpoint or "the embedded policy"}')
+        self._begun = time.monotonic()
+        done: rclpy.task.Future = rclpy.task.Future(executor=self.executor)
+        self._loading = self.inference.load()
+        self._loading.add_done_callback(lambda _: done.set_result(None))
+        return done
 
     @reported
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load the model and run it once."""
-        self.get_logger().info(f'loading {self.config.checkpoint or "the embedded policy"}')
-        started = time.monotonic()
-        wait_for(self.inference.load(), self._stop)
-        self.get_logger().info(
-            f'ready after {time.monotonic() - started:.1f} s on {self._outputs.hardware}'
-        )
+        """Take the model that `_load` has loaded and run once."""
+        loading, self._loading = self._loading, None
+        assert loading is not None  # `_load` comes first
+        loading.result()
+        took = time.monotonic() - self._begun
+        self.get_logger().info(f'ready after {took:.1f} s on {self._outputs.hardware}')
         self.state = 'inactive'
         return super().on_configure(state)
 
@@ -156,7 +207,6 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to take data."""
         self.inference.pardon()
-        self.inference.clock_may_lag = self.get_parameter('use_sim_time').value
         try:
             self.inputs.subscribe()
         except Exception:
@@ -165,59 +215,33 @@ class PolicyNode(LifecycleNode):
         report_unknown(self, qos=True)
         result = super().on_activate(state)  # the publisher may publish from here on
         self.state = 'active'
-        self.inference.open(self.enabled)
+        self._conversation.activate()
         return result
 
     @reported
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking data and forget."""
         self.state = 'inactive'
-        self.inference.open(False)
+        self._conversation.deactivate()
         self.inputs.unsubscribe()
-        self._forget('deactivate')
         return super().on_deactivate(state)
 
     @reported
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model."""
+        """Free the model, as soon as it has nothing to do."""
         self.state, self.last_chunk = 'unconfigured', None
-        wait_for(self.inference.free(), self._stop)
+        self.inference.free()
         return super().on_cleanup(state)
 
+    @reported
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the process: a node that is finalised can do nothing more."""
         self.state = 'finalized'
-        self.inference.open(False)
+        self._conversation.deactivate()
         self._stop.set()
         return super().on_shutdown(state)
 
-    # -- data in -------------------------------------------------------------------------------
-    @property
-    def _takes_data(self) -> bool:
-        return self.state == 'active' and self.enabled
-
-    def _on_tick(self, tick: Tick, arrival: Arrival) -> None:
-        """An observation wants a chunk."""
-        if not self._takes_data:
-            return
-        if not self.instruction:
-            self.get_logger().warning('waiting for an instruction', throttle_duration_sec=5.0)
-            return
-        self.inference.offer(replace(tick, instruction=self.instruction), arrival.convert_ms)
-
-    def _on_frame(self, frame: MatchedSet) -> None:
-        if self._takes_data:
-            self.inference.glimpse(frame)
-
-    def _on_executed(self, stamp: int, executed: Executed) -> None:
-        known = self.inference.knows(stamp)
-        if known == 'new':
-            self.inputs.add_executed(stamp, executed)
-        elif known == 'answered' and self._takes_data:
-            self._outputs.repeat()
-        elif known == 'unanswered' and self._takes_data:
-            self.inference.retry(self.instruction)
-
+    # -- commands ------------------------------------------------------------------------------
     def _on_instruction(self, message: String) -> None:
         try:
             text = clean_instruction(message.data)
@@ -225,14 +249,11 @@ class PolicyNode(LifecycleNode):
             self.inputs.streams.broken('instruction')
             self.get_logger().warning(str(error))
             return
-        if text != self.instruction:
-            self.get_logger().info(f'instruction: {text}')
-            self.instruction = text
-            self._publish_info()
+        if self._conversation.instruct(text, self._publish_info):
+            self.get_logger().info(f'instruction: {text or "none, no chunks"}')
 
-    # -- services and parameters ---------------------------------------------------------------
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._forget('reset')
+        self._conversation.reset('reset')
         response.success = self.inference.policy is not None
         response.message = 'history cleared' if response.success else 'no policy is loaded'
         return response
@@ -240,18 +261,11 @@ class PolicyNode(LifecycleNode):
     def _on_set_enabled(
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
-        self.enabled = request.data
-        self.inference.open(self._takes_data)
-        self._forget('enabled')
+        self._conversation.enable(request.data)
         response.success = True
         response.message = 'enabled' if request.data else 'disabled: no chunks are published'
         self.get_logger().info(response.message)
         return response
-
-    def _forget(self, reason: str) -> None:
-        """Empty everything that reaches from one inference into the next."""
-        self.inputs.clear()
-        self.inference.forget(reason)
 
     def _values(self) -> dict[str, Any]:
         return {name: self.get_parameter(name).value for name in self._specs}
@@ -262,25 +276,11 @@ class PolicyNode(LifecycleNode):
         try:
             for name, value in changed.items():
                 self._specs[name].check(value)
-            self._check_pruning(changed)
+            if self.inference.policy is not None:
+                check_pruning(self._values(), changed, self.inference.policy.config)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
-
-    def _check_pruning(self, changed: dict[str, Any]) -> None:
-        """ValueError if a pruning mode that would be affected cannot be made."""
-        touched = {name.split('.')[1] for name in changed if name.startswith('pruning.')}
-        policy = self.inference.policy
-        if not touched or policy is None:
-            return
-        from vla_prune_ros.pruning import make_selector
-
-        values = self._values() | changed
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # nothing runs on these selectors
-            for mode in touched - {'mode'} | {values['pruning.mode']}:
-                name, options = pruning_choice(values, mode)
-                make_selector(name, policy.config, **options)
 
     def _apply_parameters(self) -> None:
         """Put what was set into force as a whole, from the next inference on."""
@@ -309,7 +309,7 @@ class PolicyNode(LifecycleNode):
         self._patches_per_view = policy.config.patches_per_view
         if note := policy.info()['note']:
             self.get_logger().warning(f'mode {policy.settings.mode}: {note}')
-        self._publish_info()
+        self._conversation.announce(self._publish_info)
 
     def _publish_info(self) -> None:
         policy = self.inference.policy
@@ -331,6 +331,9 @@ class PolicyNode(LifecycleNode):
                 'its chunk will be dropped'
             )
         self._overdue = overdue
+        topic = self._outputs.topic
+        if self.count_publishers(topic) > 1:
+            self._once('rival', f'somebody else publishes on {topic}, too: the robot gets both')
         if inference.exhausted:
             self.get_logger().error(
                 f'deactivating after {inference.failures} failures in a row: '

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one thread that runs the model, so that no ROS callback ever waits for it.
 
-Everything that touches the policy runs here: loading it, changing it, inference. Changes go
-before waiting observations, so a change that was acknowledged holds from the next inference.
+Everything that touches the policy runs here. The thread fetches its work when it has time, so
+nothing piles up in front of it.
 """
 
 from __future__ import annotations
@@ -17,33 +17,20 @@ from typing import Any
 
 
 class Worker(threading.Thread):
-    """Runs posted jobs first, then offered observations in order.
+    """Runs posted jobs first, then `serve` until it returns False: nothing left to do.
 
-    At most `depth` observations wait, so a depth of 1 is "the latest wins". The oldest of too many
-    is superseded, which is counted; `merge(old, next)` makes the next one carry what may not be
-    lost of it. `on_error(observation, error)` must not raise.
+    After that it sleeps until `wake`. `serve` must not raise.
     """
 
-    def __init__(
-        self,
-        handle: Callable[[Any], None],
-        on_error: Callable[[Any, BaseException], None],
-        merge: Callable[[Any, Any], Any],
-        depth: int,
-    ) -> None:
+    def __init__(self, serve: Callable[[], bool]) -> None:
         super().__init__(name='inference', daemon=True)
-        self._handle = handle
-        self._on_error = on_error
-        self._merge = merge
-        self._depth = depth
+        self._serve = serve
         self._jobs: deque[tuple[Callable[[], Any], Future]] = deque()
-        self._waiting: deque[Any] = deque()
         self._changed = threading.Condition()
-        self._stopping = False
-        self.superseded = 0
+        self._awake = self._stopping = False
 
     def post(self, job: Callable[[], Any]) -> Future:
-        """Run `job` before any waiting observation; the future has its result or exception."""
+        """Run `job` before anything else; the future has its result or exception."""
         future: Future = Future()
         with self._changed:
             if self._stopping:
@@ -53,27 +40,17 @@ class Worker(threading.Thread):
                 self._changed.notify()
         return future
 
-    def offer(self, observation: Any) -> None:
-        """Queue an observation."""
+    def wake(self) -> None:
+        """There may be something to do."""
         with self._changed:
-            self._waiting.append(observation)
-            if len(self._waiting) > self._depth:
-                oldest = self._waiting.popleft()
-                self._waiting[0] = self._merge(oldest, self._waiting[0])
-                self.superseded += 1
+            self._awake = True
             self._changed.notify()
         time.sleep(0)  # gives the interpreter to this thread at once; the caller is in no hurry
-
-    def clear(self) -> None:
-        """Forget the waiting observations."""
-        with self._changed:
-            self._waiting.clear()
 
     def stop(self, timeout: float) -> bool:
         """End after the task at hand; True if the thread ended within `timeout` seconds."""
         with self._changed:
             self._stopping = True
-            self._waiting.clear()
             for _, future in self._jobs:
                 future.cancel()
             self._jobs.clear()
@@ -84,29 +61,28 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Thread body."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._jobs or self._waiting)
-                if self._stopping:
-                    return
-                job = self._jobs.popleft() if self._jobs else None
-                item = None if job else self._waiting.popleft()
-            if job is not None:
-                self._run_job(*job)
-            else:
-                self._run_item(item)
+        while self.run_once():
+            pass
 
-    def _run_item(self, item: Any) -> None:
-        try:
-            self._handle(item)
-        except BaseException as error:  # whatever it is, this thread has to live
-            self._on_error(item, error)
+    def run_once(self) -> bool:
+        """Wait for something to do and do it; False once the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._jobs or self._awake)
+            if self._stopping:
+                return False
+            job = self._jobs.popleft() if self._jobs else None
+            self._awake = self._awake and job is not None
+        if job is not None:
+            _run(*job)
+        elif self._serve():
+            self._awake = True  # there may be more
+        return True
 
-    @staticmethod
-    def _run_job(job: Callable[[], Any], future: Future) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(job())
-        except BaseException as error:
-            future.set_exception(error)
+
+def _run(job: Callable[[], Any], future: Future) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(job())
+    except BaseException as error:  # whatever it is, this thread has to live
+        future.set_exception(error)

@@ -162,9 +162,9 @@ class Control:
         if command is None or config['dry_run'] or not pilot.supervisor.commands(now):
             return
         pose = command.pose
-        if pilot.supervisor.state == RUNNING:
+        if pilot.supervisor.state == RUNNING and pilot.commander is not None:
             ahead = now - self._ticked + 1.0 / config['command_rate']
-            pose = pilot.commander.between(ahead * NANOSECONDS / config.period)
+            pose = pilot.commander.between(ahead * NANOSECONDS / config.period) or pose
         stamp = self._node.get_clock().now().nanoseconds
         self._output.send(command, pose, stamp, self.state.base)
 

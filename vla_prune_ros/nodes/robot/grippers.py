@@ -109,6 +109,7 @@ class ActionGripper:
             self._next()
 
     def _failed(self, text: str) -> None:
+        assert self._current is not None
         position, tries, _ = self._current
         self._current = None
         again = tries == 1 and self._wish is None

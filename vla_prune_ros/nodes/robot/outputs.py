@@ -71,8 +71,8 @@ class Servo:
         self._types = needed('moveit_msgs.srv', 'servo').ServoCommandType
         self._output, self._log = output, log
         self.halted = ''
-        self._switch = node.create_client(self._types, f'{name}/switch_command_type')
-        self._pause = node.create_client(SetBool, f'{name}/pause_servo')
+        self._switch: Any = node.create_client(self._types, f'{name}/switch_command_type')
+        self._pause: Any = node.create_client(SetBool, f'{name}/pause_servo')
         node.create_subscription(messages.ServoStatus, f'{name}/status', self._on_status, RELIABLE)
 
     def start(self) -> None:

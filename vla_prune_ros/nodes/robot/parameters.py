@@ -17,7 +17,7 @@ from vla_prune_ros.execution.commands import Limits, Tool
 from vla_prune_ros.execution.playing import EXECUTION_MODES, Execution
 from vla_prune_ros.execution.supervisor import Rules
 from vla_prune_ros.execution.targets import Pose, rotation_matrix
-from vla_prune_ros.ros.parameters import Spec
+from vla_prune_ros.ros.parameters import ParameterError, Spec
 from vla_prune_ros.sim.base import quaternion_to_axis_angle
 
 OUTPUTS = ('pose', 'twist')
@@ -27,9 +27,16 @@ GRIPPERS = (
 STATES = ('topic', 'tf')
 
 
-def _idle(*words: Any, **options: Any) -> Spec:
+def _idle(
+    name: str,
+    default: Any,
+    description: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Spec:
     """A parameter that may change while the bridge is idle."""
-    return Spec(*words, **options, read_only=False)
+    return Spec(name, default, description, minimum, maximum, choices, read_only=False)
 
 
 ROBOT = (
@@ -126,27 +133,27 @@ class RobotConfig:
         """From parameter values by name.
 
         Raises:
-            ValueError: values that do not go together; the text names the parameter.
+            ParameterError: values that do not go together; the text names the parameter.
         """
         box = _numbers(values, 'limits.box', 6)
         anchor = values['anchor']
         if anchor == 'auto':
             anchor = 'velocity' if values['output'] == 'twist' else 'measured'
         elif values['output'] == 'twist':
-            raise ValueError('anchor: output twist has none')
+            raise ParameterError('anchor: output twist has none')
         if values['command_rate'] < values['control_rate']:
-            raise ValueError('command_rate: less than control_rate')
+            raise ParameterError('command_rate: less than control_rate')
         n = len(values['fingers.joints'])
         if n not in (1, 2):
-            raise ValueError(f'fingers.joints: {n} names; one or two')
+            raise ParameterError(f'fingers.joints: {n} names; one or two')
         for name, count in (('fingers.open', n), ('fingers.closed', n)):
             _numbers(values, name, count)
         for name in ('fingers.trained_open', 'fingers.trained_closed'):
             _numbers(values, name, len(values['fingers.trained_joints']))
         if not np.all(_numbers(values, 'fingers.open', n) != values['fingers.closed']):
-            raise ValueError('fingers.open: the same as fingers.closed')
+            raise ParameterError('fingers.open: the same as fingers.closed')
         if values['pose_source'] == 'tf' and not (values['frames.base'] and values['frames.ee']):
-            raise ValueError('frames.base, frames.ee: pose_source tf needs both')
+            raise ParameterError('frames.base, frames.ee: pose_source tf needs both')
         return cls(
             dict(values),
             Limits(
@@ -179,7 +186,7 @@ class RobotConfig:
 def _offset(values: Mapping[str, Any], name: str) -> Tool:
     numbers = _numbers(values, name, 7)
     if abs(np.linalg.norm(numbers[3:]) - 1.0) > 1e-3:
-        raise ValueError(f'{name}: its quaternion is not of unit length')
+        raise ParameterError(f'{name}: its quaternion is not of unit length')
     turn = rotation_matrix(quaternion_to_axis_angle(numbers[3:]))
     return Tool(Pose(numbers[:3], turn))
 
@@ -187,5 +194,5 @@ def _offset(values: Mapping[str, Any], name: str) -> Tool:
 def _numbers(values: Mapping[str, Any], name: str, count: int) -> np.ndarray:
     numbers = np.array(values[name], dtype=np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise ValueError(f'{name}: {list(values[name])}; {count} finite numbers are needed')
+        raise ParameterError(f'{name}: {list(values[name])}; {count} finite numbers are needed')
     return numbers

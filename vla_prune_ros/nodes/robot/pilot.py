@@ -43,7 +43,10 @@ class Pilot:
         self.counts: Counter[str] = Counter()
         self.chunk_ages: deque[float] = deque(maxlen=KEPT)
         self.errors: deque[float] = deque(maxlen=KEPT)
-        self.jerks = {'within': deque(maxlen=KEPT), 'seam': deque(maxlen=KEPT)}
+        self.jerks: dict[str, deque[float]] = {
+            'within': deque(maxlen=KEPT),
+            'seam': deque(maxlen=KEPT),
+        }
         self.pause = ''
         self.since = 0
         self.command: Command | None = None
@@ -107,6 +110,7 @@ class Pilot:
         )
         state = supervisor.tick(facts)
         if state == RUNNING:
+            assert measured is not None  # or the supervisor would hold
             self._run(facts.now, measured)
         else:
             if state == HOLDING and not player.remaining:
@@ -162,6 +166,7 @@ class Pilot:
 
     def _run(self, now: float, measured: Pose) -> None:
         action, self._moving = self.player.next(), True
+        assert action is not None and self.commander is not None  # `playable`, and by a policy
         command = self.commander.command(action, measured, self._config['speed_scale'])
         self.command = command
         self.counts.update(command.limited)

@@ -117,9 +117,11 @@ class Reports:
 
 def preview(pilot: Pilot, state: RobotState, now: int) -> PoseArray:
     """Where the rest of the chunk should lead the arm from where it is."""
-    s, pose = pilot.commander.semantics, state.pose
-    message = PoseArray()
+    message, pose = PoseArray(), state.pose
     message.header.stamp, message.header.frame_id = to_time(now), state.base
+    if pilot.commander is None or pose is None:
+        return message
+    s = pilot.commander.semantics
     scale = np.concatenate([np.full(3, s.step_position), np.full(3, s.step_rotation)])
     for action in pilot.player.rest:
         pose = pose.moved(np.clip(action[:6], -1.0, 1.0) * scale, 1.0)

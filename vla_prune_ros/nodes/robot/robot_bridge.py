@@ -23,6 +23,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -42,7 +43,7 @@ from vla_prune_ros.ros.messages import (
     values_message,
 )
 from vla_prune_ros.ros.parameter_service import BatchParameterService
-from vla_prune_ros.ros.parameters import declare, report_unknown
+from vla_prune_ros.ros.parameters import ParameterError, declare, report_unknown
 from vla_prune_ros.ros.process import run_node
 from vla_prune_ros.ros.throttle import Throttled
 
@@ -66,7 +67,7 @@ class RobotBridge(LifecycleNode):
         self.pilot = Pilot(self.config, self._on_change)
         self.control: Control | None = None
         self._instruction: str | None = None
-        self._timer = None
+        self._timer: Timer | None = None
         self._state_out = self.create_publisher(DiagnosticArray, '~/state', LATCHED)
         self._reports = Reports(self)
         Diagnostics(
@@ -94,7 +95,7 @@ class RobotBridge(LifecycleNode):
     def destroy_node(self) -> None:
         """Let go of DDS at once: rclpy's state machine would hold the node's handle."""
         super().destroy_node()
-        self._state_machine = None
+        self._state_machine = None  # type: ignore[assignment]
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Make everything that talks to the robot and to the policy."""
@@ -113,6 +114,7 @@ class RobotBridge(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the timer. Nothing moves before `~/set_enabled`."""
+        assert self.control is not None  # made by on_configure
         self.control.restart()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(
@@ -126,8 +128,10 @@ class RobotBridge(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Hold still, then end the timer."""
-        self.control.disable('deactivated', wait=True)
-        self.destroy_timer(self._timer)
+        if self.control is not None:
+            self.control.disable('deactivated', wait=True)
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
         self._timer = None
         return super().on_deactivate(state)
 
@@ -140,7 +144,7 @@ class RobotBridge(LifecycleNode):
     def _on_chunk(self, message: JointTrajectory) -> None:
         now_ns = self.get_clock().now().nanoseconds
         try:
-            if self.control.around.chunk_sources() > 1:
+            if self.control is not None and self.control.around.chunk_sources() > 1:
                 self.gate.refused['source'] += 1
                 raise MessageError('more than one node publishes chunks')
             stamp, actions = self.gate.check(message, now_ns, self.pilot.since)
@@ -157,11 +161,12 @@ class RobotBridge(LifecycleNode):
         moving = self.pilot.supervisor.state in (HOLDING, RUNNING)
         before = self.gate.semantics
         self.gate.describe(values, kept=moving)
+        semantics = self.gate.semantics
         if self.gate.misfit:
             self.get_logger().error(self.gate.misfit)
-        elif self.gate.semantics != before:
-            self.pilot.configure(self.config, self.gate.semantics)
-            self.get_logger().info(f'policy: {self.gate.semantics.signature}')
+        elif semantics is not None and semantics != before:
+            self.pilot.configure(self.config, semantics)
+            self.get_logger().info(f'policy: {semantics.signature}')
 
     def _on_instruction(self, message: String) -> None:
         text = ' '.join(message.data.split())
@@ -179,7 +184,7 @@ class RobotBridge(LifecycleNode):
         self, request: SetBool.Request, response: SetBool.Response
     ) -> SetBool.Response:
         supervisor = self.pilot.supervisor
-        if self._timer is None:
+        if self._timer is None or self.control is None:
             response.message = 'the node is not active'
         elif not request.data:
             self.control.disable()
@@ -219,7 +224,7 @@ class RobotBridge(LifecycleNode):
             for name, value in changed.items():
                 self._specs[name].check(value)
                 if state != IDLE and name not in ANY_TIME:
-                    raise ValueError(f'{name}: only in state idle, this is {state}')
+                    raise ParameterError(f'{name}: only in state idle, this is {state}')
             RobotConfig.from_values(self._values() | changed)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))

@@ -74,8 +74,8 @@ class Joints:
 
     def get(self, names: tuple[str, ...]) -> tuple[int, np.ndarray] | None:
         """Stamp of the oldest part and the positions; None if one is missing."""
-        parts = [self._newest.get(name) for name in names]
-        if None in parts:
+        parts = [self._newest[name] for name in names if name in self._newest]
+        if len(parts) < len(names):
             return None
         stamps = [stamp for stamp, _ in parts]
         if max(stamps) - min(stamps) > KEEP:

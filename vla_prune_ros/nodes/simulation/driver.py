@@ -25,8 +25,8 @@ from vla_prune_ros.nodes.simulation.episodes import Episodes
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Link
 from vla_prune_ros.nodes.simulation.sensors import Sensors
 from vla_prune_ros.ros.messages import RELIABLE, MessageError, pose_from, to_ns
+from vla_prune_ros.ros.parameters import ParameterError
 from vla_prune_ros.sim import SimObservation, make_robot, quaternion_to_axis_angle
-from vla_prune_ros.sim.base import SimulatedRobot
 
 STEP = 0.01  # s between two looks at the commands, and two messages of state
 PHYSICS = 5  # steps of the simulation in one STEP
@@ -136,18 +136,21 @@ class DriverEpisodes(Episodes):
         if status.state == 'done':
             self._stopping.wait(PAUSE)
 
+    def _deliver(self) -> None:
+        """Time goes on, whoever listens."""
+
     def _wait_for_policy(self, status: EpisodeStatus) -> None:
         """A driver waits for nobody."""
         self._link.instruct(status.instruction)
 
-    def _idle(self, robot: SimulatedRobot) -> None:
+    def _idle(self, robot: Any) -> None:
         if self._snapshot is None:
             robot.reset(0, 0)
             robot.arm.controller.stiffness = self._stiffness
         self._tick(robot)
 
     def _play_lockstep(
-        self, robot: SimulatedRobot, observation: SimObservation, status: EpisodeStatus
+        self, robot: Any, observation: SimObservation, status: EpisodeStatus
     ) -> None:
         """Let time pass until the task is done; its steps count from the first command on."""
         robot.arm.controller.stiffness = self._stiffness
@@ -164,7 +167,7 @@ class DriverEpisodes(Episodes):
 
     _play_realtime = _play_lockstep
 
-    def _tick(self, robot: SimulatedRobot) -> bool:
+    def _tick(self, robot: Any) -> bool:
         """10 ms of physics, and what it leads to; whether it came too late."""
         arm, wish = robot.arm, self._commands.arm
         if wish is not None and self._interface == 'pose':
@@ -187,7 +190,7 @@ class DriverEpisodes(Episodes):
 
     def _show(self) -> None:
         """Body of the thread of the pictures."""
-        robot = make_robot('tabletop')
+        robot: Any = make_robot('tabletop')
         try:
             due = time.monotonic()
             while not self._stopping.is_set():
@@ -208,11 +211,11 @@ def driver_episodes(node: Any, sensors: Sensors, settings: Mapping[str, Any]) ->
     """The robot of a `SimBridge` as an arm that takes commands.
 
     Raises:
-        ValueError: the backend has no such arm.
+        ParameterError: the backend has no such arm.
     """
     interface = settings['interface']
     if settings['backend'] != 'tabletop':
-        raise ValueError(f'interface {interface}: only backend tabletop has it')
+        raise ParameterError(f'interface {interface}: only backend tabletop has it')
     commands = ArmCommands(node, interface, settings['base_frame'], node.warn)
     return DriverEpisodes(node, sensors, commands, interface, settings['interface.stiffness'])
 

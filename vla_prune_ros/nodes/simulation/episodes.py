@@ -28,6 +28,7 @@ FIRST_PATIENCE = 0.25  # s, after which a first unanswered request is sent again
 IDLE = 0.1  # s of wall clock between two looks at the world while nothing happens
 MAX_FAILURES = 3  # of the simulation in a row, that end it
 SILENT = 1.0  # s without a chunk that the operator should know of
+POLL = 0.001  # s between two looks at whether all has arrived
 SETTLE = 0.1  # s that what a policy says of a chunk may come after it
 
 
@@ -49,7 +50,7 @@ class Episodes(threading.Thread):
         self._limited = -1  # stamp of the last chunk of which the policy said how much to play
         self._stopping = threading.Event()
         self._abort = threading.Event()
-        self._lock = threading.Lock()  # over _abort, _requested and _number
+        self._lock = threading.Lock()  # over _abort, _requested, _number and the choice of a plan
         self._requested = False
         self._now = round(self._settings.gap * NANOSECONDS)
         self._number = 0
@@ -76,10 +77,11 @@ class Episodes(threading.Thread):
             while not self._stopping.is_set():
                 if robot is None:
                     robot = self._make()
-                with self._lock:
+                with self._lock:  # so that what is asked for gets the number that was answered
                     requested, self._requested = self._requested, False
                     self._abort.clear()
-                plan = self._link.next_plan(robot, requested)
+                    plan = self._link.next_plan(robot, requested)
+                    self._number += plan is not None
                 if plan is None:
                     self._idle(robot)
                     continue
@@ -104,10 +106,8 @@ class Episodes(threading.Thread):
         if settings != self._settings:
             self._settings, self._player = settings, ChunkPlayer(settings.execution)
         self._player.clear()
-        self._link.discard_chunks()
+        self._link.answers.clear()
         self._left_over = self._asked
-        with self._lock:
-            self._number += 1
         status = EpisodeStatus(
             self._number,
             robot.suite,
@@ -142,7 +142,9 @@ class Episodes(threading.Thread):
         self._abort.wait(IDLE)
 
     def _report(self, status: EpisodeStatus) -> None:
-        status.refused = self._link.refused()
+        if not self._settings.realtime:
+            self._deliver()
+        status.refused = self._link.answers.refused
         status.unknown, status.starved = self._player.unknown, self._player.starved
         self._link.report(status, self._now)
 
@@ -201,18 +203,31 @@ class Episodes(threading.Thread):
             elif observation.images and self._link.every_step():
                 self._link.observation(robot, observation, self._now)
             action = player.next()
+            assert action is not None  # an answer came, or an exception
             render = player.is_due or self._link.every_step()  # costs more than the physics
             observation = self._step(robot, action, render)
             executed.append(action)
             status.step += 1
             status.success = robot.success()
+            self._deliver()  # after the step: meanwhile all should have arrived
             self._link.clock(self._now)
+
+    def _deliver(self) -> None:
+        """Wait until everyone has what was sent before more is sent: nothing may be lost.
+
+        A reader that has died or was stopped is given up by DDS, after 20 s by default.
+        """
+        started = time.monotonic()
+        while not (self._link.delivered() or self._abort.is_set()):
+            if (waited := time.monotonic() - started) > SILENT:
+                self._link.warn('undelivered', f'a reader confirms nothing since {waited:.0f} s')
+            time.sleep(POLL)
 
     def _settle(self, status: EpisodeStatus) -> None:
         """Wait for what the policy says of its chunk on another topic."""
         deadline = time.monotonic() + SETTLE
-        while self._limited != self._now and self._link.limits_follow():
-            answer = self._link.chunk(max(0.0, deadline - time.monotonic()))
+        while self._limited != self._now and self._link.answers.limits_follow():
+            answer = self._link.answers.get(max(0.0, deadline - time.monotonic()))
             if answer is None:
                 return
             self._take(answer, status)
@@ -238,7 +253,7 @@ class Episodes(threading.Thread):
             deadline = started + min(patience, self._settings.chunk_timeout)
             while (left := deadline - time.monotonic()) > 0:
                 self._check()
-                answer = self._link.chunk(min(left, IDLE))
+                answer = self._link.answers.get(min(left, IDLE))
                 if answer is None:
                     self._link.clock(self._now)
                     continue
@@ -311,7 +326,7 @@ class Episodes(threading.Thread):
         usable = False
         while True:
             left = until - time.monotonic()
-            answer = self._link.chunk(max(0.0, left))
+            answer = self._link.answers.get(max(0.0, left))
             if answer is not None:
                 usable |= self._take(answer, status)
             elif left <= 0:

@@ -30,10 +30,14 @@ class Inbox:
     """A bounded queue whose items become visible `latency` seconds of wall clock after they came.
 
     The latency is artificial: it shows what a slower policy would mean.
+
+    Attributes:
+        refused: chunks with bad content since `clear`.
     """
 
     def __init__(self) -> None:
         self.latency = 0.0
+        self.refused = 0
         self._items: deque[tuple[float, Answer]] = deque(maxlen=DEPTH)
         self._changed = threading.Condition()
 
@@ -58,5 +62,10 @@ class Inbox:
 
     def clear(self) -> None:
         """Forget all that came, visible or not."""
+        self.refused = 0
         with self._changed:
             self._items.clear()
+
+    def limits_follow(self) -> bool:
+        """Whether it is said of every chunk, after it, how much of it is to be played."""
+        return False

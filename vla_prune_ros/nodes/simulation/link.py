@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from vla_prune_ros.execution.playing import Execution
-from vla_prune_ros.nodes.simulation.inbox import Answer
+from vla_prune_ros.nodes.simulation.inbox import Inbox
 from vla_prune_ros.sim.base import SimObservation, SimulatedRobot
 
 
@@ -75,6 +75,10 @@ class EpisodeStatus:
 class Link(Protocol):
     """What an episode needs of the world; all of it is called in the simulation's thread."""
 
+    @property
+    def answers(self) -> Inbox:
+        """What the policy said."""
+
     def ready(self) -> bool:
         """Whether a policy is there."""
 
@@ -93,17 +97,8 @@ class Link(Protocol):
     def request(self, executed: np.ndarray, stamp: int) -> None:
         """A chunk is wanted for the observation at `stamp`; [n, 7] were executed before it."""
 
-    def chunk(self, timeout: float) -> Answer | None:
-        """The next answer that arrived, within `timeout` seconds."""
-
-    def limits_follow(self) -> bool:
-        """Whether the policy says of every chunk how much of it is to be played."""
-
-    def discard_chunks(self) -> None:
-        """Forget what arrived, and count refused chunks from 0."""
-
-    def refused(self) -> int:
-        """Chunks that were refused for their content since `discard_chunks`."""
+    def delivered(self) -> bool:
+        """Whether all who read reliably have what was sent so far."""
 
     def warn(self, kind: str, text: str) -> None:
         """Tell the operator, but not at every step."""

@@ -34,7 +34,7 @@ BRIDGE = (
     ),
     Spec(
         'task', '', 'task name or number; empty: the first. From the next reset',
-        read_only=False,
+        read_only=False, or_number=True,
     ),
     Spec(
         'initial_state', 0, 'fixed initial state. From the next reset', 0, MAX_INT,

@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, JointState, MultiDOFJointState
 
 from vla_prune_ros.ros.messages import (
-    RELIABLE,
+    PROMPT,
     camera_info_message,
     image_message,
     joint_message,
@@ -35,13 +35,13 @@ class Sensors:
 
     def __init__(self, node: Node, base_frame: str, objects: bool = False) -> None:
         self._node, self._base = node, base_frame
-        self._joints = node.create_publisher(JointState, 'joint_states', RELIABLE)
-        self._pose = node.create_publisher(PoseStamped, 'ee_pose', RELIABLE)
+        self._joints = node.create_publisher(JointState, 'joint_states', PROMPT)
+        self._pose = node.create_publisher(PoseStamped, 'ee_pose', PROMPT)
         self._images: dict[str, Any] = {}
         self._infos: dict[str, Any] = {}
         self._objects = None
         if objects:
-            self._objects = node.create_publisher(MultiDOFJointState, 'objects', RELIABLE)
+            self._objects = node.create_publisher(MultiDOFJointState, 'objects', PROMPT)
         self._tf = None
         if importlib.util.find_spec('tf2_msgs') is None:
             node.get_logger().info('tf2_msgs is not installed: no tf')
@@ -55,10 +55,8 @@ class Sensors:
         for camera in robot.cameras:
             if camera.name not in self._images:
                 create = self._node.create_publisher
-                self._images[camera.name] = create(Image, f'{camera.name}/image_raw', RELIABLE)
-                self._infos[camera.name] = create(
-                    CameraInfo, f'{camera.name}/camera_info', RELIABLE
-                )
+                self._images[camera.name] = create(Image, f'{camera.name}/image_raw', PROMPT)
+                self._infos[camera.name] = create(CameraInfo, f'{camera.name}/camera_info', PROMPT)
 
     @property
     def state(self) -> tuple[Publisher, ...]:
@@ -69,6 +67,12 @@ class Sensors:
     def publishers(self) -> tuple[Publisher, ...]:
         """Publishers of all that a policy may listen to."""
         return *self.state, *self._images.values()
+
+    @property
+    def all(self) -> tuple[Publisher, ...]:
+        """All publishers but that of /tf."""
+        objects = () if self._objects is None else (self._objects,)
+        return *self.publishers, *self._infos.values(), *objects
 
     def publish(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
         """Publish everything for one instant."""

@@ -195,9 +195,10 @@ def _quiet_robosuite() -> None:
     name = 'robosuite.macros'
     if 'robosuite' in sys.modules:
         return
-    root = importlib.util.find_spec('robosuite').submodule_search_locations[0]
-    spec = importlib.util.spec_from_file_location(name, Path(root) / 'macros.py')
-    macros = importlib.util.module_from_spec(spec)
+    package: Any = importlib.util.find_spec('robosuite')
+    root = package.submodule_search_locations[0]
+    spec: Any = importlib.util.spec_from_file_location(name, Path(root) / 'macros.py')
+    macros: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(macros)
     macros.FILE_LOGGING_LEVEL, macros.CONSOLE_LOGGING_LEVEL = None, 'ERROR'
     sys.modules[name] = macros

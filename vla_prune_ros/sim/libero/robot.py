@@ -124,7 +124,8 @@ class LiberoRobot(SimulatedRobot):
             if self._env is None or self._task is not self.tasks[index]:
                 self._build(self.tasks[index])
             if initial_state >= len(self._states):
-                raise SimulationError(f'{self._task.states.name} has {len(self._states)} states')
+                name = self.tasks[index].states.name
+                raise SimulationError(f'{name} has {len(self._states)} states')
             self._images_wanted = self._render and self._settle == 0
             self._resets.perform(self._env.env, initial_state)
             self._watch_cameras()
@@ -230,7 +231,7 @@ class LiberoRobot(SimulatedRobot):
             seen._data = copy.copy(sim.data._data)
             return self._draw(camera) if self._images_wanted else blank
 
-        sense.__modality__ = 'image'
+        sense.__modality__ = 'image'  # type: ignore[attr-defined]
         return sense
 
     def _draw(self, camera: str, data: SimpleNamespace | None = None) -> np.ndarray:

@@ -106,7 +106,7 @@ def download() -> None:
     try:
         from huggingface_hub import HfApi, snapshot_download
 
-        files = HfApi().dataset_info(REPOSITORY, files_metadata=True).siblings
+        files = HfApi().dataset_info(REPOSITORY, files_metadata=True).siblings or []
         size = sum(file.size or 0 for file in files)
         free = shutil.disk_usage(_existing(folder)).free
         print(f'{REPOSITORY}: {len(files)} files, {size / 1e6:.0f} MB to {folder}', flush=True)

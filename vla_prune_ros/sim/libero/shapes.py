@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 Vector = tuple[float, float, float]
 Colour = tuple[float, float, float]
+WOOD, STEEL = (0.55, 0.35, 0.2), (0.3, 0.3, 0.32)
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Record the stages of every bucket beforehand, so that a robot never waits for a recording."""
+"""Run and record everything beforehand, so that a robot never waits for it."""
 
 from __future__ import annotations
 
@@ -11,44 +11,36 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.pruning import History, PruningMethod, Tick
-from vla_prune_ros.vla.model import OFTOutput
-from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenSelector, TokenState
+from vla_prune_ros.runtime.workspace import bucket_counts
+from vla_prune_ros.vla import OFTOutput
+from vla_prune_ros.vla.selection import SelectorProxy, TokenSelector, TokenState
 
 
-class ForcedCount:
+class ForcedCount(SelectorProxy):
     """A selector whose first cut leaves a given number of visual tokens, spread evenly.
 
     Attributes:
         count: that number; None leaves the selector alone.
-        open_ended: whether the latest pass had a cut whose count depends on the data.
     """
 
-    def __init__(self, selector: TokenSelector, count: int | None) -> None:
-        self._selector, self.count = selector, count
-        self._first, self.open_ended = True, False
+    def __init__(self, inner: TokenSelector, count: int | None) -> None:
+        super().__init__(inner)
+        self.count = count
 
-    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
-        """See `TokenSelector.begin`."""
-        plan = self._selector.begin(layout, embeddings)
-        self._first = True
-        self.open_ended = bool(plan.points) and not plan.repeats and plan.cache is None
-        return plan
+    @property
+    def open_ended(self) -> bool:
+        """Whether the plan has a cut whose count depends on the data."""
+        return bool(self.plan.points) and not self.plan.repeats and self.plan.cache is None
 
     def select(self, point: int, tokens: TokenState) -> Tensor | None:
         """See `TokenSelector.select`."""
-        kept = self._selector.select(point, tokens)
-        first, self._first = self._first, False
-        if not first or not self.open_ended or self.count is None:
+        kept = super().select(point, tokens)
+        if self.count is None or not self.open_ended or point != min(self.plan.points):
             return kept
         layout = tokens.layout
         step = layout.n_visual / max(1, self.count)
         chosen = [layout.visual.start + int(i * step) for i in range(self.count)]
-        device = tokens.ids.device
-        return layout.keep(torch.tensor(chosen, dtype=torch.int64, device=device))
-
-    def end(self, tokens: TokenState) -> None:
-        """See `TokenSelector.end`."""
-        self._selector.end(tokens)
+        return layout.keep(torch.tensor(chosen, dtype=torch.int64, device=tokens.ids.device))
 
 
 def record_sizes(
@@ -56,7 +48,6 @@ def record_sizes(
     method: PruningMethod,
     template_tokens: int,
     frames_shape: tuple[int, ...],
-    counts: Callable[[TokenLayout], list[int]],
 ) -> int:
     """Run a mode on noise: as it is, then with the largest and least count of every bucket.
 
@@ -67,7 +58,6 @@ def record_sizes(
         method: a mode of its own for this; its state is spoilt.
         template_tokens: see `Tick`.
         frames_shape: of the policy images.
-        counts: visual tokens of the buckets of a layout, largest first.
 
     Returns:
         Number of passes.
@@ -83,6 +73,6 @@ def record_sizes(
         history.close_query(frames)
         passes += 1
         if passes == 3 and selector.open_ended:
-            most = counts(out.layout)
-            wanted = sorted({*most, *(n + 1 for n in most[1:])}, reverse=True)
+            most = bucket_counts(out.layout)
+            wanted += sorted({*most, *(n + 1 for n in most[1:])}, reverse=True)
     return passes

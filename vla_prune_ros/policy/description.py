@@ -1,0 +1,49 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a policy says about itself: what is running, and what its numbers mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_prune_ros.policy.policy import VLAPolicy
+
+_DIMENSIONS = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
+_UNITS = (*['controller input, 1 = full step'] * 6, '1 = open, 0 = close')
+
+
+def describe(policy: VLAPolicy, note: str) -> dict[str, Any]:
+    """Return `VLAPolicy.info`.
+
+    Args:
+        policy: the policy.
+        note: what must be known about its mode on these weights.
+    """
+    config, settings = policy.config, policy.settings
+    named = config.action_dim == len(_DIMENSIONS)
+    unnamed = tuple(f'action_{i}' for i in range(config.action_dim))
+    start = settings.readout_start
+    return {
+        'checkpoint': str(policy.checkpoint or ''),
+        'sha256': policy.sha256,
+        'pruning_trained': config.pruning_trained,
+        'mode': settings.mode,
+        'options': dict(settings.options),
+        'note': note,
+        'readout_start': -(config.n_placeholders + 2) if start is None else start,
+        'dimension_names': _DIMENSIONS if named else unnamed,
+        'units': _UNITS if named else ('',) * config.action_dim,
+        'control_mode': 'end-effector delta',
+        'chunk_len': config.chunk_len,
+        'proprio_dim': config.proprio_dim,
+        'cameras': settings.cameras,
+        'image_size': config.image_size,
+        'patches_per_view': config.patches_per_view,
+        'unnorm_key': settings.unnorm_key,
+        'dtype': str(policy.model.dtype).removeprefix('torch.'),
+        'device': str(policy.model.device),
+        'runtime': policy.runtime_stats()['runtime'],
+        'quantization': policy.quantization,
+        'image_pipeline': policy.image_pipeline,
+    }
