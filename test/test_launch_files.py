@@ -132,7 +132,7 @@ def test_nodes_have_the_names_that_the_documentation_uses(source):
 def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
     text = (REPOSITORY / 'doc' / 'robot.md').read_text()
     commands = ' '.join(text.replace('\\\n', ' ').split())
-    for name in ('policy', 'robot'):
+    for name in ('policy', 'robot', 'sim'):
         declared = Source(FILES[name]).declared()
         calls = re.findall(
             rf'ros2 launch vla_prune_ros {name}.launch.py ([^`|]*?)(?:`| \|)', commands

@@ -46,15 +46,15 @@ def bridge(ros, namespace):
 
 def feed(bridge, x=0.1) -> None:
     """State and a chunk of now, a listener and a policy; then a control step."""
+    around = bridge.control.around
+    around.look(time.monotonic(), at_once=True)  # first: it may take longer than a chunk waits
+    around.sources, around.listeners = ('/policy',), 1
     now = bridge.get_clock().now().nanoseconds
     pose = m.pose_message(np.array([x, 0.2, 1.0]), np.array([0, 0, 0, 1.0]), now, 'base_link')
     bridge.control.state._on_pose(pose)
     names = ('finger_joint1', 'finger_joint2')
     bridge.control.state._on_joints(m.joint_message(names, (0.04, -0.04), now))
     bridge.pilot.add(now, m.actions_from(chunk(now)), time.monotonic(), now)
-    around = bridge.control.around
-    around.look(time.monotonic(), at_once=True)
-    around.sources, around.listeners = ('/policy',), 1
     bridge.control._next = 0.0
     bridge.control.on_timer()
 
