@@ -53,6 +53,8 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for camera in CAMERAS
         if namespace
     }
+    folder = value['record']
+    recorded = {'recorder': 'recorder'} if folder else {}  # who must hear everything
     policy = Node(
         package='vla_prune_ros',
         executable='policy_node',
@@ -69,20 +71,17 @@ def _processes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name='sim_bridge',
         namespace=namespace,
         output='screen',
-        parameters=[params_file, given(context, SIMULATION)],
+        parameters=[params_file, given(context, SIMULATION) | recorded],
         remappings=remappings,
         on_exit=end_all,
     )
-    folder = value['record']
-    if not folder:
-        return [policy, bridge]
     recorder = Node(
         package='vla_prune_ros',
         executable='record',
         namespace=namespace,
         output='screen',
-        arguments=['--out', folder],
+        arguments=['--complete', '--out', folder],
         remappings=remappings,
         on_exit=lambda event, context: end_all(event, context) if event.returncode else None,
     )
-    return [recorder, policy, bridge]
+    return [recorder, policy, bridge] if folder else [policy, bridge]

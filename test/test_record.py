@@ -303,3 +303,31 @@ def test_a_recorded_demo_is_complete_and_replays_bit_for_bit_on_a_busy_machine(
     )  # fmt: skip
     assert again.popen.wait(120) == 0, again.log
     assert 'warning' not in again.log
+
+
+def test_a_simulation_waits_for_the_recorder_that_was_announced(start, tmp_path, namespace):
+    """Also when that comes late, and although discovery takes seconds now and then."""
+    pytest.importorskip('mujoco', reason='MuJoCo is not installed')
+    ros = ('--ros-args', '-r', f'__ns:={namespace}', '-r', '/clock:=clock')
+    parameters = ('trigger:=request', 'use_sim_time:=true', 'input_reliability:=reliable')
+    policy = start('policy_node', *ros, *(word for p in parameters for word in ('-p', p)))
+    policy.wait_for_log('activate: active')
+    parameters = ('episodes:=1', 'recorder:=recorder', 'max_steps:=16', 'publish_every_step:=true')
+    bridge = start('sim_bridge', *ros, *(word for p in parameters for word in ('-p', p)))
+    bridge.wait_for_log('waiting for recorder')
+    recorder = start('record', '--complete', '--out', str(tmp_path / 'bag'), *ros)
+    log = bridge.wait_for_log('all episodes are done')
+    assert log.index('waiting for recorder') < log.index('episode 1')
+    code, _ = recorder.end()
+    assert code == 0, recorder.log
+    with Bag(tmp_path / 'bag') as bag:
+        for camera in ('agentview', 'wrist'):
+            assert bag.counts[f'{namespace}/{camera}/image_raw'] == 16, 'one before each step'
+        assert bag.counts[f'{namespace}/action_chunk'] == 2
+
+
+def test_what_came_before_the_recorder_counts_as_lost_if_everything_is_wanted():
+    losses = Losses()
+    losses.expect('/picture', [])  # as with --complete: nobody has begun before
+    losses.see('/picture', b'camera', 4)
+    assert losses.total() == {'/picture': 3}

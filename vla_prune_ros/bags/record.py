@@ -53,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--topics', default='', help='topics in addition, with commas')
     p.add_argument('--all', action='store_true', help='every topic with a standard message')
     p.add_argument(
+        '--complete', action='store_true',
+        help='what publishers sent before the recorder heard them counts as lost, too',
+    )  # fmt: skip
+    p.add_argument(
         '--compression', choices=('zstd', 'none'), default='zstd', help='of chunks (zstd)'
     )
     p.add_argument(
@@ -169,7 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     node = rclpy.create_node('recorder', start_parameter_services=False, enable_rosout=False)
     recording = Recording(writer, round(args.queue * 1e6))
     names = wanted_topics(args.cameras, args.topics)
-    topics = Topics(node, names, recording.announce, recording.put, everything=args.all)
+    topics = Topics(
+        node, names, recording.announce, recording.put,
+        everything=args.all, complete=args.complete,
+    )  # fmt: skip
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     recording.start()

@@ -80,6 +80,7 @@ class Topics:
         put: Callable[[Taken], None],
         *,
         everything: bool = False,
+        complete: bool = False,
     ) -> None:
         """Listen to nothing yet.
 
@@ -89,10 +90,13 @@ class Topics:
             announce: told of topic, type and offered QoS before the first message.
             put: given every message.
             everything: take every topic with a standard message.
+            complete: what was sent before the first look at a topic counts as lost, too.
         """
         self._node, self._announce, self._put = node, announce, put
-        self._everything = everything
+        self._everything, self._complete = everything, complete
         self._wanted = {node.resolve_topic_name(name) for name in wanted}
+        # These speak before anyone can listen.
+        self._early = {node.resolve_topic_name(name) for name in OTHERS}
         self._seen: set[str] = set()
         self._subscriptions: dict[str, Any] = {}
         self._newest: dict[str, int] = {}  # topic -> time of reception of its last message
@@ -124,8 +128,9 @@ class Topics:
             return
         profile, offered = matching(publishers)
         self._announce(topic, kinds[0], offered)
-        if _is_complete(profile) and topic not in OTHERS:  # those speak before anyone can listen
-            self.losses.expect(topic, (bytes(p.endpoint_gid[:GID]) for p in publishers))
+        if _is_complete(profile) and topic not in self._early:
+            begun = () if self._complete else publishers
+            self.losses.expect(topic, (bytes(p.endpoint_gid[:GID]) for p in begun))
         self._subscriptions[topic] = self._create(message, topic, profile)
         logger.info(f'recording {topic}')
 

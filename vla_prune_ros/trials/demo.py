@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         Children(args.out) as children,
     ):
         if args.record is not None:
-            recorder.start('record', '--out', str(args.record.resolve()))
+            recorder.start('record', '--complete', '--out', str(args.record.resolve()))
         children.start_node('sim_bridge', parameters_of('sim_bridge', args))
         for checkpoint, own_modes in rounds(modes, args.checkpoint, args.backend):
             policy = f'policy_node_{checkpoint.name}' if policies else 'policy_node'
@@ -210,7 +210,9 @@ def chosen_episodes(args: argparse.Namespace) -> list[tuple[str, int]]:
 def parameters_of(name: str, args: argparse.Namespace) -> list[str]:
     """Parameters of a node, but for the weights."""
     if name == 'sim_bridge':
+        recorder = 'recorder' if args.record else ''  # who must hear everything
         values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
+        values |= {'recorder': recorder}
         return [*NODES[name], *(f'{key}:={value}' for key, value in values.items() if value)]
     cores = len(os.sched_getaffinity(0))
     # The simulation renders on the other cores; threads that wait for a core cost most.

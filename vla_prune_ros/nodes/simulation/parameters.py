@@ -93,5 +93,9 @@ BRIDGE = (
         'publish the true poses of things on objects (sensor_msgs/MultiDOFJointState), for '
         'scripted experts',
     ),
+    Spec(
+        'recorder', '',
+        'name of a node that must hear everything before the first episode begins; empty: none',
+    ),
     Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
 )  # fmt: skip

@@ -40,7 +40,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.execution.playing import Execution
-from vla_prune_ros.nodes.simulation.answers import Answers
+from vla_prune_ros.nodes.simulation.answers import STATISTICS, Answers
 from vla_prune_ros.nodes.simulation.episodes import Episodes
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
@@ -82,7 +82,7 @@ class SimBridge(Node):
         self._there_since = 0.0  # when a policy was first seen, in wall-clock time
         self._text: str | None = None  # instruction to repeat until the first chunk
         self._ended: DiagnosticStatus | None = None  # the last episode's end
-        self._idle = False
+        self._idle = self._recorded = False
         self.warn = Throttled(lambda text: self.get_logger().warning(text))
         self._inform = Throttled(lambda text: self.get_logger().info(text))
 
@@ -125,8 +125,23 @@ class SimBridge(Node):
             self._there_since = 0.0
             self._inform('policy', 'waiting for a policy')
             return False
+        if not self._is_recorded():
+            self._inform('recorder', f'waiting for {self.settings["recorder"]}')
+            return False
         self._there_since = self._there_since or time.monotonic()
         return self._connected(topic) or time.monotonic() > self._there_since + CONNECTING
+
+    def _is_recorded(self) -> bool:
+        """Whether the recorder that was announced hears everything, or once did."""
+        name = self.settings['recorder']
+        if name and not self._recorded:
+            own = {p.topic_name for p in (*self._sensors.publishers, self._executed)}
+            others = map(self.resolve_topic_name, ('action_chunk', STATISTICS))
+            self._recorded = all(
+                name in {r.node_name for r in self.get_subscriptions_info_by_topic(topic)}
+                for topic in own.union(t for t in others if self.count_publishers(t))
+            )
+        return not name or self._recorded
 
     def _connected(self, chunks: str) -> bool:
         """Whether all that a policy listens to reaches it; or the first words could be lost."""
