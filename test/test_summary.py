@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from vla_prune_ros import command_line
 from vla_prune_ros.evaluation import plots, report, summary
 from vla_prune_ros.evaluation.rollouts import Entry, Episode, EpisodeRecord
 
@@ -122,8 +123,8 @@ def test_page_shows_command_checkpoint_tables_and_its_pictures(tmp_path):
     rows = summary.summarise(entries, RECORDS, 'none')
     pictures = report.write_pictures(rows, RECORDS, ['dx', 'grip'], 8, tmp_path)
     run = {
-        'command': report.command_line(['--option', 'random.keep=3 2'], 'evaluate'),
-        'environment': report.environment(), **here,
+        'command': command_line.command_line(['--option', 'random.keep=3 2'], 'evaluate'),
+        'environment': command_line.environment(), **here,
         'suite': 'tabletop', 'device': 'cpu', 'dtype': 'float32', 'workers': 2, 'threads': 1,
         'notes': ['a remark'],
     }  # fmt: skip
