@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import rclpy
+from conftest import patience
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.srv import ChangeState
@@ -97,6 +98,7 @@ class Peer:
         ended = lambda: process.popen.poll() is not None  # noqa: E731
         self.wait_for(lambda: ended() or ready(), timeout)
         assert not ended() and ready(), f'the policy node is not active:\n{process.log}'
+        self.spin(patience(0.1))  # it may know of our publishers later than we of its readers
 
     def send(
         self,

@@ -257,4 +257,5 @@ def test_diagnostics_keep_the_conventions_of_the_updater(peer):
     assert peer.wait_for_report('Pruning', lambda r: r[2]['mode'] == 'none')
     assert float(peer.wait_for_report('Device', lambda r: True)[2]['resident memory (MB)']) > 50
     assert set(peer.reports) == {'Node', 'Inference', 'Inputs', 'Pruning', 'Device'}
-    assert peer.hardware_ids and all(peer.hardware_ids)
+    peer.hardware_ids.clear()  # none is known while the model is being loaded
+    assert peer.wait_for(lambda: peer.hardware_ids) and all(peer.hardware_ids)

@@ -33,7 +33,10 @@ def arguments(namespace: str, **parameters) -> list[str]:
     return ['--ros-args', '-r', f'__ns:={namespace}', *words]
 
 
-@pytest.fixture(scope='module', params=['pose', pytest.param('twist', marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow  # a robot in real time; its rules are tested without in the others
+
+
+@pytest.fixture(scope='module', params=['pose', 'twist'])
 def pair(request, ros, start_shared):
     """A bridge and a robot for all tests of one output; each test starts from idle."""
     namespace = f'/hostile_{request.param}'
