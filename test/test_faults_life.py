@@ -107,14 +107,14 @@ def test_services_answer_while_an_inference_hangs_in_front_of_cleanup_and_config
     ros, tmp_path, checkpoint, namespace
 ):
     with running(tmp_path, checkpoint, namespace) as (node, peer):
-        behave(peer, sleep=patience(4.0))
+        client = peer.node.create_client(ChangeState, 'vla_policy/change_state')
+        assert peer.wait_for(client.service_is_ready)  # which may take seconds
+        behave(peer, sleep=patience(5.0))
         peer.send_parts()
         peer.spin(0.3)
         begun = time.monotonic()
         assert peer.change('deactivate') and peer.change('cleanup')
         assert peer.state() == 'unconfigured'
-        client = peer.node.create_client(ChangeState, 'vla_policy/change_state')
-        assert peer.wait_for(client.service_is_ready)
         request = ChangeState.Request()
         request.transition.id = TRANSITIONS['configure']
         answer = client.call_async(request)
