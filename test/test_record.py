@@ -181,8 +181,9 @@ def test_what_dds_lost_is_counted_said_and_in_the_bag(start, robot, namespace, t
     for _ in range(3000):
         robot.pose.publish(PoseStamped())
     process.popen.send_signal(signal.SIGCONT)
-    time.sleep(1)
+    time.sleep(4)  # a writer looks every three seconds whether its reader is back
     robot.publish(3)
+    time.sleep(0.5)
     code, _ = process.end(signal.SIGINT)
     assert code == 1, process.log
     with Bag(bag) as opened:
