@@ -182,7 +182,15 @@ def test_a_signal_ends_a_trial_in_order(start, tmp_path, checkpoint, verb, numbe
 def test_the_time_between_two_messages_is_that_of_the_sender(world):
     with Client('starved', patience=20.0) as client:
         inbox = client.listen(DiagnosticArray, 'sim_bridge/episode', m.values_from)
-        client.wait(lambda: world.episode.get_subscription_count(), 'discovery')
+
+        def heard():
+            world._report(1, 'running', 0)
+            client.spin(0.05)
+            return list(inbox)
+
+        client.wait(heard, 'discovery, of which each side has its own')
+        client.spin(0.2)
+        inbox.clear()
         for step in (0, 1):
             world._report(1, 'running', step)
             time.sleep(0.3)  # in which this process does not get its turn
