@@ -21,19 +21,13 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 
 from vla_prune_ros.ros.children import Children, slowness
 from vla_prune_ros.ros.messages import NO_EVENTS, RELIABLE, to_ns
 from vla_prune_ros.ros.process import make_executor
 
-# Deep as well: on a busy machine this process gets its turn late.
-MANY_LATCHED = QoSProfile(
-    depth=RELIABLE.depth,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 TICK = 0.2  # s between two looks at the children while nothing arrives
 SOON = 0.005  # s, the first time: some things come without a message
 ASK_AGAIN = 3.0  # s without an answer of a service, at first; DDS may not have matched it yet

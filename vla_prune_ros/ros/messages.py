@@ -41,7 +41,7 @@ LATCHED = QoSProfile(
 )
 # For readers of episodes that may be busy for a while. The writer latches one message.
 EPISODES = QoSProfile(
-    depth=16,
+    depth=DEPTH,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )

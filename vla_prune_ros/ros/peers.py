@@ -21,8 +21,8 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.ros.children import slowness
-from vla_prune_ros.ros.client import MANY_LATCHED, Client, GraphError, Received
-from vla_prune_ros.ros.messages import LATCHED, RELIABLE, actions_from, values_from
+from vla_prune_ros.ros.client import Client, GraphError, Received
+from vla_prune_ros.ros.messages import EPISODES, LATCHED, RELIABLE, actions_from, values_from
 
 START_GRACE = 5.0  # s in which a policy that is not active must begin to change
 LOADING = 10.0  # times the patience: a large checkpoint from a slow disk
@@ -163,9 +163,7 @@ class Bridge:
         self._client, self._name = client, name
         self._reset = f'{name}/reset_episode'
         self._end = 0  # of the last episode, ns
-        self._reports = client.listen(
-            DiagnosticArray, f'{name}/episode', values_from, MANY_LATCHED
-        )
+        self._reports = client.listen(DiagnosticArray, f'{name}/episode', values_from, EPISODES)
 
     def wait_until_there(self) -> None:
         """Until it can be asked for episodes."""

@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from io import UnsupportedOperation
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import rclpy
 from rclpy.context import Context
@@ -27,18 +27,6 @@ from rclpy.signals import SignalHandlerOptions
 from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
 
 POLL = 0.1  # s, how often a spinning node looks for a signal
-
-
-class ClosableNode(Protocol):
-    """What `run_node` needs beyond `rclpy.node.Node`."""
-
-    failed: bool  # whether the node gave up by itself
-
-    def start(self) -> None:
-        """Do the work of start-up that wants a complete node."""
-
-    def close(self) -> None:
-        """Stop own threads, as far as that goes within about a second."""
 
 
 def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> list[str]:
@@ -82,8 +70,9 @@ def run_node(
 ) -> NoReturn:
     """Run the node that `factory` makes until SIGINT, SIGTERM or shutdown of ROS, then exit.
 
-    `factory` gets the event that is set when the process is to end. The exit code is 0 after a
-    signal, 1 if the node could not be made or failed.
+    `factory` gets the event that is set when the process is to end; its node has `start()`,
+    `close()`, which stops its threads within about a second, and `failed`. The exit code is 0
+    after a signal, 1 if the node could not be made or failed.
     """
     arguments = ros_arguments(argv, name, description)
     stop = threading.Event()
