@@ -56,3 +56,27 @@ def check_frame(frame: Any, **place: Any) -> np.ndarray:
             **place,
         )
     return frame
+
+
+def as_jpeg(data: bytes, turn: int = 0, **place: Any) -> bytes:
+    """An encoded picture as upright JPEG: bytes as they are, if they are a JPEG and upright.
+
+    Raises:
+        DataError: they are no RGB picture.
+    """
+    if data[:2] == JPEG and not turn:
+        return data
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            what=f'{len(data)} bytes are no whole picture: {error}', cure='copy it again', **place
+        ) from error
+    if picture.mode != 'RGB':
+        raise DataError(
+            what=f'a picture has the mode {picture.mode}, not RGB',
+            cure='name a colour camera with --cameras',
+            **place,
+        )
+    return encode_jpeg(turned(np.asarray(picture), turn))
