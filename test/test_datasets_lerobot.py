@@ -45,7 +45,7 @@ def test_sets_of_the_real_library(name):
         for camera in data.cameras:
             for t, picture in enumerate(episode.pictures[camera]):
                 frame = pixels(picture)
-                frame = frame[::-1, ::-1] if camera == 'wrist' else frame
+                frame = frame[::-1] if camera == 'wrist' else frame  # rows bottom up
                 square = np.arange(2 * t, 2 * t + 8)
                 wanted = np.empty((64, 64, 3))
                 wanted[..., 0] = np.linspace(0, 255, 64)
