@@ -23,7 +23,8 @@ from vla_prune_ros.datasets.checks import checked, converted
 from vla_prune_ros.datasets.gripper import GRIPPERS, guess
 from vla_prune_ros.datasets.lerobot_meta import INFO, Entry, Info
 from vla_prune_ros.datasets.parquet import read_columns, read_structs
-from vla_prune_ros.datasets.pictures import Frames, as_jpeg, check_frame, encode_jpeg, turned
+from vla_prune_ros.datasets.pictures import Frames, as_jpeg, check_frame, turned
+from vla_prune_ros.vla.pictures import encode_jpeg
 
 _STATES, _ACTIONS = ('observation.state', 'state'), ('action', 'actions')
 _COUNTED = ('timestamp', 'frame_index', 'episode_index', 'task_index')

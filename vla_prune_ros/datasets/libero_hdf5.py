@@ -22,7 +22,8 @@ import numpy as np
 from vla_prune_ros.datasets.base import DataError, DataSet, Episode, Picture, ReadOptions
 from vla_prune_ros.datasets.checks import checked, converted
 from vla_prune_ros.datasets.hdf5 import array, hdf5_files, member, numbers, open_hdf5, rows
-from vla_prune_ros.datasets.pictures import Frames, check_frame, encode_jpeg, turned
+from vla_prune_ros.datasets.pictures import Frames, check_frame, turned
+from vla_prune_ros.vla.pictures import encode_jpeg
 
 CAMERAS = {'agentview': 'agentview_rgb', 'wrist': 'eye_in_hand_rgb'}
 RATE = 20.0  # Hz

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from vla_prune_ros.datasets.base import DataError, Picture
+from vla_prune_ros.vla.pictures import encode_jpeg
 
 JPEG = b'\xff\xd8'
-PNG = b'\x89PNG\r\n\x1a\n'
 
 
 class Frames:
@@ -28,13 +28,6 @@ class Frames:
 
     def __iter__(self) -> Iterator[Picture]:
         return self._make()
-
-
-def encode_jpeg(frame: np.ndarray) -> bytes:
-    """JPEG of quality 95, 4:2:0, as the authors' data sets and their evaluation have it."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, 'JPEG', quality=95, subsampling='4:2:0')
-    return buffer.getvalue()
 
 
 def turned(frame: np.ndarray, degrees: int) -> np.ndarray:
