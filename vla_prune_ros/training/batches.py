@@ -90,12 +90,12 @@ class Batches:
         self._config, self._tokenizer, self._recipe, self._seed = config, tokenizer, recipe, seed
         self._held_out, self._stores = held_out, list(stores)
         self._prompts: dict[str, list[int]] = {}
+        for store in stores:
+            self._check(store)
         self._normalisers = [
             Normaliser(entry, config.action_dim, config.proprio_dim) for entry in statistics
         ]
         self._constant = [_constant(entry) for entry in statistics]
-        for store in stores:
-            self._check(store)
         parts = [self._split(store, False) for store in stores]
         self._samples = [samples for samples in parts if samples is not None]
         if len(self._samples) < len(parts):
