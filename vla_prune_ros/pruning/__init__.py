@@ -15,17 +15,21 @@ from vla_prune_ros.pruning.history import History
 from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.pruning.none import NoPruning
 from vla_prune_ros.pruning.random import RandomDrop
+from vla_prune_ros.pruning.scout import Scout
 from vla_prune_ros.pruning.specprune import SpecPrune
 from vla_prune_ros.pruning.vla_cache import VLACache
+from vla_prune_ros.pruning.vla_pruner import VLAPruner
 from vla_prune_ros.vla.config import OpenVLAConfig
 
 MODES: dict[str, type[PruningMethod]] = {
     method.name: method
     for method in (
         NoPruning,
+        Scout,
         SpecPrune,
         LightVLA,
         VLACache,
+        VLAPruner,
         EfficientVLA,
         FastV,
         RandomDrop,

@@ -24,3 +24,15 @@ def scaled_layer(layer: int, depth: int) -> int:
 def scaled_count(count: float, patches: int) -> int:
     """A published number of patches of one camera where a camera has `patches`; halves go up."""
     return math.floor(count * patches / PUBLISHED_PATCHES + 0.5)
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Read a list such as `14,31`.
+
+    Raises:
+        ValueError: empty, or not whole numbers from 0.
+    """
+    parts = [part.strip() for part in text.split(',')]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f'option {name}={text!r} is not a list of whole numbers such as 5,10')
+    return tuple(int(part) for part in parts)

@@ -118,18 +118,6 @@ def fitting(options: Any, patches: int, most: int, lists: Budgets) -> Budgets:
     return _sizes(options, steps[held - 1] if held else 0.0, patches)
 
 
-def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Read a list such as `14,31`.
-
-    Raises:
-        ValueError: empty, or not whole numbers from 0.
-    """
-    parts = [part.strip() for part in text.split(',')]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f'option {name}={text!r} is not a list of whole numbers such as 5,10')
-    return tuple(int(part) for part in parts)
-
-
 def scale_layers(
     name: str, printed: Iterable[int], depth: int, first: int, last: int
 ) -> tuple[int, ...]:

@@ -30,7 +30,8 @@ FIFO_DEPTH = DEPTH
 PRUNING = Spec(
     'pruning.mode', 'none', 'visual-token pruning', read_only=False,
     choices=(  # the names of pruning.MODES, which needs torch
-        'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
+        'none', 'scout', 'specprune', 'lightvla', 'vla_cache', 'vla_pruner', 'efficient_vla',
+        'fastv', 'random', 'grid',
     ),
 )  # fmt: skip
 
