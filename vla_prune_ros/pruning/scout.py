@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
-from vla_prune_ros.pruning.scaling import scaled_layer, whole_numbers
+from vla_prune_ros.pruning.scaling import scale_layers, whole_numbers
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
 
@@ -76,11 +76,15 @@ class Scout(PruningMethod):
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
         depth = config.llama.n_layers
-        self.sources = [
-            (rows, scaled_layer(layer, depth))
-            for rows in ('action', 'text')
-            for layer in whole_numbers(f'{rows}_layers', getattr(self.opt, f'{rows}_layers'))
-        ]
+        sources = []
+        for rows in ('action', 'text'):
+            name = f'{rows}_layers'
+            text = getattr(self.opt, name)
+            printed = whole_numbers(name, text) if text else ()
+            sources += [(rows, i) for i in scale_layers(name, printed, depth, 0, depth - 1)]
+        if not sources:
+            raise ValueError('options action_layers, text_layers: one of them must name a layer')
+        self.sources = [*dict.fromkeys(sources)]
         self._slots: dict[str, Any] = {}
         self._gripper: list[bool] = []
         self._chosen: Tensor | None = None
