@@ -25,12 +25,12 @@ MODES: dict[str, type[PruningMethod]] = {
     method.name: method
     for method in (
         NoPruning,
-        Scout,
         SpecPrune,
         LightVLA,
         VLACache,
-        VLAPruner,
         EfficientVLA,
+        VLAPruner,
+        Scout,
         FastV,
         RandomDrop,
         GridDrop,

@@ -30,7 +30,7 @@ FIFO_DEPTH = DEPTH
 PRUNING = Spec(
     'pruning.mode', 'none', 'visual-token pruning', read_only=False,
     choices=(  # the names of pruning.MODES, which needs torch
-        'none', 'scout', 'specprune', 'lightvla', 'vla_cache', 'vla_pruner', 'efficient_vla',
+        'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'vla_pruner', 'scout',
         'fastv', 'random', 'grid',
     ),
 )  # fmt: skip
