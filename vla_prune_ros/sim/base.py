@@ -162,7 +162,7 @@ class SimulatedRobot(ABC):
         """
         return {}
 
-    def mujoco(self) -> MujocoScene | None:
+    def mujoco_scene(self) -> MujocoScene | None:
         """The simulation of the running episode, where it is one of MuJoCo."""
         return None
 

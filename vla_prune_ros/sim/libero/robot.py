@@ -178,9 +178,9 @@ class LiberoRobot(SimulatedRobot):
             for name, camera in VIEWS.items()
         }
 
-    def mujoco(self) -> MujocoScene:
+    def mujoco_scene(self) -> MujocoScene:
         """The simulation of this episode; the next one has another model."""
-        with self._guard('mujoco'):
+        with self._guard('mujoco_scene'):
             import mujoco
 
             sim = self._env.sim

@@ -37,7 +37,7 @@ class World:
     @property
     def scene(self) -> MujocoScene:
         """The simulation as it is now."""
-        scene = self.robot.mujoco()
+        scene = self.robot.mujoco_scene()
         assert scene is not None  # axes name the backends that they apply to
         return scene
 

@@ -90,7 +90,7 @@ class ShiftedRobot(SimulatedRobot):
             if applies(axis, self.tasks[world.task].family):
                 self._shifts.append(AXES[axis](world, level))
         self._start = self.inner.observe(render=False).time
-        if (scene := self.inner.mujoco()) is not None:
+        if (scene := self.inner.mujoco_scene()) is not None:
             scene.refresh()
         self._remember()
         return self._packed(self.inner.observe(render=False), render)
@@ -142,9 +142,9 @@ class ShiftedRobot(SimulatedRobot):
         """True poses."""
         return self.inner.objects()
 
-    def mujoco(self) -> MujocoScene | None:
+    def mujoco_scene(self) -> MujocoScene | None:
         """That of the robot."""
-        return self.inner.mujoco()
+        return self.inner.mujoco_scene()
 
     def close(self) -> None:
         """Close the robot."""
@@ -153,7 +153,7 @@ class ShiftedRobot(SimulatedRobot):
     # -- helpers -------------------------------------------------------------------------------
     def _keep_original(self) -> None:
         """Remember the model's fields; a backend may build another model for every episode."""
-        scene = self.inner.mujoco()
+        scene = self.inner.mujoco_scene()
         if scene is not None and scene.model is not self._model:
             self._model, self._restore = scene.model, scene.save()
 

@@ -23,7 +23,7 @@ _MIDDLE_COLOUR = np.array([0.5, 0.5, 0.5])
 _START_STEPS = 150  # that the arm gets to reach another start
 _ARRIVED = 0.004  # m
 _POSITION_STEP = 0.05  # m per unit of action
-_TABLE_X, _TABLE_Y = (-0.26, 0.14), (-0.17, 0.10)  # where blocks can be seen and reached
+_TABLE = np.array([[-0.26, -0.17], [0.14, 0.10]])  # corners of where blocks are seen, reached
 _PLATE_GAP = 0.105  # m between the middles of a block and the plate
 
 
@@ -151,7 +151,7 @@ class Layout(Shift):
         for name in scene.movable:
             pose = scene.pose(name)
             pose[:2] = middle + self.severity * (pose[:2] - middle)
-            pose[:2] = np.clip(pose[:2], *zip(_TABLE_X, _TABLE_Y, strict=True))
+            pose[:2] = np.clip(pose[:2], _TABLE[0], _TABLE[1])
             if np.linalg.norm(pose[:2] - plate[:2]) < _PLATE_GAP:
                 pose[1] = plate[1] - _PLATE_GAP
             scene.place(name, pose)

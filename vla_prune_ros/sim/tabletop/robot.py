@@ -131,7 +131,7 @@ class TabletopRobot(SimulatedRobot):
         data = copy.copy(self.data)
         return lambda: self._draw(data)
 
-    def mujoco(self) -> MujocoScene:
+    def mujoco_scene(self) -> MujocoScene:
         """The simulation; the task's block is the target, the plate can be set elsewhere."""
         return MujocoScene(
             self.model,
