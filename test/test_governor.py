@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The deadline governor on made-up machines: it settles, does not oscillate, says what it cannot."""
+"""The deadline governor on made-up machines: it settles, and says what it cannot hold."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Latest:
         steps: int = 0,
     ) -> Deviation | None:
         """Run the shadow pass and compare; see `VLAPolicy.audit`."""
-        if self.out.rows == self.out.layout.length:  # it was dense
+        if self.out.dense:
             return deviation(self.stamp, self.actions, self.actions, steps)
         depth = len(engine.model.decoder.layers)
         try:
@@ -168,9 +168,7 @@ class Watch:
         """
         first = np.isnan(self.smoothed)
         self.smoothed = (
-            found.overall
-            if first
-            else SMOOTHING * found.overall + (1 - SMOOTHING) * self.smoothed
+            found.overall if first else SMOOTHING * found.overall + (1 - SMOOTHING) * self.smoothed
         )
         self.latest, self.count = found, self.count + 1
         if not self.threshold:

@@ -58,6 +58,11 @@ class OFTOutput:
     layout: TokenLayout
     rows: float
 
+    @property
+    def dense(self) -> bool:
+        """Whether every row was computed in every layer."""
+        return self.rows >= self.layout.length
+
 
 @dataclass(frozen=True)
 class ReadOut(Stage):

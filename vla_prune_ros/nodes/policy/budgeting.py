@@ -170,7 +170,7 @@ class Budgeting:
             self._due = 1 + played
             self._share = _share_of(chunk)
 
-    # -- audit -------------------------------------------------------------------------------------
+    # -- audit ----------------------------------------------------------------------------------
     def asked(self, now: float) -> None:
         """A request came."""
         if self._idle is not None:
@@ -194,7 +194,7 @@ class Budgeting:
         self._idle.took(self._took)
         self._watch.take(found, self._share)
 
-    # -- what is said ------------------------------------------------------------------------------
+    # -- what is said ---------------------------------------------------------------------------
     def values(self) -> dict[str, Any]:
         """For the statistics of a chunk."""
         values: dict[str, Any] = {}
