@@ -19,7 +19,8 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.policy.modes import pruning_specs
+from vla_prune_ros.nodes.policy.parameters import POLICY
 from vla_prune_ros.ros import messages as m
 from vla_prune_ros.ros.images import decode_rgb
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.nodes.policy.trigger import Tick
-from vla_prune_ros.pruning.controller import SpeedController, Thresholds
 
 if TYPE_CHECKING:
-    from vla_prune_ros.policy import ActionChunk, VLAPolicy
+    from vla_prune_ros.nodes.policy.inference import Answer
+    from vla_prune_ros.policy import VLAPolicy
     from vla_prune_ros.policy.audit import IdleTime, Watch
     from vla_prune_ros.policy.governor import Decision, Governor
 
 NANOSECONDS = 1_000_000_000
+SOME = 'pick up the red block'  # instruction to measure with, before there is one
 
 
 class InPlay:
@@ -62,32 +63,33 @@ class Budgeting:
 
     def __init__(self, log: Any) -> None:
         self._log = log
-        self._config: PolicyConfig | None = None  # that was applied last
+        self._applied: tuple | None = None  # what `apply` followed last
         self._governors: dict[tuple, Governor] = {}
         self._recorded: set[tuple] = set()
         self._governor: Governor | None = None
         self.decision: Decision | None = None
         self._in_play = InPlay()
-        self._thresholds = Thresholds()
         self._watch: Watch | None = None
         self._idle: IdleTime | None = None
-        self._due = 0  # 1 + actions to compare of the chunk that is to be audited; 0: none
+        self._due = False  # the latest chunk is to be audited
+        self._played, self._share = 0, 1.0  # of it: actions to play, visual tokens kept
         self._given_up = 0
         self._took = 0.0
-        self.forget()
 
     def load(self) -> None:
         """Another policy: what was measured does not count any more."""
-        self._config, self._governor = None, None
+        self._applied = self._governor = self.decision = None
         self._governors.clear()
         self._recorded.clear()
         self.forget()
 
     def forget(self) -> None:
         """The history was emptied from outside."""
-        self._motion, self._steps = SpeedController(), 0
+        from vla_prune_ros.pruning.controller import SpeedController, Thresholds
+
+        self._motion, self._steps, self._thresholds = SpeedController(), 0, Thresholds()
         self._in_play.forget()
-        self._due = 0
+        self._due = False
         if self._watch is not None:
             self._watch.reset()
 
@@ -100,27 +102,27 @@ class Budgeting:
         Raises:
             ValueError: the mode has no budget, and one is needed.
         """
-        changed = self._config is None or config.budgeting != self._config.budgeting
-        if changed:
+        prompt = self._prompt(policy, instruction) if config.governed else 0
+        wanted = config.budgeting, config.pruning, prompt
+        if wanted == self._applied:
+            return False
+        known, self._applied = self._applied, wanted  # even if it fails: not again at every tick
+        if known is None or known[0] != config.budgeting:
             self._apply_audit(config)
-        self._config = config
-        before, self._governor = self._governor, None
+        self._governor = self.decision = None
         if config.governed:
-            self._governor = self._governor_of(policy, instruction)
-        elif before is not None:
-            self.decision = None
-        return changed or before is not self._governor
+            self._governor = self._governor_of(policy, instruction, prompt)
+        return True
 
-    def before(self, policy: VLAPolicy, tick: Tick, waited: float) -> None:
+    def before(self, policy: VLAPolicy, config: PolicyConfig, tick: Tick, waited: float) -> None:
         """Choose the budget of an inference.
 
         Args:
             policy: that is about to answer.
+            config: in force.
             tick: what it answers.
             waited: seconds since the observation was complete.
         """
-        config = self._config
-        assert config is not None  # `apply` comes first
         self._in_play.told(tick)
         for event in tick.events():
             if isinstance(event, np.ndarray):
@@ -141,52 +143,41 @@ class Budgeting:
         if share != policy.settings.options['budget']:
             policy.set_budget(share)
 
-    def after(self, chunk: ActionChunk, seconds: float, *, cold: bool) -> None:
+    def after(self, answer: Answer, stamp: int, begun: float, left: bool, now: float) -> None:
         """Learn from an inference.
 
         Args:
-            chunk: what came of it.
-            seconds: since `before`.
-            cold: it is not like others.
-        """
-        if self._governor is not None and not cold:
-            self._governor.learn(seconds, chunk.rows, dense=chunk.dense)
-        if self._watch is not None and chunk.reset_reason:
-            self._watch.reset()
-
-    def published(self, stamp: int, chunk: ActionChunk, played: int, now: float) -> None:
-        """A chunk left for the robot.
-
-        Args:
+            answer: what came of it.
             stamp: of its observation, ns.
-            chunk: the chunk.
-            played: how many of its actions are to be played; 0: all.
+            begun: s, when `before` was called.
+            left: whether the chunk left for the robot.
             now: s.
         """
-        self._in_play.published(stamp, len(chunk.actions))
-        if self._watch is not None:
-            assert self._idle is not None
+        chunk = answer.chunk
+        if self._governor is not None and not answer.cold:
+            self._governor.learn(now - begun, chunk.rows, dense=chunk.dense)
+        if left:
+            self._in_play.published(stamp, len(chunk.actions))
+        if self._watch is not None and self._idle is not None:
+            if chunk.reset_reason:
+                self._watch.reset()
+            self._idle.asked(answer.offered)
             self._idle.answered(now)
-            self._due = 1 + played
-            self._share = _share_of(chunk)
+            self._due = left
+            self._played, self._share = answer.requery, len(chunk.kept) / chunk.n_visual
 
     # -- audit ----------------------------------------------------------------------------------
-    def asked(self, now: float) -> None:
-        """A request came."""
-        if self._idle is not None:
-            self._idle.asked(now)
-
     def audit(
         self, policy: VLAPolicy, give_up: Callable[[], bool], clock: Callable[[], float]
     ) -> None:
         """Run the latest observation dense if there seems to be time; once for every chunk."""
         if not self._due or self._watch is None or self._idle is None:
             return
-        steps, self._due = self._due - 1, 0
+        self._due = False
         started = clock()
         if not self._idle.fits(started):
             return
-        found = policy.audit(give_up, steps)
+        found = policy.audit(give_up, self._played)
         if found is None:
             self._given_up += 1
             return
@@ -221,6 +212,11 @@ class Budgeting:
                 }
         return values
 
+    @property
+    def deviation(self) -> float:
+        """Smoothed, as the audit has it; NaN where nothing is known."""
+        return float('nan') if self._watch is None else self._watch.smoothed
+
     def info(self) -> dict[str, Any]:
         """For the latched description of the policy."""
         if self._governor is None:
@@ -244,24 +240,28 @@ class Budgeting:
         from vla_prune_ros.policy.audit import IdleTime, Watch
 
         self._watch = self._idle = None
-        self._due = 0
+        self._due = False
         if config.audit_enabled:
             self._watch = Watch(config.audit_threshold, config.audit_response)
             self._idle = IdleTime()
 
-    def _governor_of(self, policy: VLAPolicy, instruction: str) -> Governor:
+    def _prompt(self, policy: VLAPolicy, instruction: str) -> int:
+        """Tokens of the prompt where recordings depend on them, else 0."""
+        if policy.runtime_stats()['runtime'] == 'plain':
+            return 0
+        return policy.processor.prompt(instruction or SOME)[0].shape[1]
+
+    def _governor_of(self, policy: VLAPolicy, instruction: str, prompt: int) -> Governor:
         """The governor of the mode in force, with all that it may choose recorded."""
         from vla_prune_ros.policy.calibration import calibrate
         from vla_prune_ros.pruning import CLASSES
 
+        text = instruction or SOME
         options = {k: v for k, v in policy.settings.options.items() if k != 'budget'}
         key = policy.settings.mode, tuple(sorted(options.items()))
-        text = instruction or 'pick up the object'
-        records = policy.runtime_stats()['runtime'] != 'plain'
-        tokens = policy.processor.prompt(text)[0].shape[1] if records else 0
-        if (*key, tokens) not in self._recorded:
+        if (*key, prompt) not in self._recorded:
             policy.warm_up(instruction=text, budgets=CLASSES)
-            self._recorded.add((*key, tokens))
+            self._recorded.add((*key, prompt))
         if key not in self._governors:
             self._governors[key] = governor = calibrate(policy, text)
             model = governor.model
@@ -276,8 +276,3 @@ class Budgeting:
 
 def _ms(seconds: float | None) -> float | str:
     return '' if seconds is None else round(1e3 * seconds, 3)
-
-
-def _share_of(chunk: ActionChunk) -> float:
-    """Share of the visual tokens that entered the last layer."""
-    return len(chunk.kept) / chunk.n_visual
