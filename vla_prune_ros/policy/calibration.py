@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,21 +20,35 @@ PASSES = 4  # of every class; the first may record, the fastest counts
 SIDE = 256  # pixels of a camera image
 
 
-def calibrate(
+def calibrate(policy: VLAPolicy, instruction: str) -> Governor:
+    """Measure the pruning mode in force at once and return a governor; see `calibration`."""
+    passes = calibration(policy, instruction)
+    while True:
+        try:
+            next(passes)
+        except StopIteration as done:
+            return done.value
+
+
+def calibration(
     policy: VLAPolicy,
     instruction: str,
     classes: Iterable[float] = CLASSES,
     clock: Callable[[], float] = time.perf_counter,
-) -> Governor:
-    """Measure the pruning mode in force and return a governor for it; the history is left alone.
+) -> Generator[None, None, Governor]:
+    """Measure the pruning mode in force; the history is left alone.
 
-    Between two passes a quarter of each picture changes, for modes that compare them.
+    Yields after every pass, so that others may be made between two. Between two passes a quarter
+    of each picture changes, for modes that compare them.
 
     Args:
         policy: loaded and warmed up.
         instruction: of the length that will be asked for.
         classes: shares to choose from.
         clock: s.
+
+    Returns:
+        A governor at its largest class.
 
     Raises:
         ValueError: the mode has no budget with these options.
@@ -63,6 +77,7 @@ def calibrate(
 
     for _ in range(1 + method.dense_queries):
         query()
+        yield
     rows: dict[float, float] = {}
     fastest: dict[float, float] = {}
     # In turn, so that what else runs on the machine for a while slows all of them.
@@ -71,4 +86,5 @@ def calibrate(
             method.set_budget(share)
             rows[share], took = query()
             fastest[share] = min(took, fastest.get(share, took))
+            yield
     return Governor(LatencyModel.fit((rows[s], fastest[s]) for s in rows), rows)

@@ -9,7 +9,8 @@ a replay takes it from there and needs neither clock nor governor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,9 @@ class Budgeting:
     def __init__(self, log: Any) -> None:
         self._log = log
         self._applied: tuple | None = None  # what `apply` followed last
+        self._key: tuple = ()  # mode and options that are governed or measured
         self._governors: dict[tuple, Governor] = {}
+        self._passes: Generator[None, None, Governor] | None = None
         self._recorded: set[tuple] = set()
         self._governor: Governor | None = None
         self.decision: Decision | None = None
@@ -78,7 +81,7 @@ class Budgeting:
 
     def load(self) -> None:
         """Another policy: what was measured does not count any more."""
-        self._applied = self._governor = self.decision = None
+        self._applied = self._governor = self.decision = self._passes = None
         self._governors.clear()
         self._recorded.clear()
         self.forget()
@@ -94,7 +97,9 @@ class Budgeting:
             self._watch.reset()
 
     def apply(self, policy: VLAPolicy, config: PolicyConfig, instruction: str) -> bool:
-        """Follow the parameters; measures the classes of a mode the first time it is governed.
+        """Follow the parameters.
+
+        A mode that is governed for the first time is measured: `measure` does it pass by pass.
 
         Returns:
             Whether something changed that readers of `~/policy_info` should know.
@@ -109,10 +114,39 @@ class Budgeting:
         known, self._applied = self._applied, wanted  # even if it fails: not again at every tick
         if known is None or known[0] != config.budgeting:
             self._apply_audit(config)
-        self._governor = self.decision = None
+        self._governor = self.decision = self._passes = None
         if config.governed:
-            self._governor = self._governor_of(policy, instruction, prompt)
+            self._begin(policy, instruction, prompt)
         return True
+
+    def measure(self, policy: VLAPolicy) -> bool:
+        """Make one pass of a measurement, if one is going on.
+
+        Returns:
+            Whether it was the last one: the governor begins.
+        """
+        if self._passes is None:
+            return False
+        passes, self._passes = self._passes, None
+        try:
+            next(passes)
+        except StopIteration as done:
+            self._governor = self._governors[self._key] = governor = done.value
+        else:
+            self._passes = passes
+            return False
+        model, rows = governor.model, [*governor.rows.values()]
+        self._log.info(
+            f'governor of {policy.settings.mode}: {1e3 * model.constant:.1f} ms and '
+            f'{1e6 * model.per_row:.1f} us per row; dense {1e3 * model(rows[-1]):.1f} ms, '
+            f'smallest {1e3 * model(rows[0]):.1f} ms'
+        )
+        return True
+
+    @property
+    def measuring(self) -> bool:
+        """Whether a measurement is going on; until it is over the mode has its own budget."""
+        return self._passes is not None
 
     def before(self, policy: VLAPolicy, config: PolicyConfig, tick: Tick, waited: float) -> None:
         """Choose the budget of an inference.
@@ -168,7 +202,10 @@ class Budgeting:
 
     # -- audit ----------------------------------------------------------------------------------
     def audit(
-        self, policy: VLAPolicy, give_up: Callable[[], bool], clock: Callable[[], float]
+        self,
+        policy: VLAPolicy,
+        give_up: Callable[[], bool],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Run the latest observation dense if there seems to be time; once for every chunk."""
         if not self._due or self._watch is None or self._idle is None:
@@ -189,7 +226,9 @@ class Budgeting:
     def values(self) -> dict[str, Any]:
         """For the statistics of a chunk."""
         values: dict[str, Any] = {}
-        if (decision := self.decision) is not None and self._governor is not None:
+        if self.measuring:
+            values['governor.state'] = 'measuring'
+        elif (decision := self.decision) is not None:
             values |= {
                 'governor.deadline_ms': _ms(decision.deadline),
                 'governor.budget': decision.share,
@@ -251,27 +290,20 @@ class Budgeting:
             return 0
         return policy.processor.prompt(instruction or SOME)[0].shape[1]
 
-    def _governor_of(self, policy: VLAPolicy, instruction: str, prompt: int) -> Governor:
-        """The governor of the mode in force, with all that it may choose recorded."""
-        from vla_prune_ros.policy.calibration import calibrate
+    def _begin(self, policy: VLAPolicy, instruction: str, prompt: int) -> None:
+        """Take the governor of the mode in force, or begin to measure for one."""
+        from vla_prune_ros.policy.calibration import calibration
         from vla_prune_ros.pruning import CLASSES
 
         text = instruction or SOME
         options = {k: v for k, v in policy.settings.options.items() if k != 'budget'}
-        key = policy.settings.mode, tuple(sorted(options.items()))
-        if (*key, prompt) not in self._recorded:
+        self._key = policy.settings.mode, tuple(sorted(options.items()))
+        if prompt and (self._key, prompt) not in self._recorded:
             policy.warm_up(instruction=text, budgets=CLASSES)
-            self._recorded.add((*key, prompt))
-        if key not in self._governors:
-            self._governors[key] = governor = calibrate(policy, text)
-            model = governor.model
-            self._log.info(
-                f'governor of {policy.settings.mode}: {1e3 * model.constant:.1f} ms and '
-                f'{1e6 * model.per_row:.1f} us per row; dense '
-                f'{1e3 * model(governor.rows[CLASSES[-1]]):.1f} ms, smallest '
-                f'{1e3 * model(governor.rows[CLASSES[0]]):.1f} ms'
-            )
-        return self._governors[key]
+            self._recorded.add((self._key, prompt))
+        self._governor = self._governors.get(self._key)
+        if self._governor is None:
+            self._passes = calibration(policy, text)
 
 
 def _ms(seconds: float | None) -> float | str:

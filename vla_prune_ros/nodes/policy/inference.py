@@ -168,10 +168,15 @@ class Inference:
             self._keep_up(config)
         except BaseException as error:
             self._log.error(f'reset or change of the mode: {type(error).__name__}: {error}')
-        if self._answer_next(config) or self._prepare_next(config):
-            return True
-        self._audit(config)
-        return False
+        busy = self._answer_next(config) or self._prepare_next(config)
+        try:
+            if self.budgeting.measure(self.policy):
+                self._on_change()
+            elif not busy:
+                self.budgeting.audit(self.policy, lambda: self._is_wanted(config))
+        except BaseException as error:
+            self._complain('budget', f'measurement or audit: {type(error).__name__}: {error}')
+        return busy or self.budgeting.measuring
 
     def _load(self) -> None:
         config = self._config()
@@ -180,6 +185,8 @@ class Inference:
         self._epoch = self._conversation.forgotten[0]
         self.budgeting.load()
         self.budgeting.apply(self.policy, config, self._conversation.instruction)
+        while self.budgeting.measuring:
+            self.budgeting.measure(self.policy)
         self.latency.clear()
         self._on_change()
         # The objects of torch and of the model stay: no collection has to walk over them again.
@@ -210,13 +217,6 @@ class Inference:
             self._on_change()
         if self.budgeting.apply(self.policy, config, self._conversation.instruction):
             self._on_change()
-
-    def _audit(self, config: PolicyConfig) -> None:
-        """Use idle time; what comes meanwhile waits for a stage of a pass at most."""
-        try:
-            self.budgeting.audit(self.policy, lambda: self._is_wanted(config), time.perf_counter)
-        except BaseException as error:
-            self._complain('audit', f'audit: {type(error).__name__}: {error}')
 
     def _is_wanted(self, config: PolicyConfig) -> bool:
         """Whether there is something better to do; frames are prepared as if nothing ran."""
