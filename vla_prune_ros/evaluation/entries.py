@@ -14,6 +14,7 @@ from vla_prune_ros.evaluation.rollouts import Entry
 from vla_prune_ros.pruning import MODES
 
 CONTROL = '0.125,0.25,0.75'  # shares that `random` keeps, for the curve
+_NEXT_OPTION = r',(?=\w+=)'
 
 
 def make_entries(
@@ -39,8 +40,8 @@ def make_entries(
     entries = [Entry(name, mode, {**by_mode.get(mode, {}), **own}) for name, mode, own in named]
     for text in variants:
         name, _, rest = text.partition('=')
-        mode, _, pairs = rest.partition(',')
-        _require_mode(mode)
+        # A comma that no KEY= follows belongs to a list, as in cut_layers=5,10
+        mode, *pairs = re.split(_NEXT_OPTION, rest)
         entries.append(Entry(name, mode, _parse_pairs(mode, pairs)))
     for text in sweeps:
         mode, key, values = _split_option(text)
@@ -136,15 +137,14 @@ def _named_modes(text: str) -> list[tuple[str, str, dict[str, Any]]]:
     named = []
     for entry in entries:
         mode, _, rest = entry.partition(':')
-        _require_mode(mode)
-        named.append((entry, mode, _parse_pairs(mode, rest)))
+        pairs = re.split(_NEXT_OPTION, rest) if rest else []
+        named.append((entry, mode, _parse_pairs(mode, pairs)))
     return named
 
 
-def _parse_pairs(mode: str, text: str) -> dict[str, Any]:
-    """Options written as KEY=VALUE,KEY=VALUE."""
-    # A comma that no KEY= follows belongs to a list, as in cut_layers=5,10
-    pairs = re.split(r',(?=\w+=)', text) if text else []
+def _parse_pairs(mode: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Options written as KEY=VALUE."""
+    _require_mode(mode)
     values = (pair.partition('=') for pair in pairs)
     return {key: parse_value(mode, key, value) for key, _, value in values}
 

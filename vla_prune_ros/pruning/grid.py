@@ -63,15 +63,15 @@ class GridDrop(PruningMethod):
         layout, counts = tokens.layout, [0] * tokens.layout.n_views  # 0: as `stride` says
         if self.budget:
             counts = camera_quotas(self.most_tokens(layout), len(counts), layout.patches_per_view)
-        kept = [
-            torch.tensor(self._pattern(layout.patches_per_view, count)) + layout.view(view).start
-            for view, count in enumerate(counts)
-        ]
-        self._kept = len(kept[0])
-        return layout.keep(torch.cat(kept).to(tokens.ids.device))
+        patches, device = layout.patches_per_view, tokens.ids.device
+        patterns = [self._pattern(patches, count, device) for count in counts]
+        self._kept = len(patterns[0])
+        starts = (layout.view(view).start for view in range(layout.n_views))
+        kept = [start + pattern for start, pattern in zip(starts, patterns, strict=True)]
+        return layout.keep(torch.cat(kept))
 
-    def _pattern(self, patches: int, count: int) -> list[int]:
-        """Patches of a view in ascending order: at most `count`, or by `stride` if that is 0."""
+    def _pattern(self, patches: int, count: int, device: torch.device | str = 'cpu') -> Tensor:
+        """Patches of a view, int64: at most `count`, or by `stride` if that is 0."""
         square, side, stride = self.opt.form == 'square', self.config.featurizer.grid, 0
         if not count:
             stride = self.opt.stride
@@ -79,14 +79,14 @@ class GridDrop(PruningMethod):
             stride = next(k for k in range(1, side + 1) if (-(-side // k)) ** 2 <= count)
         turns = stride**2 if square else stride or -(-patches // count)
         self._phase = self._passes % turns if self.opt.phase == 'rotate' else 0
+        cells = torch.arange(patches, device=device)
         if square:
             row, column = divmod(self._phase, stride)
-            return [
-                r * side + c for r in range(row, side, stride) for c in range(column, side, stride)
-            ]
+            rows, columns = cells.view(side, side)[row::stride], slice(column, None, stride)
+            return rows[:, columns].flatten()
         if stride:
-            return [*range(self._phase, patches, stride)]
-        return sorted((self._phase + i * patches // count) % patches for i in range(count))
+            return cells[self._phase :: stride]
+        return (self._phase + cells[:count] * patches // count) % patches
 
     def reset(self) -> None:
         """Put the grid back to its first place."""
