@@ -106,24 +106,24 @@ def test_off_the_budget_is_that_of_the_mode(directory):
 def test_switched_on_and_off_it_takes_the_budget_and_gives_it_back(directory):
     bench = Bench(directory)
     assert bench.ask() == 0.0
-    assert bench.apply(governor__deadline=1e-4)
+    bench.apply(governor__deadline=1e-4)
     assert bench.ask() == CLASSES[0]
     said = bench.budgeting.values()
     assert said['governor.state'] == 'infeasible' and said['governor.budget'] == CLASSES[0]
     assert said['governor.deadline_ms'] == 0.1
-    assert bench.apply(governor__deadline=10.0)
+    assert not bench.apply(governor__deadline=10.0)  # nothing new about the machine
     assert [bench.ask() for _ in range(8)][-1] == CLASSES[2]  # the governor is the same as before
     assert bench.budgeting.values()['governor.state'] == 'held'
     assert 'governor.constant_ms' in bench.budgeting.info()
     assert bench.apply() is False
-    bench.apply(governor__deadline=0.0)
+    assert bench.apply(governor__deadline=0.0)
     assert bench.ask() == 0.0 and bench.budgeting.values() == {}
 
 
 def test_while_it_measures_the_mode_goes_on_with_its_own_budget(directory):
     bench = Bench(directory)
     bench.config = config(governor__deadline=1e-4)
-    assert bench.budgeting.apply(bench.policy, bench.config, INSTRUCTIONS[0])
+    bench.budgeting.apply(bench.policy, bench.config, INSTRUCTIONS[0])
     passes = 0
     while not bench.budgeting.measure(bench.policy):
         assert bench.ask() == 0.0

@@ -257,6 +257,8 @@ def test_diagnostics_keep_the_conventions_of_the_updater(peer):
     assert float(inputs['agentview: rate (Hz)']) >= 0 and 'ee_pose: age (s)' in inputs
     assert peer.wait_for_report('Pruning', lambda r: r[2]['mode'] == 'none')
     assert float(peer.wait_for_report('Device', lambda r: True)[2]['resident memory (MB)']) > 50
-    assert set(peer.reports) == {'Node', 'Inference', 'Inputs', 'Pruning', 'Device'}
+    assert set(peer.reports) == {
+        'Node', 'Inference', 'Inputs', 'Pruning', 'Budget', 'Device',
+    }  # fmt: skip
     peer.hardware_ids.clear()  # none is known while the model is being loaded
     assert peer.wait_for(lambda: peer.hardware_ids) and all(peer.hardware_ids)

@@ -102,7 +102,7 @@ class Budgeting:
         A mode that is governed for the first time is measured: `measure` does it pass by pass.
 
         Returns:
-            Whether something changed that readers of `~/policy_info` should know.
+            Whether `info` changed.
 
         Raises:
             ValueError: the mode has no budget, and one is needed.
@@ -112,12 +112,13 @@ class Budgeting:
         if wanted == self._applied:
             return False
         known, self._applied = self._applied, wanted  # even if it fails: not again at every tick
+        before = self.info()
         if known is None or known[0] != config.budgeting:
             self._apply_audit(config)
         self._governor = self.decision = self._passes = None
         if config.governed:
             self._begin(policy, instruction, prompt)
-        return True
+        return self.info() != before
 
     def measure(self, policy: VLAPolicy) -> bool:
         """Make one pass of a measurement, if one is going on.

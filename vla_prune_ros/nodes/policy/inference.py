@@ -172,7 +172,7 @@ class Inference:
         try:
             if self.budgeting.measure(self.policy):
                 self._on_change()
-            elif not busy:
+            elif not busy:  # what comes meanwhile waits for a stage of a pass at most
                 self.budgeting.audit(self.policy, lambda: self._is_wanted(config))
         except BaseException as error:
             self._complain('budget', f'measurement or audit: {type(error).__name__}: {error}')
@@ -207,16 +207,17 @@ class Inference:
             self._prepared.clear()
             self.budgeting.forget()
             self.policy.reset(reason)
-        if self._applied != config.pruning:
+        if changed := self._applied != config.pruning:
             self._prepared.clear()
             self._applied = config.pruning  # even if it fails: not again at every tick
-            mode, options = config.pruning
-            self.policy.set_pruning(mode, **options)
+            self.policy.set_pruning(config.pruning[0], **config.pruning[1])
             self._cold = True
             self.latency.clear()
-            self._on_change()
-        if self.budgeting.apply(self.policy, config, self._conversation.instruction):
-            self._on_change()
+        try:
+            changed |= self.budgeting.apply(self.policy, config, self._conversation.instruction)
+        finally:
+            if changed:
+                self._on_change()
 
     def _is_wanted(self, config: PolicyConfig) -> bool:
         """Whether there is something better to do; frames are prepared as if nothing ran."""
@@ -298,8 +299,8 @@ class Inference:
             'step': (stepped - stepping) * 1e3,
             'check': (time.perf_counter() - stepped) * 1e3,
         }
-        said = self.budgeting.values()
-        return Answer(chunk, actions, clipped, seen, requery, stages, request.offered, cold, said)
+        extra = stages, request.offered, cold, self.budgeting.values()
+        return Answer(chunk, actions, clipped, seen, requery, *extra)
 
     def _is_fresh(self, stamp: int, config: PolicyConfig) -> bool:
         """Whether an observation is young enough; one from the future waits for the clock."""
