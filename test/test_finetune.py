@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -41,12 +42,21 @@ def one_thread():
 
 
 def trained(run):
-    return OpenVLAOFT.from_pretrained(finetune(run, progress=False)).state_dict()
+    return torch.load(finetune(run, progress=False) / STATE, weights_only=True)
 
 
-def assert_same(a, b, atol=1e-6):
-    for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, rtol=0, atol=atol, msg=name)
+def assert_same(a, b):
+    """Mean gradients to rounding; weights nearly: AdamW makes whole steps of rounding errors."""
+    moments = [[s['exp_avg'] for s in x['optimizer']['state'].values()] for x in (a, b)]
+    for (name, weight), ours, theirs in zip(b['learner'].items(), *moments, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * ours.abs().max() + 1e-9, name
+        assert (weight - a['learner'][name]).abs().max() <= 5e-5, name
+
+
+def assert_equal(a, b):
+    assert a['step'] == b['step']
+    assert all(torch.equal(a['learner'][name], b['learner'][name]) for name in a['learner'])
+    assert all(torch.equal(x, y) for x, y in zip(a['average'], b['average'], strict=True))
 
 
 def log_of(run, key='step'):
@@ -69,7 +79,12 @@ def alone(folder):
 @pytest.mark.parametrize('kind', ['oft', 'lightvla'])
 @pytest.mark.parametrize(
     'shared',
-    [{'workers': 2}, {'accumulate': 2}, {'workers': 2, 'accumulate': 2}, {'checkpointing': True}],
+    [
+        {'workers': 2},
+        {'accumulate': 2},
+        {'checkpointing': True},
+        pytest.param({'workers': 2, 'accumulate': 2}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_however_a_batch_is_shared_out_the_weights_are_the_same(alone, tmp_path, kind, shared):
@@ -97,20 +112,9 @@ def test_everything_that_is_trained_gets_a_gradient(folder, tmp_path, kind, rank
         ]
         assert not missing
         trainer._step(step)
-    moved = {n for n, p in trainer.learner.named_parameters() if not torch.equal(p, before[n])}
-    assert moved >= {
-        n for n, p in trainer.learner.named_parameters() if p.requires_grad and p.numel() > 1
-    }
-    assert all(p.requires_grad for n, p in trainer.learner.named_parameters() if n in moved)
-
-
-def test_gradients_of_the_heads_are_averaged_over_processes(alone, tmp_path):
-    run, weights = alone['oft']
-    other = trained(replace(run, output=tmp_path, workers=4))
-    heads = [name for name in weights if name.startswith(('action_head', 'proprio_projector'))]
-    start = OpenVLAOFT.from_pretrained(run.start).state_dict()
-    assert heads and all(not torch.equal(weights[n], start[n]) for n in heads)
-    assert_same({n: weights[n] for n in heads}, other)
+    after = dict(trainer.learner.named_parameters())
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {name for name, p in after.items() if p.requires_grad}
 
 
 COMMAND = ('oft', '--steps', '4', '--batch-size', '4', '--warmup', '0', '--lora-rank', '0')
@@ -128,6 +132,7 @@ def environment():
     return os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 
+@pytest.mark.slow
 def test_torchrun_trains_what_one_process_trains(folder, tmp_path):
     pytest.importorskip('h5py', reason='LIBERO files need h5py')
     torchrun = (sys.executable, '-m', 'torch.distributed.run', '--standalone',
@@ -149,6 +154,7 @@ def test_torchrun_trains_what_one_process_trains(folder, tmp_path):
     assert_same(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kill', [signal.SIGKILL, signal.SIGINT], ids=['SIGKILL', 'SIGINT'])
 def test_a_run_that_was_killed_ends_with_the_same_weights(folder, tmp_path, kill):
     pytest.importorskip('h5py', reason='LIBERO files need h5py')
@@ -175,11 +181,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(folder, tmp_path, kill
     (out / f'step-{reached + 1:06d}.partial').mkdir()  # as one that was killed while it saved
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    a, b = (OpenVLAOFT.from_pretrained(d / 'latest').state_dict() for d in (straight, out))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    states = [torch.load(d / 'latest' / STATE, weights_only=True) for d in (straight, out)]
-    for ours, theirs in zip(*(state['average'] for state in states), strict=True):
-        assert torch.equal(ours, theirs)
+    states = (torch.load(d / 'latest' / STATE, weights_only=True) for d in (straight, out))
+    assert_equal(*states)
     assert [json.loads(line)['step'] for line in log_lines(out)] == [*range(1, 61)]
 
 
@@ -188,9 +191,26 @@ def log_lines(out):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.parametrize('kind', ['oft', 'lightvla'])
+def test_an_interrupted_run_goes_on_to_the_same_weights(alone, tmp_path, kind):
+    run, weights = alone[kind]
+    again = replace(run, output=tmp_path, save_every=100)
+    asked = threading.Event()
+    asked.set()
+    for step in (1, 2):  # stopped after its first step, twice
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(Team(), again).run(asked)
+        assert list(Folder(tmp_path).checkpoints()) == [step]
+    (tmp_path / 'step-000003.partial').mkdir()  # as one that was killed while it saved
+    with (tmp_path / 'log.jsonl').open('a') as file:  # and had written further
+        file.write('{"step": 3, "action": 9.9}\n{"step": 4, "act')
+    assert_equal(weights, trained(again))
+    assert log_of(again) == [1, 2, 3, 4] and log_of(again, 'action') == log_of(run, 'action')
+
+
 def test_a_finished_run_stays_finished(alone):
     run, weights = alone['oft']
-    assert_same(weights, trained(run), atol=0)
+    assert_equal(weights, trained(run))
     assert log_of(run) == [1, 2, 3, 4]
 
 
@@ -215,7 +235,7 @@ def test_other_data_in_the_same_folder_is_refused(folder):
     run = tiny_run(folder, recipe=tiny_recipe(), output='data')
     finetune(run, progress=False)
     other = made_store(folder, 'different', seed=3)
-    with pytest.raises(ValueError, match='another training run .*data'):
+    with pytest.raises(ValueError, match=r'another training run .*data'):
         finetune(replace(run, stores=(other,)), progress=False)
 
 

@@ -32,10 +32,10 @@ SIZES = OpenVLAConfig(
 )
 
 # From nothing, so at a higher rate; the tasks are told apart by colours, so those stay.
-_CLONING = replace(
+CLONING = replace(
     RECIPES['oft']['house'], learning_rate=1e-3, lora_rank=0, colour=False, clip_labels=False
 )
-BATCH = _CLONING.batch_size
+BATCH = CLONING.batch_size
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def train_embedded(stages: Stages, progress: bool = True) -> Path:
 
 
 def _cloning(steps: int) -> Recipe:
-    return replace(_CLONING, steps=steps)
+    return replace(CLONING, steps=steps)
 
 
 def _stored(collection: CollectionConfig, stages: Stages, progress: bool) -> Path:
