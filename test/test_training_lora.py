@@ -4,10 +4,12 @@
 
 import builtins
 import json
+from dataclasses import fields
 from importlib.util import find_spec
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from demonstrations import tiny_recipe, tiny_run
 from safetensors.torch import load_file, save_file
 from tiny import inputs, tiny_checkpoint, tiny_config, tiny_model
@@ -23,7 +25,7 @@ from vla_prune_ros.training.lora import (
     targets,
 )
 from vla_prune_ros.training.memory import count_adapters, memory, report
-from vla_prune_ros.training.recipe import RECIPES
+from vla_prune_ros.training.recipe import RECIPES, Recipe
 from vla_prune_ros.training.train import main
 from vla_prune_ros.vla import OpenVLAConfig, OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import stored_tensors
@@ -258,3 +260,20 @@ def test_all_weights_are_trained_in_float32_without_adapters():
     assert counted.frozen == 0 and counted.trained == 16 * weights
     text = report(tiny_config(), recipe, 2, False, False, 8)
     assert '8 sample(s) at a time' in text and '80 GB' in text
+
+
+# -- pages -------------------------------------------------------------------------------------
+def test_the_page_has_the_numbers_of_the_recipes():
+    text = (REPOSITORY / 'doc/training.md').read_text()
+    table = text.partition('| | `oft released`')[2].partition('\n\n')[0]
+    rows = [line.strip('| ').split('|') for line in table.splitlines()[2:]]
+    columns = [('oft', 'released'), ('lightvla', 'released'), ('oft', 'house')]
+    columns.append(('lightvla', 'house'))
+    shown = set()
+    for head, *cells in rows:
+        name = head.split('`')[1]
+        shown.add(name)
+        for (kind, recipe), cell in zip(columns, cells, strict=True):
+            assert cell.strip() == str(getattr(RECIPES[kind][recipe], name)), (name, kind, recipe)
+    hidden = {f.name for f in fields(Recipe)} - shown
+    assert hidden == {'final_share', 'betas', 'clip_labels'}

@@ -151,7 +151,8 @@ def _stores(args: argparse.Namespace, team: Team | None) -> tuple[Path, ...]:
     folder, paths = args.stores or args.out / 'data', []
     for path in args.data:
         data = open_dataset(path, options)
-        paths.append(folder / data.name)
+        again = sum(p.name.startswith(data.name) for p in paths)
+        paths.append(folder / (f'{data.name}_{again}' if again else data.name))
         for note in data.notes if first else ():
             print(f'train: {data.name}: {note}')
         if first:
