@@ -25,7 +25,7 @@ WITH_ROS = ('ros', 'nodes', 'bags', 'trials')
 # So that no arrow runs through a box; the floors come from the imports.
 COLUMNS = {
     'vla': 0, 'pruning': 0, 'runtime': 0, 'policy': 0, 'training': 0,
-    'weights': 1, 'evaluation': 1, 'benchmark': 1,
+    'weights': 1, 'evaluation': 1, 'benchmark': 1, 'datasets': -1,
     'sim': 2, 'bags': 2,
     'execution': 3, 'ros': 3, 'nodes': 3,
     'trials': 4, 'view': 4,

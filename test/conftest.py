@@ -69,9 +69,12 @@ def _can_launch() -> bool:
 class Process:
     """A verb of the package in a process group of its own."""
 
-    program = ('-m', 'vla_prune_ros')  # what Python runs
+    program: tuple[str, ...] = ('-m', 'vla_prune_ros')  # what Python runs
 
-    def __init__(self, folder: Path, verb: str, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, verb: str, *arguments: str, program: tuple[str, ...] | None = None
+    ) -> None:
+        self.program = program or self.program
         self.log_path = folder / f'{verb}_{time.monotonic_ns()}.log'
         command = [sys.executable, *self.program, *filter(None, [verb]), *arguments]
         self._before = set(Path('/dev/shm').glob('fastdds_*'))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
 from bridge_peer import Robot, bridge
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Process
 from rclpy.parameter import parameter_dict_from_yaml_file
 from rclpy.parameter_client import AsyncParameterClient
 
@@ -135,3 +136,30 @@ def test_every_shipped_file_names_the_nodes_it_is_for():
         'run_time': ['/vla_policy', '/sim_bridge'],
     }.items():  # fmt: skip
         check_file(str(Path(REPOSITORY, 'config', f'{name}.yaml')), *nodes)
+
+
+@pytest.mark.parametrize('where', ['start', 'close'])
+def test_a_node_that_hangs_says_where_and_ends_after_a_signal(tmp_path, where):
+    """Whoever sent the signal may be gone, so that nobody kills it."""
+    program = tmp_path / 'hanging.py'
+    program.write_text(
+        'import sys, threading\n'
+        'from rclpy.node import Node\n'
+        'from vla_prune_ros.ros import process\n'
+        'process.END = 0.5\n'
+        'class Hanging(Node):\n'
+        '    failed = False\n'
+        '    def start(self): self.reach("start")\n'
+        '    def close(self): self.reach("close")\n'
+        '    def reach(self, where):\n'
+        '        print("in", where, flush=True)\n'
+        '        threading.Event().wait() if where == sys.argv[1] else None\n'
+        'process.run_node(lambda stop: Hanging("hanging"), [], "hanging", "")\n'
+    )
+    process = Process(tmp_path, '', where, program=(str(program),))
+    try:
+        process.wait_for_log('in start')
+        assert process.end(signal.SIGTERM)[0] == 1
+        assert f'"{program}", line 11 in reach' in process.log
+    finally:
+        process.kill()

@@ -4,16 +4,19 @@
 
 SIGINT and SIGTERM set a flag that the main thread looks at; they never raise, so a second signal
 (launch sends two) cannot break the teardown. The node is closed first, then DDS, so that its
-shared memory goes with it, even if the model is still busy in its thread.
+shared memory goes with it, even if the model is still busy in its thread. Whoever sent the signal
+may be gone: a process that hangs on its way down says where, and ends itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from io import UnsupportedOperation
@@ -24,9 +27,11 @@ from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from vla_prune_ros.ros.children import slowness
 from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
 
 POLL = 0.1  # s, how often a spinning node looks for a signal
+END = 20.0  # s from a signal to the end of the process on an idle machine, at most
 
 
 def ros_arguments(argv: Sequence[str] | None, name: str, description: str) -> list[str]:
@@ -62,6 +67,29 @@ def make_executor(context: Context | None = None) -> Executor:
         return SingleThreadedExecutor(context=context)
 
 
+def end_on_signal(stop: threading.Event, name: str) -> None:
+    """Let SIGINT and SIGTERM set `stop`; the process ends with 1 if it is still there after `END`.
+
+    A thread looks at the signals, as Python's own handlers run in the main thread only, and that
+    may be stuck inside DDS.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        os.read(read_end, 1)
+        stop.set()
+        time.sleep(END * slowness())
+        print(f'{name}: still here {END:.0f} s after a signal; every thread:', file=sys.stderr)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, name='end_on_signal', daemon=True).start()
+
+
 def run_node(
     factory: Callable[[threading.Event], Any],
     argv: Sequence[str] | None,
@@ -76,8 +104,7 @@ def run_node(
     """
     arguments = ros_arguments(argv, name, description)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    end_on_signal(stop, name)
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:

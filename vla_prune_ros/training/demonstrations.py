@@ -162,7 +162,8 @@ def record_episode(
     images uint8 [n, 2, S, S, 3] before the centre crop, proprio float64 [n, 8], block_pixels
     float32 [n, 2, 4, 2] and plate_pixels [n, 2, 2] (x, y in the stored frame, NaN out of view);
     task int64 [n, k], actions float32 [n, k, 8, 7] (gripper 1 open, 0 closed), relative float32
-    [n, k, 6] (target block minus hand, plate minus hand, m).
+    [n, k, 6] (target block minus hand, plate minus hand, m). Besides them instructions str [8],
+    the texts that `task` counts.
     """
     rng = np.random.default_rng([config.seed, episode, learner is not None])
     index = episode % len(TASKS)
@@ -197,7 +198,8 @@ def record_episode(
         done_for = done_for + 1 if robot.success() else 0
         if done_for > 6:
             break
-    return {name: np.stack(values) for name, values in samples.items()}
+    arrays = {name: np.stack(values) for name, values in samples.items()}
+    return arrays | {'instructions': np.array([task.instruction for task in TASKS])}
 
 
 def _detour(

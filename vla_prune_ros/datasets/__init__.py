@@ -1,0 +1,16 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations to train on: one interface, one reader per format."""
+
+from vla_prune_ros.datasets.base import DataError, DataSet, Episode, Labels, ReadOptions
+from vla_prune_ros.datasets.opening import FORMATS, open_dataset
+
+__all__ = [
+    'FORMATS',
+    'DataError',
+    'DataSet',
+    'Episode',
+    'Labels',
+    'ReadOptions',
+    'open_dataset',
+]
