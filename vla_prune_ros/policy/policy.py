@@ -41,7 +41,7 @@ class VLAPolicy:
         model: OpenVLAOFT,
         processor: Processor,
         pruning: str = 'none',
-        cameras: tuple[str, ...] = ('agentview', 'wrist'),
+        cameras: tuple[str, ...] | None = None,
         readout_start: int | None = None,
         max_gap: float = 5.0,
         checkpoint: str | Path | None = None,
@@ -56,7 +56,8 @@ class VLAPolicy:
             model: the network.
             processor: for the same checkpoint.
             pruning: name of the pruning mode.
-            cameras: names of the images in an observation, third-person view first.
+            cameras: names of the images in an observation, in the order of the training;
+                default those of the checkpoint.
             readout_start: see `OpenVLAOFT.read_out`.
             max_gap: seconds between observations after which the history is dropped.
             checkpoint: where the weights came from, for `info`.
@@ -74,6 +75,12 @@ class VLAPolicy:
             )
         self.model, self.processor = model, processor
         self.config = model.config
+        cameras = self.config.cameras if cameras is None else tuple(cameras)
+        if len(cameras) != self.config.n_views:
+            raise ValueError(
+                f'the checkpoint is for {self.config.n_views} camera(s), '
+                f'{", ".join(self.config.cameras)}; cameras are {", ".join(cameras) or "none"}'
+            )
         self.quantization, self.image_pipeline = quantization, image_pipeline
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
@@ -81,7 +88,7 @@ class VLAPolicy:
         self.settings = PolicySettings(
             pruning,
             self._selector.values,
-            tuple(cameras),
+            cameras,
             processor.unnorm_key,
             readout_start,
             max_gap,
@@ -102,6 +109,7 @@ class VLAPolicy:
         device: torch.device | str = 'cpu',
         dtype: torch.dtype | str = torch.float32,
         unnorm_key: str | None = None,
+        variant: str = '',
         **settings: Any,
     ) -> VLAPolicy:
         """Load a checkpoint directory with its tokenizer.
@@ -112,6 +120,7 @@ class VLAPolicy:
             device: where the model runs.
             dtype: of the weights, as torch.dtype or by name ('float32', 'bfloat16').
             unnorm_key: statistics to use; may be left out when there is one set.
+            variant: what the files do not say of the checkpoint, see `vla.variant.declared`.
             settings: further arguments of `VLAPolicy`, options of the mode included.
 
         Raises:
@@ -123,7 +132,7 @@ class VLAPolicy:
             if not isinstance(named, torch.dtype) or not named.is_floating_point:
                 raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
             dtype = named
-        model = OpenVLAOFT.from_pretrained(directory, dtype, device)
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant)
         processor = Processor.from_directory(directory, model.config, unnorm_key)
         return cls(model, processor, pruning, checkpoint=directory, **settings)
 
@@ -235,7 +244,8 @@ class VLAPolicy:
         ids = torch.full((1, 32), config.eos_id)
         if instruction is not None:
             ids, _ = self.processor.prompt(instruction)
-        proprio, start = np.zeros(config.proprio_dim), self.settings.readout_start
+        proprio = np.zeros(config.proprio_dim) if config.use_proprio else None
+        start = self.settings.readout_start
         self._engine(frames, ids, proprio, None, start).actions.cpu()
         if instruction is not None and isinstance(self._engine, GraphEngine):
             record_sizes(
@@ -274,7 +284,7 @@ class VLAPolicy:
         processor, engine = self.processor, self._engine
         frames = self._pictures(self._images(observation.images))
         ids, template_tokens = processor.prompt(observation.instruction)
-        proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
+        proprio = self._proprio(observation)
         timer.mark('preprocess')
         self._selector.observe(Tick(frames, template_tokens, self.history))
         timer.mark('select')
@@ -319,9 +329,12 @@ class VLAPolicy:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
         return [images[name] for name in self.settings.cameras]
 
-    def _proprio(self, observation: Observation) -> np.ndarray:
-        proprio = np.asarray(observation.proprio, dtype=np.float64)
+    def _proprio(self, observation: Observation) -> np.ndarray | None:
+        """The normalised robot state; None for a model that takes none."""
         dim = self.config.proprio_dim
+        if not dim:
+            return None
+        proprio = np.asarray(observation.proprio, dtype=np.float64)
         if proprio.shape != (dim,) or not np.isfinite(proprio).all():
             raise ValueError(f'proprio must be {dim} finite numbers')
-        return proprio
+        return self.processor.normaliser.normalise_proprio(proprio)
