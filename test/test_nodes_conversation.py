@@ -47,6 +47,12 @@ CONFIGS = {
     for trigger in ('observation', 'request')
     for queue in ('latest', 'fifo')
 }
+RATE = 10.0  # Hz, of the limited ones
+GAP = round(0.9 * NANOSECONDS / RATE)
+CONFIGS |= {
+    ('limited', queue): replace(CONFIGS['observation', queue], max_rate=RATE)
+    for queue in ('latest', 'fifo')
+}
 OUTCOMES = st.sampled_from(['good', 'good', 'fails', 'late'])
 MEANWHILE = st.lists(
     st.sampled_from(
@@ -109,26 +115,35 @@ class Protocol(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.unique = 1000 * NANOSECONDS, itertools.count(1)
+        self.now, self.unique = 100_000 * NANOSECONDS, itertools.count(1)
         self.policy: StandIn | None = None
         self.wrong: list[str] = []
         self.said = ''  # instruction of the newest chunk
         self.published: list[int] = []
         self.broken: set[int] = set()
-        self.due: int | None = None  # the newest observation that nothing stands in the way of
-        self.unmet = 0  # newer requests for observations that were never complete
+        # The newest observation that nothing stands in the way of; by request a newer one will do.
+        self.due: int | None = None
+        self.asks: list[int] = []  # stamps of the requests since everything was forgotten
+        self.pending: int | None = None  # the request that no observation was fetched for
+        self.met: int | None = None  # the request that the last fetched observation was for
+        self.fetched = 0  # stamp of that observation
+        self.told: set[int] = set()  # requests that came before it
+        self.turn = -GAP  # stamp of the last observation that `max_rate` lets through
+        self.counted: list[int] = []  # chunks since everything was forgotten
         self.stamp = 0  # of the newest observation
         self.latest = 0  # stamp of the newest observation since the clock started anew
-        self.asked = 0  # stamp of the newest request
         self.known: dict[int, list[int]] = {}  # observation -> chunks allowed, and published
         self.epoch_of_action: dict[float, int] = {}
         self.sent = dict.fromkeys(STREAMS, 0)
 
-    @initialize(trigger=st.sampled_from(['observation', 'request']), queue=st.booleans())
+    @initialize(
+        trigger=st.sampled_from(['observation', 'request', 'request', 'limited']),
+        queue=st.booleans(),
+    )
     def begin(self, trigger: str, queue: bool) -> None:
         """A node that was started with `autostart`."""
         self.config = CONFIGS[trigger, 'fifo' if queue else 'latest']
-        self.by_request = trigger == 'request'
+        self.by_request, self.limited = trigger == 'request', trigger == 'limited'
         self.conversation = Conversation(self.config, self._repeat, lambda *_: None)
         self.inference = Inference(
             lambda: self.config,
@@ -165,15 +180,26 @@ class Protocol(RuleBasedStateMachine):
 
     def _count(self, stamp: int) -> None:
         self.published.append(stamp)
+        self.counted.append(stamp)
         self._expect(stamp in self.known, 'a chunk from before a reset, or of nothing')
         allowed = self.known.setdefault(stamp, [1, 0])
         allowed[1] += 1
-        self._expect(allowed[1] <= allowed[0], 'more chunks than were asked for')
-        if stamp == self.due:
+        if self.by_request:
+            self._expect(len(self.counted) <= len(self.asks), 'more chunks than were asked for')
+            self._expect(any(t <= stamp for t in self.asks), 'older than what was asked for')
+        else:
+            self._expect(allowed[1] <= allowed[0], 'more chunks than were asked for')
+        before = self.counted[-2] if len(self.counted) > 1 else stamp - GAP
+        self._expect(not self.limited or not 0 <= stamp - before < GAP, 'too often')
+        if self.due is not None and (stamp == self.due or (self.by_request and stamp > self.due)):
             self.due = None
 
     def _told(self, history: list[float]) -> None:
         """Called when the model begins."""
+        self.fetched = self.conversation._last.stamp
+        self.told |= {t for t in self.asks if t <= self.fetched}
+        if self.pending is not None and self.pending <= self.fetched:
+            self.met, self.pending = self.pending, None
         self._expect(len(set(history)) == len(history), 'an action was told twice')
         epoch = self.conversation.forgotten[0]
         fresh = all(self.epoch_of_action[action] == epoch for action in history)
@@ -181,7 +207,11 @@ class Protocol(RuleBasedStateMachine):
 
     def _forgotten(self) -> None:
         self.known.clear()
-        self.due, self.latest, self.asked = None, 0, 0
+        self.asks.clear()
+        self.counted.clear()
+        self.told.clear()
+        self.due, self.latest, self.pending, self.met = None, 0, None, None
+        self.fetched, self.turn = 0, -GAP
         self.sent = dict.fromkeys(STREAMS, 0)
 
     # -- the robot ---------------------------------------------------------------------------
@@ -200,10 +230,15 @@ class Protocol(RuleBasedStateMachine):
         if complete:
             self.latest = self.stamp
         if complete and self.conversation.enabled and self.stamp not in self.known:
-            self.known[self.stamp] = [0 if self.by_request else 1, 0]
-            if not self.by_request or self.stamp == self.asked:
-                self.known[self.stamp][0] = 1
-                self.due, self.unmet = None if broken or self._is_ahead() else self.stamp, 0
+            in_turn = not self.limited or not 0 <= self.stamp - self.turn < GAP
+            self.turn = self.stamp if in_turn else self.turn
+            self.known[self.stamp] = [int(in_turn), 0]
+            good = not broken and not self._is_ahead()
+            if self.by_request:
+                if good and self.pending is not None and self.pending <= self.stamp:
+                    self.due = self.stamp
+            elif in_turn:
+                self.due = self.stamp if good else None
             if broken:
                 self.broken.add(self.stamp)
 
@@ -240,10 +275,15 @@ class Protocol(RuleBasedStateMachine):
                 if self.state == 'active' and self.sent[stream] == self.stamp:
                     self.conversation.add(stream, self.stamp, np.zeros(2), 0.0)
 
-    @rule(count=st.integers(0, 3), repeats=st.integers(1, 3))
-    def ask(self, count: int, repeats: int) -> None:
-        """Executed actions with the newest stamp, by `request` the wish for a chunk."""
-        ends = tuple(self.stamp - (count - 1 - k) for k in range(count))
+    @rule(
+        count=st.integers(0, 3),
+        repeats=st.integers(1, 3),
+        back=st.sampled_from([0, 0, 0, 1, MS, 40 * MS, 900 * MS, -1, -30 * MS]),
+    )
+    def ask(self, count: int, repeats: int, back: int = 0) -> None:
+        """Executed actions, by `request` the wish for the chunk of an observation as new."""
+        wanted = max(0, self.stamp - back)
+        ends = tuple(wanted - (count - 1 - k) for k in range(count))
         ids = [float(next(self.unique)) for _ in range(count)]
         actions = np.repeat(np.array(ids)[:, None], 7, axis=1).reshape(-1, 7)
         for _ in range(repeats):
@@ -251,16 +291,23 @@ class Protocol(RuleBasedStateMachine):
                 return
             self.epoch_of_action |= dict.fromkeys(ids, self.conversation.forgotten[0])
             if self.by_request and self.conversation.enabled:
-                self.asked = self.stamp
-                if self.stamp in self.known:
-                    self.known[self.stamp][0] += 1
-                    if self.stamp not in self.published and self.stamp not in self.broken:
-                        self.due, self.unmet = None if self._is_ahead() else self.stamp, 0
-                else:
-                    self.unmet += 1
-                    if self.unmet >= DEPTH - 1:
-                        self.due = None  # so many newer requests, and the oldest goes
-            self.conversation.add_executed(self.stamp, Executed(actions, ends))
+                self._note_request(wanted)
+            self.conversation.add_executed(wanted, Executed(actions, ends))
+
+    def _note_request(self, wanted: int) -> None:
+        """It is pending now, unless it is the one that the model has or had at last."""
+        self.asks.append(wanted)
+        again = wanted == self.met
+        if not again and wanted in self.told and wanted >= self.latest - NANOSECONDS:
+            return  # long over
+        newest = self.fetched if again else max(self.known, default=-1)
+        good = newest not in self.broken and self.now - AGE <= newest <= self.now
+        if again:
+            fits = good and newest not in self.counted
+            self.due = newest if fits and self.due is None else self.due
+            return
+        self.pending = wanted
+        self.due = newest if good and max(wanted, self.fetched + 1) <= newest else None
 
     @rule(step=st.sampled_from([MS, 50 * MS, 400 * MS, 2 * NANOSECONDS, 60 * NANOSECONDS]))
     def wait(self, step: int) -> None:
@@ -344,8 +391,7 @@ class Protocol(RuleBasedStateMachine):
 
         def happen() -> None:
             begun.append(self.conversation._last.stamp)
-            if outcome != 'good' and self.due == begun[0]:
-                self.due = None  # it has to be asked for again
+            self._give_up(outcome, begun)
             for what in meanwhile:
                 self._happen(what)
 
@@ -353,10 +399,15 @@ class Protocol(RuleBasedStateMachine):
         self.inference.serve()
         self.policy.fail, self.policy.meanwhile = False, lambda: None
         self.config = replace(self.config, inference_timeout=plain.inference_timeout)
-        if outcome != 'good' and begun and self.due == begun[0]:
-            self.due = None  # a request that came while it was at work is for the same try
+        self._give_up(outcome, begun)  # a request that came meanwhile is for the same try
         if self.inference.exhausted and self.state == 'active':  # the watchdog
             self.deactivate()
+
+    def _give_up(self, outcome: str, begun: list[int]) -> None:
+        """What failed has to be asked for again."""
+        if outcome != 'good' and begun and self.due is not None:
+            if self.due == begun[0] or (self.by_request and self.due < begun[0]):
+                self.due = None
 
     def _happen(self, what: str) -> None:
         simple = {'reset': self.reset, 'on': lambda: self.enable(True)}
@@ -384,17 +435,37 @@ class Protocol(RuleBasedStateMachine):
     def _bring_up(self) -> None:
         self.enable(True)
         self.instruct('pick')
+        self.now += 100 * MS * self.limited  # the next one comes in turn
         if self.latest - NANOSECONDS <= self.now:
             self.now = max(self.now, self.latest)
 
     @precondition(lambda self: self.state == 'active' and not self.inference.exhausted)
-    @rule()
-    def a_good_observation_is_answered(self) -> None:
-        """Whatever was before."""
+    @rule(back=st.sampled_from([0, 1, 40 * MS, 900 * MS]), first=st.booleans())
+    def a_good_observation_is_answered(self, back: int, first: bool) -> None:
+        """Whatever was before; by `request` for any stamp that is not newer."""
         self._bring_up()
         before = len(self.published)
+        if first:
+            self.now += next(self.unique)
+            self.stamp = self.now
+            self.ask(2, 1, -1)  # the next observation is the first that fits
         self.observe(STREAMS, 1)
-        self.ask(2, 1)
+        if not first:
+            self.ask(2, 1, back)
+        self.settle()
+        assert self.published[before:] == [self.stamp]
+
+    @precondition(lambda self: self.state == 'active' and not self.inference.exhausted)
+    @rule(n=st.integers(1, 5), back=st.integers(0, 5))
+    def the_newest_of_many_is_answered(self, n: int, back: int) -> None:
+        """By `request`, and each but once."""
+        if not self.by_request:
+            return
+        self._bring_up()
+        before = len(self.published)
+        for _ in range(n):
+            self.observe(STREAMS, 1)
+        self.ask(1, 2, back)
         self.settle()
         assert self.published[before:] == [self.stamp]
 

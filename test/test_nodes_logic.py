@@ -226,6 +226,51 @@ def test_by_request_only_the_named_observation_is_inferred(request_first):
     assert trigger.asked() == []
 
 
+def test_a_request_asks_for_the_newest_observation_that_is_not_older():
+    trigger = Trigger('request')
+    assert add(trigger, 1, 4, 7, (3, A)) == [7]
+    assert trigger.wanted == 3
+    assert trigger.take(7) == Tick(seen(7), (A,), (seen(1), seen(4)), reports=(3,))
+    assert trigger.wanted is None and add(trigger, 8) == []
+
+
+def test_a_request_waits_for_the_first_observation_and_takes_a_newer_one_while_it_may():
+    trigger = Trigger('request')
+    assert add(trigger, 1, (3, A), 2) == []
+    assert add(trigger, 4) == [4]
+    assert trigger.frames() == [seen(1), seen(2)]
+    assert add(trigger, 6) == [6], 'the model is busy, and a newer one comes'
+    assert trigger.take(4).between == (seen(1), seen(2)), 'but this one had been fetched'
+    assert trigger.asked() == [] and trigger.wanted is None and trigger.superseded == 0
+    assert add(trigger, (5, B)) == [6]
+    assert trigger.take(6) == Tick(seen(6), (B,), reports=(5,))
+
+
+def test_a_newer_request_takes_the_place_of_the_pending_one_and_none_is_met_twice():
+    trigger = Trigger('request')
+    assert add(trigger, (3, A), (5, B), 4) == [], 'too old for the newer request'
+    assert add(trigger, 5) == [5]
+    assert trigger.take(5).reports == (3, 5)
+    assert add(trigger, (4, did(4))) == [], 'something newer than what was answered'
+    assert add(trigger, 6) == [6]
+
+
+def test_a_request_of_a_clock_that_was_set_back_does_not_take_what_came_before():
+    trigger = Trigger('request')
+    late = 100 * NANOSECONDS
+    assert add(trigger, late, (7, A)) == []
+    assert add(trigger, 9) == [9]
+
+
+def test_a_request_stays_when_its_observation_cannot_be_answered():
+    trigger = Trigger('request')
+    assert add(trigger, (2, A), 2) == [2]
+    trigger.refuse(2, broken=True)
+    assert trigger.asked() == []
+    assert add(trigger, 3) == [3]
+    assert trigger.take(3) == Tick(seen(3), (A,), reports=(2,))
+
+
 @pytest.mark.parametrize('mode', ['observation', 'request'])
 def test_repeated_executed_actions_count_once(mode):
     trigger = Trigger(mode)
@@ -261,7 +306,7 @@ def test_unanswered_requests_cannot_fill_the_memory():
 
 def test_what_is_overtaken_hands_its_actions_and_frames_on():
     trigger = Trigger('request')
-    assert add(trigger, 1, (2, A), 2, (9, B), 9) == [2, 9]
+    assert add(trigger, 1, (2, A), 2, (9, B), 9) == [9]
     expected = Tick(seen(9), (A, B), (seen(1), seen(2)), reports=(2, 9))
     assert trigger.take(9) == expected
     assert trigger.superseded == 1 and trigger.asked() == []

@@ -88,7 +88,10 @@ def test_parameters_that_do_not_go_together_are_refused_by_name(changes, reason)
     [
         ({'control_rate': '10.0'}, 'control_rate is 10 Hz'),
         ({'action.frame': 'tool'}, 'action.frame is tool; this robot takes base'),
-        ({'action.kind': 'joint_absolute'}, 'action.kind'),
+        (
+            {'action.kind': 'joint_absolute', 'action.joints': 'a', 'action.units': 'rad'},
+            'action.kind is joint_absolute; this robot takes ee_delta',
+        ),
         ({'action.anchor': 'command'}, 'action.anchor'),
         ({'action.scale_position': '0.02'}, 'this robot takes 0.05'),
         ({'action.scale_rotation': 'much'}, 'action.scale_rotation'),

@@ -15,25 +15,32 @@ class ChunkError(ValueError):
     """A chunk that must not reach a robot; the text says why."""
 
 
-def safe_actions(actions: np.ndarray, period: int) -> tuple[np.ndarray, int]:
+def safe_actions(
+    actions: np.ndarray,
+    period: int,
+    low: np.ndarray = ACTION_LOW,
+    high: np.ndarray = ACTION_HIGH,
+) -> tuple[np.ndarray, int]:
     """Actions of a chunk, clipped to the range of the controller.
 
     Args:
-        actions: [n, 7] in robot units, n at least 1.
+        actions: [n, k] in robot units, n at least 1.
         period: control period, ns.
+        low: least action, [k].
+        high: largest action, [k].
 
     Returns:
-        float64 [n, 7], and how many numbers were outside.
+        float64 [n, k], and how many numbers were outside.
 
     Raises:
         ChunkError: another shape, numbers that are not finite, or a period that is not positive.
     """
     actions = np.asarray(actions, dtype=np.float64)
-    if actions.ndim != 2 or not len(actions) or actions.shape[1] != len(ACTION_LOW):
-        raise ChunkError(f'chunk of shape {actions.shape}; expected [n, {len(ACTION_LOW)}]')
+    if actions.ndim != 2 or not len(actions) or actions.shape[1] != len(low):
+        raise ChunkError(f'chunk of shape {actions.shape}; expected [n, {len(low)}]')
     if not np.isfinite(actions).all():
         raise ChunkError('an action of the chunk is not finite')
     if period <= 0:
         raise ChunkError(f'control period of {period} ns')
-    clipped = np.clip(actions, ACTION_LOW, ACTION_HIGH)
+    clipped = np.clip(actions, low, high)
     return clipped, int(np.count_nonzero(clipped != actions))

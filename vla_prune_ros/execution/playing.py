@@ -5,24 +5,19 @@
 Alignment, in every mode: of a new chunk as many first actions are left out as were really executed
 since its observation, however long it took. A step on which the robot held still executed nothing.
 Open loop and receding horizon pass actions on bit for bit; the other two mix them as absolute
-targets (see `targets`). The gripper is never mixed: it comes from the newest chunk.
+targets (see `targets`). A gripper that is told to open or to close is never mixed: it comes from
+the newest chunk.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.execution.targets import (
-    ROTATION_SCALE,
-    Pose,
-    age_weights,
-    fade_weights,
-    integrate,
-    mix,
-)
+from vla_prune_ros.execution.targets import DeltaPlans, JointPlans, age_weights, fade_weights
 
 EXECUTION_MODES = ('open_loop', 'receding', 'blend', 'ensemble')
 MARKS = 256  # observations that a chunk may still answer
@@ -65,7 +60,7 @@ class _Mark:
 
     executed: int
     step: int
-    pose: Pose
+    path: Any
 
 
 @dataclass
@@ -75,7 +70,7 @@ class _Plan:
     stamp: int
     start: int
     actions: np.ndarray
-    targets: list[Pose] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -89,17 +84,17 @@ class ChunkPlayer:
         self,
         execution: Execution | None = None,
         slop: int = 0,
-        rotation_scale: float = ROTATION_SCALE,
+        plans: DeltaPlans | JointPlans | None = None,
     ) -> None:
         """Prepare.
 
         Args:
             execution: the rules.
             slop: how far the stamp of a chunk may be from that of the nearest `observe`, ns.
-            rotation_scale: rad per unit of a delta.
+            plans: what the numbers of an action are, for mixing them; deltas by default.
         """
         self.execution = execution or Execution()
-        self._slop, self._scale = slop, rotation_scale
+        self._slop, self._kind = slop, plans or DeltaPlans()
         self._mixes = self.execution.mode in ('blend', 'ensemble')
         self._delays: deque[int] = deque(maxlen=LATENCIES)
         self.clear()
@@ -113,16 +108,16 @@ class ChunkPlayer:
         self._executed = 0
         self._step = 0
         self._due = 0  # a chunk is due when this number of actions is executed
-        self._pose = Pose.origin()  # end of the path of all commands
+        self._path: Any = self._kind.origin()  # of all commands, to its end
 
     def observe(self, stamp: int) -> None:
         """An observation was made now, before the next action."""
-        self._marks[stamp] = _Mark(self._executed, self._step, self._pose)
+        self._marks[stamp] = _Mark(self._executed, self._step, self._path)
         if len(self._marks) > MARKS:
             self._marks.popitem(last=False)
 
     def add(self, stamp: int, actions: np.ndarray, delay: int | None = None) -> bool:
-        """Take the chunk [n, 7] that answers the observation at `stamp`; False if unusable.
+        """Take the chunk [n, k] that answers the observation at `stamp`; False if unusable.
 
         `delay` is how many steps it took, where that cannot be counted because time stood still.
         """
@@ -133,7 +128,7 @@ class ChunkPlayer:
         if self._plans and stamp <= self._plans[-1].stamp:
             return False
         self._delays.append(self._step - mark.step if delay is None else delay)
-        targets = integrate(mark.pose, actions, self._scale) if self._mixes else []
+        targets = self._kind.targets(mark.path, actions) if self._mixes else []
         plan = _Plan(stamp, mark.executed, actions, targets)
         if self.execution.mode == 'ensemble':
             self._plans = [p for p in self._plans if p.end > self._executed]
@@ -175,11 +170,12 @@ class ChunkPlayer:
 
     @property
     def rest(self) -> np.ndarray:
-        """What is left of the newest chunk, [n, 7]."""
-        if not self._plans:
-            return np.zeros((0, 7))
-        plan = self._plans[-1]
-        return plan.actions[max(0, self._executed - plan.start) :]
+        """What will be played unless another chunk comes, [n, k]."""
+        path, rows = self._path, []
+        for number in range(self._executed, self._executed + self.remaining):
+            rows.append(self._action(number, path))
+            path = self._kind.moved(path, rows[-1]) if self._mixes else path
+        return np.reshape(rows, (-1, self._kind.width))
 
     @property
     def remaining(self) -> int:
@@ -202,24 +198,29 @@ class ChunkPlayer:
         return self.execution.prefetch or max([1, *self._delays])
 
     def next(self) -> np.ndarray | None:
-        """The action [7] of this control step; None means hold still."""
+        """The action [k] of this control step; None means hold still."""
         self._step += 1
         if self.remaining == 0:
             self.starved += bool(self._plans)
             return None
-        action = self._action()
-        self._pose = self._pose.moved(action, self._scale) if self._mixes else self._pose
+        action = self._action(self._executed, self._path)
+        self._path = self._kind.moved(self._path, action) if self._mixes else self._path
         self._executed += 1
         return action
 
-    def _action(self) -> np.ndarray:
-        number, newest = self._executed, self._plans[-1]
+    def skips(self, stamp: int) -> int | None:
+        """How many actions of a chunk for `stamp` are over; None: nothing is known of it."""
+        mark = self._mark(stamp)
+        return None if mark is None else self._executed - mark.executed
+
+    def _action(self, number: int, path: Any) -> np.ndarray:
+        newest = self._plans[-1]
         action = newest.actions[number - newest.start]
         if not self._mixes:
             return action
         targets = [p.targets[number - p.start] for p in self._plans if number < p.end]
-        target = mix(targets, age_weights(len(targets), ENSEMBLE_DECAY))
-        return np.concatenate([self._pose.deltas_to(target, self._scale), action[6:]])
+        target = self._kind.mix(targets, age_weights(len(targets), ENSEMBLE_DECAY))
+        return self._kind.action(path, target, action)
 
     def _fade(self, old: _Plan, new: _Plan) -> None:
         """Lead the new plan's targets gently away from what is left of the old plan's."""
@@ -228,4 +229,6 @@ class ChunkPlayer:
             return
         for k, weight in zip(range(first, end), fade_weights(first, end), strict=True):
             before = old.targets[new.start + k - old.start]
-            new.targets[k] = mix([before, new.targets[k]], np.array([weight, 1.0 - weight]))
+            new.targets[k] = self._kind.mix(
+                [before, new.targets[k]], np.array([weight, 1.0 - weight])
+            )

@@ -10,12 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from vla_prune_ros.execution.checks import ACTION_HIGH, ACTION_LOW
+
+# Names of the deltas on the wire. None is a joint of any robot, so that a joint trajectory
+# controller which gets a chunk by a wrong remapping refuses it.
+DELTA_NAMES = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
 KINDS = ('ee_delta', 'joint_absolute')
 ROTATIONS = ('axis_angle', 'rpy')
 FRAMES = ('base', 'tool')
 ANCHORS = ('measured', 'command')
+UNITS = ('rad', 'deg', 'm', 'mm', 'percent', 'unit')
 PREFIX = 'action.'
 
 
@@ -24,14 +33,16 @@ class Semantics:
     """Meaning of one action. The defaults are those of LIBERO and of robosuite's OSC_POSE.
 
     Attributes:
-        kind: ee_delta, six deltas of the end effector and the gripper; or joint_absolute.
+        kind: ee_delta, six deltas of the end effector and the gripper; or joint_absolute, a
+            position for each of `joints`, of which the rest up to the rotation means nothing.
         scale_position: m per unit, `scale_rotation`: rad per unit of a delta.
         rotation: axis_angle or rpy (turns about the fixed x, then y, then z axis).
         frame: base, the frame of the robot in which the pose is given; or tool.
         anchor: measured, a delta counts from where the arm is; command, from the last goal.
         step_position: m that the arm of the training data really covered per unit and step,
             `step_rotation`: rad. A soft arm covers a part of its offset.
-        gripper_open, gripper_closed: values of the last number.
+        gripper_open, gripper_closed: values of the last number of an ee_delta.
+        joints: of a joint_absolute, their names in the order of the numbers; `units`: of each.
     """
 
     kind: str = 'ee_delta'
@@ -44,6 +55,8 @@ class Semantics:
     step_rotation: float = 0.1
     gripper_open: float = 1.0
     gripper_closed: float = 0.0
+    joints: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Semantics:
@@ -56,9 +69,14 @@ class Semantics:
         for field in fields(cls):
             key = PREFIX + field.name
             if key not in values:
+                if field.default == ():
+                    continue
                 raise ValueError(f'{key} is not declared')
             value = values[key]
-            if field.type == 'float':
+            if field.default == ():
+                value = value.split(',') if isinstance(value, str) else value
+                value = tuple(name.strip() for name in value if name.strip())
+            elif field.type == 'float':
                 try:
                     value = float(value)
                 except (TypeError, ValueError):
@@ -81,18 +99,44 @@ class Semantics:
                 raise ValueError(f'{PREFIX}{name}: {getattr(self, name)!r} is not within 0..10')
         if not abs(self.gripper_open - self.gripper_closed) > 1e-6:
             raise ValueError(f'{PREFIX}gripper_open and gripper_closed are the same')
+        joints = self.joints
+        if (self.kind == 'joint_absolute') != bool(joints):
+            raise ValueError(f'{PREFIX}joints: {list(joints)} does not go with kind {self.kind}')
+        if len(set(joints)) != len(joints) or len(self.units) != len(joints):
+            raise ValueError(
+                f'{PREFIX}joints, {PREFIX}units: {len(joints)} different names with a unit each '
+                f'are needed, not {list(joints)} and {list(self.units)}'
+            )
+        if unknown := [unit for unit in self.units if unit not in UNITS]:
+            raise ValueError(f'{PREFIX}units: {unknown[0]!r} is not one of {", ".join(UNITS)}')
 
     def values(self) -> dict[str, Any]:
         """Keys `action.NAME`, for `policy_info`."""
-        return {PREFIX + f.name: getattr(self, f.name) for f in fields(self)}
+        found = {PREFIX + f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: ','.join(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
     @property
     def signature(self) -> str:
         """All of it in one word without spaces, for the frame_id of a chunk."""
+        if self.joints:
+            runs = [(unit, len(list(same))) for unit, same in groupby(self.units)]
+            return f'{self.kind}/' + '+'.join(f'{n}{unit}' for unit, n in runs)
         return (
             f'{self.frame}/{self.kind}/{self.scale_position:g}m/{self.scale_rotation:g}rad/'
             f'{self.rotation}/{self.anchor}/grip{self.gripper_closed:g}..{self.gripper_open:g}'
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the numbers of an action, on the wire."""
+        return self.joints or DELTA_NAMES
+
+    @property
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest action; joints have the limits of the robot, not of the policy."""
+        if self.joints:
+            return np.full(len(self.joints), -np.inf), np.full(len(self.joints), np.inf)
+        return ACTION_LOW, ACTION_HIGH
 
     def openness(self, gripper: float) -> float:
         """The last number of an action as 1 for open and 0 for closed."""

@@ -1,6 +1,8 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Chunks of end-effector deltas as absolute targets, so that they can be mixed. Pure numpy.
+"""Chunks as absolute targets, so that they can be mixed. Pure numpy.
+
+Chunks of joint positions are that already (`JointPlans`), end-effector deltas are not.
 
 Deltas of different observations must not be averaged: each is relative to where the others would
 have led. So a plan is integrated to absolute targets along the path of all commands, from the
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +64,65 @@ def mix(targets: list[Pose], weights: np.ndarray) -> Pose:
     last = targets[-1].rotation
     turns = [rotation_vector(t.rotation @ last.T) for t in targets]
     return Pose(position, rotation_matrix(np.tensordot(weights, turns, axes=1)) @ last)
+
+
+class DeltaPlans:
+    """Plans of six deltas and a gripper, which is never mixed.
+
+    A path is where the commands so far have led, a `Pose`.
+    """
+
+    width = 7
+
+    def __init__(self, rotation_scale: float = ROTATION_SCALE) -> None:
+        """`rotation_scale`: rad per unit of a delta."""
+        self._scale = rotation_scale
+
+    def origin(self) -> Pose:
+        """Where a path begins."""
+        return Pose.origin()
+
+    def targets(self, path: Pose, actions: np.ndarray) -> list[Pose]:
+        """What the actions [n, 7] of a chunk lead to from a point of the path."""
+        return integrate(path, actions, self._scale)
+
+    def mix(self, targets: list[Pose], weights: np.ndarray) -> Pose:
+        """Weighted mean of targets."""
+        return mix(targets, weights)
+
+    def action(self, path: Pose, target: Pose, newest: np.ndarray) -> np.ndarray:
+        """What leads to a mixed target; the rest is that of the newest plan's action."""
+        return np.concatenate([path.deltas_to(target, self._scale), newest[6:]])
+
+    def moved(self, path: Pose, action: np.ndarray) -> Pose:
+        """The path with one more action."""
+        return path.moved(action, self._scale)
+
+
+class JointPlans:
+    """Plans of absolute joint positions, grippers among them: every number is a target itself."""
+
+    def __init__(self, width: int) -> None:
+        """`width`: how many joints."""
+        self.width = width
+
+    def origin(self) -> None:
+        """No path is needed."""
+
+    def targets(self, path: None, actions: np.ndarray) -> list[np.ndarray]:
+        """The rows of a chunk."""
+        return list(actions)
+
+    def mix(self, targets: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        """Weighted mean of targets."""
+        return np.tensordot(weights, targets, axes=1)
+
+    def action(self, path: None, target: np.ndarray, newest: np.ndarray) -> np.ndarray:
+        """The target."""
+        return target
+
+    def moved(self, path: Any, action: np.ndarray) -> None:
+        """No path is needed."""
 
 
 def fade_weights(first: int, end: int) -> np.ndarray:

@@ -19,12 +19,11 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from vla_prune_ros.execution.executed import Executed
+from vla_prune_ros.execution.semantics import DELTA_NAMES
 from vla_prune_ros.ros.images import fill_rgb
 from vla_prune_ros.sim.base import Camera, quaternion_to_axis_angle
 
-# Names of the action dimensions on the wire. None is a joint of any robot, so that a joint
-# trajectory controller which gets a chunk by a wrong remapping refuses it.
-ACTION_NAMES = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
+ACTION_NAMES = DELTA_NAMES  # of the numbers of an action, unless a policy moves joints
 NANOSECONDS = 1_000_000_000
 
 DEPTH = 100  # messages that may wait for a busy reader; a queue holds no more than have come
@@ -74,34 +73,44 @@ def to_seconds(nanoseconds: int) -> float:
 
 # -- actions -----------------------------------------------------------------------------------
 def chunk_message(
-    actions: np.ndarray, stamp: int, period: int, meaning: str = ''
+    actions: np.ndarray,
+    stamp: int,
+    period: int,
+    meaning: str = '',
+    names: Sequence[str] = ACTION_NAMES,
 ) -> JointTrajectory:
     """A chunk on the wire.
 
     Args:
-        actions: float64 [n, 7] in robot units.
+        actions: float64 [n, k] in robot units.
         stamp: of the observation that the chunk answers, ns.
         period: control period, ns; action k belongs to stamp + k * period.
         meaning: `Semantics.signature` of the actions, for the frame_id.
+        names: of the k numbers, `Semantics.names`.
     """
-    message = _trajectory(actions, stamp, period, first=0)
+    message = _trajectory(actions, stamp, period, names, first=0)
     message.header.frame_id = meaning
     return message
 
 
-def executed_message(actions: np.ndarray, stamp: int, period: int) -> JointTrajectory:
+def executed_message(
+    actions: np.ndarray, stamp: int, period: int, names: Sequence[str] = ACTION_NAMES
+) -> JointTrajectory:
     """What the robot did up to `stamp`: the last action began one period before it.
 
     Args:
-        actions: float64 [n, 7], in the order of execution; n may be 0.
+        actions: float64 [n, k], in the order of execution; n may be 0.
         stamp: of the observation that follows the actions, ns.
         period: control period, ns.
+        names: of the k numbers.
     """
-    return _trajectory(actions, stamp, period, first=-len(actions))
+    return _trajectory(actions, stamp, period, names, first=-len(actions))
 
 
-def _trajectory(actions: np.ndarray, stamp: int, period: int, first: int) -> JointTrajectory:
-    message = JointTrajectory(joint_names=list(ACTION_NAMES))
+def _trajectory(
+    actions: np.ndarray, stamp: int, period: int, names: Sequence[str], first: int
+) -> JointTrajectory:
+    message = JointTrajectory(joint_names=list(names))
     message.header.stamp = to_time(stamp)
     for k, action in enumerate(actions, start=first):
         seconds, rest = divmod(k * period, NANOSECONDS)
@@ -114,33 +123,41 @@ def _trajectory(actions: np.ndarray, stamp: int, period: int, first: int) -> Joi
     return message
 
 
-def actions_from(message: JointTrajectory) -> np.ndarray:
-    """Actions float64 [n, 7] of a chunk or of an executed-actions message.
+def actions_from(
+    message: JointTrajectory, names: Sequence[str] | None = ACTION_NAMES
+) -> np.ndarray:
+    """Actions float64 [n, k] of a chunk or of an executed-actions message.
+
+    `names` of the k numbers are those of the policy; None takes a message of any.
 
     Raises:
         MessageError: other joint names, rows of another width, values that are not finite, or
             times that do not increase.
     """
-    if tuple(message.joint_names) != ACTION_NAMES:
-        raise MessageError(f'joint_names {message.joint_names}; expected {list(ACTION_NAMES)}')
-    if any(len(point.positions) != len(ACTION_NAMES) for point in message.points):
-        raise MessageError(f'every point needs {len(ACTION_NAMES)} positions')
+    found = list(message.joint_names)
+    if not found or (names is not None and found != list(names)):
+        raise MessageError(f'joint_names {found}; expected {list(names or ["a name"])}')
+    if any(len(point.positions) != len(found) for point in message.points):
+        raise MessageError(f'every point needs {len(found)} positions')
     times = [to_ns(point.time_from_start) for point in message.points]
     if any(b <= a for a, b in pairwise(times)):
         raise MessageError('time_from_start does not increase')
-    actions = np.array([p.positions for p in message.points], np.float64).reshape(-1, 7)
+    rows = [point.positions for point in message.points]
+    actions = np.array(rows, np.float64).reshape(-1, len(found))
     if not np.isfinite(actions).all():
         raise MessageError('an action is not finite')
     return actions
 
 
-def executed_from(message: JointTrajectory) -> Executed:
+def executed_from(
+    message: JointTrajectory, names: Sequence[str] | None = ACTION_NAMES
+) -> Executed:
     """The inverse of `executed_message`; an action ends when the next begins.
 
     Raises:
         MessageError: as `actions_from`.
     """
-    actions = actions_from(message)
+    actions = actions_from(message, names)
     stamp = to_ns(message.header.stamp)
     starts = [stamp + to_ns(point.time_from_start) for point in message.points]
     return Executed(actions, (*starts[1:], stamp) if starts else ())

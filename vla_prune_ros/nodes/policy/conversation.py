@@ -6,8 +6,8 @@ Knows neither ROS nor the model. The executor's thread tells what came and what 
 worker's thread fetches what is to be answered and asks, with the chunk in hand, whether it may
 leave. An observation that is asked for waits until it can be answered: for an instruction, for the
 model, for a newer instruction than the one it was answered by. It is given up when it is too old,
-when a newer one is asked for, or when everything is forgotten; asked for again it gets another
-try, or the same chunk once more.
+when a newer one is asked for, or when everything is forgotten. A request that comes again gets
+another try, or the same chunk once more.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Conversation:
         self.wake: Callable[[], None] = lambda: None
         self._last: MatchedSet | None = None  # the observation that was taken last
         self._phase = 'open'  # or working, answered: what became of it
+        self._request: int | None = None  # stamp of the request that it was taken for
         self._offered: dict[int, tuple[float, float]] = {}
         self._spent = 0.0  # s, on messages since the last observation that was asked for
         self._forget('')
@@ -108,16 +109,16 @@ class Conversation:
         return bool(found)
 
     def add_executed(self, stamp: int, executed: Executed) -> None:
-        """What the robot did before the observation at `stamp`; by `request` it asks for it."""
+        """What the robot did up to `stamp`; by `request` it asks for a chunk, see `Trigger`."""
         with self._lock:
             if not self.takes_data:
                 return
             last = self._last
-            if self._trigger.mode == 'request' and last is not None and stamp == last.stamp:
+            if last is not None and stamp == self._request:
                 if self._phase == 'answered':
                     self._repeat()
                 elif self._phase == 'open':
-                    self._trigger.ask_again(last)
+                    self._trigger.ask_again(last, stamp)
             else:
                 self._trigger.add_executed(stamp, executed)
             self._look()
@@ -191,6 +192,8 @@ class Conversation:
             if self._trigger.get(stamp) is not request.observation or not self.instruction:
                 return None
             self._last, self._phase = request.observation, 'working'
+            wanted = self._trigger.wanted
+            self._request = wanted if wanted is not None and wanted <= stamp else None
             return replace(self._trigger.take(stamp), instruction=self.instruction)
 
     def finish(self, request: Request, tick: Tick, publish: Callable[[], None] | None) -> bool:
@@ -206,7 +209,7 @@ class Conversation:
             if publish is None:
                 return False
             if tick.instruction != self.instruction:
-                self._trigger.ask_again(tick.observation)
+                self._trigger.ask_again(tick.observation, self._request)
                 return False
             publish()
             self._phase = 'answered'
@@ -250,6 +253,6 @@ class Conversation:
         self.forgotten = self.forgotten[0] + 1, reason
         self._assembler.clear()
         self._trigger.clear()
-        self._last, self._phase = None, 'open'
+        self._last, self._phase, self._request = None, 'open', None
         self._offered, self._spent = {}, 0.0
         self.wake()

@@ -257,7 +257,7 @@ class Inference:
         stepping = time.perf_counter()
         chunk = policy.step(asked)
         stepped = time.perf_counter()
-        actions, clipped = safe_actions(chunk.actions, period_of(config))
+        actions, clipped = safe_actions(chunk.actions, period_of(config), *config.action.range)
         cold, self._cold = self._cold, False
         requery = policy.requery_after(actions)
         stages = {

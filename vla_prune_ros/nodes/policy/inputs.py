@@ -230,7 +230,7 @@ class Inputs:
         if life != self._life:
             return
         try:
-            executed = executed_from(message)
+            executed = executed_from(message, self._config.action.names)
         except MessageError as error:
             self._report('executed_actions', error)
             return

@@ -51,8 +51,9 @@ class Outputs:
         started = time.perf_counter()
         stamp = answer.tick.observation.stamp
         self._last = chunk_message(
-            answer.actions, stamp, period_of(config), config.action.signature
-        )
+            answer.actions, stamp, period_of(config), config.action.signature,
+            config.action.names,
+        )  # fmt: skip
         self._deliver()
         self._chunks.publish(self._last)
         return (time.perf_counter() - started) * 1e3

@@ -13,7 +13,15 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from vla_prune_ros.execution.semantics import ANCHORS, FRAMES, KINDS, ROTATIONS, Semantics
+from vla_prune_ros.execution.semantics import (
+    ANCHORS,
+    FRAMES,
+    KINDS,
+    PREFIX,
+    ROTATIONS,
+    UNITS,
+    Semantics,
+)
 from vla_prune_ros.nodes.policy.trigger import DEPTH, TRIGGERS
 from vla_prune_ros.ros.parameters import ParameterError, Spec, parameter, specs_of
 
@@ -143,6 +151,13 @@ class PolicyConfig:
     action_gripper_closed: float = parameter(
         0.0, 'last number that means closed (raw)', -100.0, 100.0, name='action.gripper_closed'
     )
+    action_joints: tuple[str, ...] = parameter(
+        ('',), 'kind joint_absolute: joint that each number is for', name='action.joints'
+    )
+    action_units: tuple[str, ...] = parameter(
+        ('',), f'kind joint_absolute: unit of each number, of {", ".join(UNITS)}',
+        name='action.units',
+    )
     control_rate: float = parameter(
         20.0, 'rate at which the chunk is to be played (Hz)', 0.1, 1000.0
     )
@@ -212,7 +227,8 @@ class PolicyConfig:
     @property
     def action(self) -> Semantics:
         """What an action means."""
-        return Semantics(**{f.name: getattr(self, f'action_{f.name}') for f in fields(Semantics)})
+        names = [f.name for f in fields(Semantics)]
+        return Semantics.from_values({PREFIX + n: getattr(self, f'action_{n}') for n in names})
 
     @property
     def pruning(self) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from vla_prune_ros.execution.commands import Command, Commander, GripperLatch
 from vla_prune_ros.execution.playing import ChunkPlayer
 from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.execution.supervisor import HOLDING, RUNNING, Facts, Progress, Supervisor
-from vla_prune_ros.execution.targets import Pose
+from vla_prune_ros.execution.targets import DeltaPlans, JointPlans, Pose
 from vla_prune_ros.nodes.robot.parameters import RobotConfig
 
 KEPT = 400  # samples of every statistic
@@ -62,8 +62,12 @@ class Pilot:
         self._config = config
         self.supervisor.rules = config.rules
         self._progress = Progress(config['stall_time'])
-        scale = {'rotation_scale': semantics.scale_rotation} if semantics else {}
-        self.player = ChunkPlayer(config.execution, config.period, **scale)
+        plans = (
+            JointPlans(len(semantics.joints))
+            if semantics and semantics.joints
+            else (DeltaPlans(semantics.scale_rotation) if semantics else None)
+        )
+        self.player = ChunkPlayer(config.execution, config.period, plans)
         if semantics is not None:
             gains = config['gain.position'], config['gain.rotation']
             self.commander = Commander(
