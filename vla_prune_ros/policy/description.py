@@ -22,7 +22,8 @@ def describe(policy: VLAPolicy, note: str) -> dict[str, Any]:
         note: what must be known about its mode on these weights.
     """
     config, settings = policy.config, policy.settings
-    names, units = _DIMENSIONS, _UNITS
+    names: tuple[str, ...] = _DIMENSIONS
+    units: tuple[str, ...] = _UNITS
     if config.action_kind == 'joint_positions':
         names = tuple(f'joint_{i}' for i in range(config.action_dim))
         units = ('as in the training data',) * config.action_dim

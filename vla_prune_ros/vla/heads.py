@@ -106,4 +106,4 @@ class TokenHead(nn.Module):
 
 def make_head(config: OpenVLAConfig) -> ActionHead | TokenHead:
     """The head that a config names."""
-    return {'l1': ActionHead, 'tokens': TokenHead}[config.head](config)
+    return TokenHead(config) if config.head == 'tokens' else ActionHead(config)

@@ -22,6 +22,7 @@ from vla_prune_ros.execution.semantics import (
     UNITS,
     Semantics,
 )
+from vla_prune_ros.nodes.policy.joints import STATES, Joints, StateLayout, check_names
 from vla_prune_ros.nodes.policy.trigger import DEPTH, TRIGGERS
 from vla_prune_ros.ros.parameters import ParameterError, Spec, parameter, specs_of
 
@@ -47,6 +48,10 @@ class PolicyConfig:
     pruning_options: Mapping[str, Any]
     # fmt: off
     checkpoint: str = parameter('', 'checkpoint directory; empty: the embedded tabletop policy')
+    variant: str = parameter(
+        '', 'what the files of the checkpoint do not say, such as libero_tokens or '
+        'aloha,chunk_len=50; see doc/variants.md'
+    )
     device: str = parameter(
         'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'
     )
@@ -83,7 +88,7 @@ class PolicyConfig:
     )
     default_instruction: str = parameter('', 'instruction in force until one arrives')
     cameras: tuple[str, ...] = parameter(
-        ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'
+        ('agentview', 'wrist'), 'topics CAMERA/image_raw, in the order of the training'
     )
     image_transport: str = parameter(
         'raw', 'raw: image_raw; compressed: image_raw/compressed',
@@ -91,6 +96,33 @@ class PolicyConfig:
     )
     finger_joints: tuple[str, ...] = parameter(
         ('finger_joint1', 'finger_joint2'), 'names in joint_states of the two gripper fingers (m)'
+    )
+    state_kind: str = parameter(
+        'pose_fingers', 'robot state of the checkpoint: ee_pose and finger_joints, state.joints, '
+        'or none', choices=tuple(STATES), name='state.kind',
+    )
+    state_joints: tuple[str, ...] = parameter(
+        ('',), 'state.kind joints: names in joint_states; empty: action.joints',
+        name='state.joints',
+    )
+    gripper_joints: tuple[str, ...] = parameter(
+        ('',), 'joints that the checkpoint has as 0 closed to 1 open', name='gripper.joints'
+    )
+    gripper_state_closed: float = parameter(
+        0.0, 'position of gripper.joints in joint_states when closed (rad or m)', -1e3, 1e3,
+        name='gripper.state_closed',
+    )
+    gripper_state_open: float = parameter(
+        1.0, 'position of gripper.joints in joint_states when open (rad or m)', -1e3, 1e3,
+        name='gripper.state_open',
+    )
+    gripper_action_closed: float = parameter(
+        0.0, 'position of gripper.joints in a chunk that closes them (rad or m)', -1e3, 1e3,
+        name='gripper.action_closed',
+    )
+    gripper_action_open: float = parameter(
+        1.0, 'position of gripper.joints in a chunk that opens them (rad or m)', -1e3, 1e3,
+        name='gripper.action_open',
     )
     input_reliability: str = parameter(
         'best_effort', 'QoS of the cameras and the state; reliable where no frame may be lost',
@@ -215,7 +247,7 @@ class PolicyConfig:
                 f'parameter finger_joints: {list(config.finger_joints)} are not two names'
             )
         try:
-            _ = config.action
+            check_names(config.state, config.action_joint_positions)
         except ValueError as error:
             raise ParameterError(f'parameter {error}') from error
         try:
@@ -231,6 +263,23 @@ class PolicyConfig:
         return Semantics.from_values({PREFIX + n: getattr(self, f'action_{n}') for n in names})
 
     @property
+    def state(self) -> StateLayout:
+        """What the robot state is made of."""
+        names = self.finger_joints
+        if self.state_kind == 'joints':
+            names = _names(self.state_joints) or self.action.joints
+        closed, opened = self.gripper_state_closed, self.gripper_state_open
+        return StateLayout(
+            self.state_kind, Joints(names, _names(self.gripper_joints), closed, opened)
+        )
+
+    @property
+    def action_joint_positions(self) -> Joints:
+        """The numbers of an action, for `Joints.of_robot`."""
+        closed, opened = self.gripper_action_closed, self.gripper_action_open
+        return Joints(self.action.joints, _names(self.gripper_joints), closed, opened)
+
+    @property
     def pruning(self) -> tuple[str, dict[str, Any]]:
         """Mode and its options."""
         return self.pruning_mode, dict(self.pruning_options)
@@ -241,6 +290,11 @@ POLICY = specs_of(PolicyConfig)
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _names(value: tuple[str, ...]) -> tuple[str, ...]:
+    """A list without empty names: ROS has no empty list of texts."""
+    return tuple(name for name in value if name)
 
 
 def clean_instruction(text: str) -> str:

@@ -37,7 +37,7 @@ from vla_prune_ros.nodes.policy.conversation import Conversation
 from vla_prune_ros.nodes.policy.health import Health
 from vla_prune_ros.nodes.policy.inference import Answer, Inference
 from vla_prune_ros.nodes.policy.inputs import NO_EVENTS, Inputs
-from vla_prune_ros.nodes.policy.loading import hardware
+from vla_prune_ros.nodes.policy.loading import another_rate, hardware
 from vla_prune_ros.nodes.policy.outputs import Outputs
 from vla_prune_ros.nodes.policy.overlay import Overlay
 from vla_prune_ros.nodes.policy.parameters import (
@@ -309,6 +309,8 @@ class PolicyNode(LifecycleNode):
         self._patches_per_view = policy.config.patches_per_view
         if note := policy.info()['note']:
             self.get_logger().warning(f'mode {policy.settings.mode}: {note}')
+        if text := another_rate(policy.config, self.config):
+            self._once('rate', text)
         self._conversation.announce(self._publish_info)
 
     def _publish_info(self) -> None:
