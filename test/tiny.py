@@ -25,7 +25,33 @@ def norm_stats(action_dim: int = 7, proprio_dim: int = 8) -> dict:
     mask = [True] * (action_dim - 1) + [False]
     action = {'q01': [-0.5] * action_dim, 'q99': [0.75] * action_dim, 'mask': mask}
     proprio = {'q01': [-1.0] * proprio_dim, 'q99': [1.5] * proprio_dim}
+    for block in (action, proprio):
+        size = len(block['q01'])
+        block |= {'min': [-2.0] * size, 'max': [2.0] * size}
     return {UNNORM_KEY: {'action': action, 'proprio': proprio}}
+
+
+# The presets at the size of `tiny_config`; padded_vocabulary leaves room for the tokens.
+VARIANTS = {
+    'libero': {},
+    'three_views': {'n_views': 3},
+    'one_view_no_state': {'n_views': 1, 'proprio_dim': 0},
+    'libero_tokens': {'n_views': 1, 'proprio_dim': 0, 'head': 'tokens'},
+    'bridge': {'n_views': 1, 'proprio_dim': 7, 'chunk_len': 5, 'camera_names': ('image_0',)},
+    'aloha': {
+        'n_views': 3, 'action_dim': 14, 'proprio_dim': 14, 'chunk_len': 25,
+        'normalisation': 'bounds', 'action_kind': 'joint_positions', 'control_rate': 25.0,
+    },
+    'film': {'film': True},
+}  # fmt: skip
+
+
+def variant(name: str) -> dict:
+    """Changes of `tiny_config` that make it a variant, statistics included."""
+    changes = VARIANTS[name]
+    statistics = norm_stats(changes.get('action_dim', 7), changes.get('proprio_dim', 8))
+    tokens = {'padded_vocabulary': 0} if changes.get('head') == 'tokens' else {}
+    return {**changes, **tokens, 'norm_stats': statistics}
 
 
 def tiny_config(**changes) -> OpenVLAConfig:
@@ -53,6 +79,8 @@ def tiny_checkpoint(directory: str | Path, seed: int = 0, dtype=torch.float32, *
     directory = Path(directory)
     n_tokens = build_tokenizer(INSTRUCTIONS, directory)
     config = tiny_config(**changes)
+    if config.head == 'tokens':  # the words come first, the bins of the actions last
+        n_tokens = max(config.llama.vocab_size, n_tokens + 256)
     config = replace(config, llama=replace(config.llama, vocab_size=n_tokens))
     torch.manual_seed(seed)
     save_pretrained(OpenVLAOFT(config), directory, dtype)
@@ -67,7 +95,7 @@ def inputs(config: OpenVLAConfig, seed: int = 0, length: int = 12, batch: int = 
     ids = torch.randint(4, config.llama.vocab_size, (batch, length), generator=g)
     ids[:, 0] = config.bos_id
     proprio = torch.rand(batch, config.proprio_dim, generator=g) * 2 - 1
-    return pixels, ids, proprio
+    return pixels, ids, proprio if config.use_proprio else None
 
 
 def observation(

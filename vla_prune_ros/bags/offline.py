@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,13 @@ class Setup:
     runtime: str = 'auto'
     quantization: str = 'none'
     image_pipeline: str = 'exact'
-    others: Mapping[str, Any] = field(default_factory=dict)  # parameters of the variant, by name
+    others: tuple[tuple[str, Any], ...] = ()  # parameters of the variant and their values
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Parameters of the node, by name."""
         values = asdict(self)
-        return values | values.pop('others')
+        return values | dict(values.pop('others'))
 
     @cached_property
     def config(self) -> PolicyConfig:
@@ -86,7 +86,7 @@ class Setup:
 def setup_of(checkpoint: str, values: Mapping[str, Any]) -> Setup:
     """The setup by parameters of the node, of which some do not count here."""
     chosen = {name: values[name] for name in MODEL if name in values}
-    others = {name: values[name] for name in VARIANT if name in values}
+    others = tuple((name, values[name]) for name in VARIANT if name in values)
     return Setup(checkpoint, **chosen, others=others)
 
 

@@ -255,6 +255,20 @@ class VLAPolicy:
                 frames.shape,
             )
 
+    def normalised_state(self, observation: Observation) -> np.ndarray | None:
+        """The normalised robot state [proprio_dim]; None for a model that takes none.
+
+        Raises:
+            ValueError: it has another size or is not finite.
+        """
+        dim = self.config.proprio_dim
+        if not dim:
+            return None
+        proprio = np.asarray(observation.proprio, dtype=np.float64)
+        if proprio.shape != (dim,) or not np.isfinite(proprio).all():
+            raise ValueError(f'proprio must be {dim} finite numbers')
+        return self.processor.normaliser.normalise_proprio(proprio)
+
     def runtime_stats(self) -> dict[str, int | str]:
         """Recorded stages: how many, what they hold in memory, what ran without and why."""
         return self._engine.stats()
@@ -284,7 +298,7 @@ class VLAPolicy:
         processor, engine = self.processor, self._engine
         frames = self._pictures(self._images(observation.images))
         ids, template_tokens = processor.prompt(observation.instruction)
-        proprio = self._proprio(observation)
+        proprio = self.normalised_state(observation)
         timer.mark('preprocess')
         self._selector.observe(Tick(frames, template_tokens, self.history))
         timer.mark('select')
@@ -328,13 +342,3 @@ class VLAPolicy:
         if missing:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
         return [images[name] for name in self.settings.cameras]
-
-    def _proprio(self, observation: Observation) -> np.ndarray | None:
-        """The normalised robot state; None for a model that takes none."""
-        dim = self.config.proprio_dim
-        if not dim:
-            return None
-        proprio = np.asarray(observation.proprio, dtype=np.float64)
-        if proprio.shape != (dim,) or not np.isfinite(proprio).all():
-            raise ValueError(f'proprio must be {dim} finite numbers')
-        return self.processor.normaliser.normalise_proprio(proprio)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,14 @@ class SpecPrune(PruningMethod):
             opt.leave_rotation,
             opt.hold_steps,
         )
+        # Thresholds and distances are in steps of the end effector.
+        self.follows_hand = config.action_kind == 'delta_pose'
+        if not self.follows_hand:
+            self.note = (
+                'the actions are joint positions: budgets are always the coarse ones, and the '
+                'reference frame is as far as at rest'
+            )
+            warnings.warn(f'mode specprune: {self.note}', stacklevel=2)
         self._slots: dict[str, Any] = {}
         self._frames: tuple[Any, Any] | None = None  # images of now and of the reference
         self._template_tokens = 0
@@ -146,7 +155,7 @@ class SpecPrune(PruningMethod):
         """
         opt = self.opt
         speed = 0.0
-        if history.executed:
+        if history.executed and self.follows_hand:
             speed = float(np.linalg.norm(np.sum([a[:3] for a in history.executed], axis=0)))
         steps = math.floor(opt.distance_base + opt.distance_slope * speed) + opt.distance_offset
         if opt.clamp_to_last_query and history.last_query_step is not None:
@@ -224,7 +233,7 @@ class SpecPrune(PruningMethod):
     def _follow(self, history: History) -> _Memory:
         self._slots = history.slots
         memory = self._memory
-        if self.opt.controller:
+        if self.opt.controller and self.follows_hand:
             memory.controller.follow([*history.executed], history.step, self.thresholds)
         return memory
 

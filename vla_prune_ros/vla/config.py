@@ -65,8 +65,8 @@ class OpenVLAConfig:
     # Numbers of the robot state; 0: the model takes none.
     proprio_dim: int = 8
     n_views: int = 2
-    # Names of the cameras in the order of the pictures.
-    cameras: tuple[str, ...] = ()
+    # Names of the cameras in the order of the pictures; empty: see `default_cameras`.
+    camera_names: tuple[str, ...] = ()
     head: str = 'l1'
     film: bool = False
     normalisation: str = 'bounds_q99'
@@ -95,15 +95,11 @@ class OpenVLAConfig:
                 raise ValueError(
                     f'{name} {getattr(self, name)!r:.60} is not one of {", ".join(valid)}'
                 )
-        if not self.cameras:
-            object.__setattr__(self, 'cameras', default_cameras(self.n_views))
-        if not (
-            isinstance(self.cameras, tuple)
-            and all(isinstance(name, str) and name for name in self.cameras)
-            and len({*self.cameras}) == len(self.cameras) == self.n_views
-        ):
+        names = self.camera_names
+        different = {name for name in names if isinstance(name, str) and name}
+        if names and not len(different) == len(names) == self.n_views:
             raise ValueError(
-                f'cameras {self.cameras!r:.120} are not {self.n_views} different names (n_views)'
+                f'cameras {[*names]!r:.120} are not {self.n_views} different names (n_views)'
             )
         a, b = self.featurizer, self.fused_featurizer
         if (a.image_size, a.grid) != (b.image_size, b.grid):
@@ -126,6 +122,11 @@ class OpenVLAConfig:
     def vision_dim(self) -> int:
         """Width of a fused patch feature."""
         return self.featurizer.dim + self.fused_featurizer.dim
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras in the order of the pictures."""
+        return self.camera_names or default_cameras(self.n_views)
 
     @property
     def use_proprio(self) -> bool:
@@ -175,9 +176,9 @@ class OpenVLAConfig:
         said = {key: data[key] for key in (*KEYS, 'pruning_trained') if data.get(key) is not None}
         if said.pop('use_proprio', True) is False:
             said['proprio_dim'] = 0
-        if isinstance(said.get('cameras'), list):
-            said['cameras'] = tuple(said['cameras'])
-            said.setdefault('n_views', len(said['cameras']))
+        if isinstance(names := said.pop('cameras', None), list):
+            said['camera_names'] = tuple(names)
+            said.setdefault('n_views', len(names))
         return cls(
             featurizer=_tower(_block(vision, 'featurizer'), DINO),
             fused_featurizer=_tower(_block(vision, 'fused_featurizer'), SIGLIP),

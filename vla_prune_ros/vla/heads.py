@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -99,7 +100,8 @@ class TokenHead(nn.Module):
 
     def tokens(self, actions: Tensor) -> Tensor:
         """Labels for training: ids of normalised actions, which are clipped to -1..1; int64."""
-        edges = torch.linspace(-1, 1, len(self.ids), dtype=torch.float64, device=actions.device)
+        # numpy's edges, which are not torch's to the last bit
+        edges = torch.from_numpy(np.linspace(-1, 1, len(self.ids))).to(actions.device)
         at = torch.bucketize(actions.double().clamp(-1, 1), edges, right=True)
         return self.ids.stop - at
 

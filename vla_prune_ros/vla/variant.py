@@ -117,6 +117,17 @@ def declared(text: str) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
+def applied(config: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Contents of a `config.json` with what is declared put in; see `declared`."""
+    name, told = declared(text)
+    values = {**PRESETS.get(name, {}), **told}
+    if 'n_views' in values and 'cameras' not in values:
+        values['cameras'] = list(default_cameras(values['n_views']))
+    elif 'cameras' in values:
+        values['n_views'] = len(values['cameras'])
+    return {**config, **values}
+
+
 def _typed(key: str, value: Any, where: str) -> Any:
     kind = KEYS[key]
     if kind is float and type(value) is int:
@@ -177,7 +188,7 @@ def resolve(
     if 'action_dim' not in values and len(widths) == 1:
         values['action_dim'], origins['action_dim'] = *widths, 'derived from the statistics'
     _complete(values, origins)
-    if values.get('head') == 'diffusion':
+    if 'diffusion' in (values.get('head'), files.values.get('head')):
         raise ValueError(f'{files.directory}: {_NO_DIFFUSION}')
     _check_against_files(values, origins, files)
     missing = [key for key in KEYS if key not in values and key not in _MAY_BE_SILENT]
