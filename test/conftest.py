@@ -19,8 +19,11 @@ import pytest
 import vla_prune_ros
 from vla_prune_ros.ros.children import claim_domain, die_with_parent, slowness
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the nodes would inherit it
+# As in the background of a script or under nohup; the nodes would inherit it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 _numbers = itertools.count()
 LAUNCH_TESTS = ('test_launch_sim.py',)
 HERE = Path(__file__).parent

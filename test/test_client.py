@@ -7,10 +7,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import patience
+from conftest import Process, patience
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
@@ -177,6 +178,37 @@ def test_a_signal_ends_a_trial_in_order(start, tmp_path, checkpoint, verb, numbe
     assert code == 130, process.log
     assert f'{verb}: interrupted; all nodes were stopped' in process.log
     assert 'Traceback' not in process.log + log.read_text()
+
+
+def test_a_trial_that_hangs_after_a_signal_says_where_and_ends_with_its_nodes(tmp_path):
+    """Later signals are ignored, so that nobody but SIGKILL could end it."""
+    program = tmp_path / 'hanging.py'
+    program.write_text(
+        'import subprocess, sys, threading\n'
+        'from vla_prune_ros.ros.children import die_with_parent\n'
+        'from vla_prune_ros.trials import command\n'
+        'command.END = 0.5\n'
+        'def run(args, argv):\n'
+        '    node = subprocess.Popen(["sleep", "1000"], preexec_fn=die_with_parent)\n'
+        '    print("node", node.pid, flush=True)\n'
+        '    while True:\n'
+        '        try:\n'
+        '            threading.Event().wait()\n'
+        '        except BaseException:\n'
+        '            continue\n'
+        'command.run_verb(command.parser("hanging", ""), run, [])\n'
+    )
+    process = Process(tmp_path, '', program=(str(program),))
+    try:
+        node = int(process.wait_for_log('node ').split()[1])
+        assert process.end(signal.SIGTERM)[0] == 1
+        assert f'File "{program}", line 10 in run' in process.log
+        until = time.monotonic() + 10
+        while Path(f'/proc/{node}').exists() and time.monotonic() < until:
+            time.sleep(0.05)  # who adopts it has to collect it
+        assert not Path(f'/proc/{node}').exists()
+    finally:
+        process.kill()
 
 
 def test_the_time_between_two_messages_is_that_of_the_sender(world):

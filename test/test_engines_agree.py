@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import observation, tiny_checkpoint, tiny_model
 
 from vla_prune_ros.policy import VLAPolicy
+from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.runtime.engine import GraphEngine, PlainEngine
 from vla_prune_ros.runtime.workspace import Assemble, See, bucket_counts
 from vla_prune_ros.vla.model import ReadOut
@@ -64,7 +65,11 @@ TURNS = st.fixed_dictionaries(
         'mode': MODES,
         'words': st.sampled_from([1, 2, 5, 70]),  # the longest needs larger buffers
         'views': st.sampled_from([2, 2, 1]),
-        'pictures': st.lists(st.integers(0, 2), min_size=1, max_size=3),
+        'pictures': st.lists(  # with the budget of the query; None: as it is
+            st.tuples(st.integers(0, 2), st.sampled_from([None, 0.0, *CLASSES])),
+            min_size=1,
+            max_size=3,
+        ),
         'readout_start': st.sampled_from([None, None, -56, -75]),
     }
 )
@@ -102,8 +107,11 @@ def play(loaded, turns):
                 cameras=CAMERAS[: turn['views']],
                 readout_start=turn['readout_start'],
             )
-        for patches in turn['pictures']:
+        for patches, budget in turn['pictures']:
             stamp += 0.4
+            if budget is not None and recorded.budget_kind != 'none':
+                for policy in (plain, recorded):
+                    policy.set_budget(budget)
             o = picture(number, patches)
             o = replace(o, stamp=stamp, instruction='pick ' * turn['words'])
             ours, theirs = (policy.step(o) for policy in (recorded, plain))

@@ -182,7 +182,7 @@ def test_other_weights_do_not_mix_into_an_old_directory(command, tmp_path, capsy
     [
         (['--modes', 'none,nonsense'], "unknown pruning mode 'nonsense'; valid: none, "),
         (['--modes', 'none'], '--option for modes that do not run: random'),
-        (['--option', 'random.nonsense=1'], 'valid: keep_ratio, keep'),
+        (['--option', 'random.nonsense=1'], 'valid: budget, keep_ratio, keep'),
         (['--option', 'random.keep=many'], "random.keep: 'many' is not a int"),
         (['--option', 'random.keep=17'], 'above 16 patches per view'),
         (['--option', 'keep=1'], 'not of the form MODE.KEY=VALUE'),
@@ -199,6 +199,25 @@ def test_other_weights_do_not_mix_into_an_old_directory(command, tmp_path, capsy
 def test_a_wrong_command_fails_at_once_and_says_what_is_valid(command, more, message, capsys):
     assert evaluate.main([*command, *more]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_modes_may_carry_options_in_the_list():
+    text = 'none,specprune:budget=0.25,cut_layers=5,10,alpha=0.4,fastv:rows=all,random'
+    entries = make_entries(text, options=['fastv.layers=1'], control='off')
+    assert [(e.name, e.mode, e.options) for e in entries] == [
+        ('none', 'none', {}),
+        (
+            'specprune:budget=0.25,cut_layers=5,10,alpha=0.4',
+            'specprune',
+            {'budget': 0.25, 'cut_layers': '5,10', 'alpha': 0.4},
+        ),
+        ('fastv:rows=all', 'fastv', {'layers': 1, 'rows': 'all'}),
+        ('random', 'random', {}),
+    ]
+    with pytest.raises(ValueError, match='budget'):
+        make_entries('none:budget=0.5')
+    with pytest.raises(ValueError, match='nonsense'):
+        make_entries('none,nonsense:budget=0.5')
 
 
 def test_all_means_every_registered_mode_and_values_get_their_type():

@@ -405,9 +405,10 @@ class Protocol(RuleBasedStateMachine):
 
     def _give_up(self, outcome: str, begun: list[int]) -> None:
         """What failed has to be asked for again."""
-        if outcome != 'good' and begun and self.due is not None:
-            if self.due == begun[0] or (self.by_request and self.due < begun[0]):
-                self.due = None
+        if outcome == 'good' or not begun or self.due is None:
+            return
+        if self.due == begun[0] or (self.by_request and self.due < begun[0]):
+            self.due = None
 
     def _happen(self, what: str) -> None:
         simple = {'reset': self.reset, 'on': lambda: self.enable(True)}

@@ -13,7 +13,7 @@ from vla_prune_ros.pruning.overlay import (
     kept_grid,
     patch_of_pixel,
 )
-from vla_prune_ros.vla.processor import preprocess_image
+from vla_prune_ros.vla.pictures import preprocess_image
 
 GREY = np.full((256, 256, 3), 200, dtype=np.uint8)
 

@@ -16,7 +16,8 @@ from tiny import UNNORM_KEY, inputs, observation, tiny_checkpoint, tiny_config, 
 from vla_prune_ros.evaluation.calibrate import main, measure
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import make_selector
-from vla_prune_ros.pruning.efficient_vla import PRESETS, camera_quotas, choose_patches
+from vla_prune_ros.pruning.budget import camera_quotas
+from vla_prune_ros.pruning.efficient_vla import PRESETS, choose_patches
 from vla_prune_ros.pruning.layer_importance import (
     ImportanceProbe,
     LayerImportance,
@@ -86,7 +87,7 @@ def test_scores_come_from_the_nearest_earlier_layer_that_is_left():
     assert make_selector('efficient_vla', config, **options).score_layer == 1
     assert make_selector('efficient_vla', config, select_after=4, layers='5').score_layer == 3
     out, selector = run(MODELS['larger'], inputs(config), **options, preset='paper')
-    assert len(out.kept) == selector.budget(out.layout)
+    assert len(out.kept) == selector.kept_tokens(out.layout)
 
 
 def test_first_layers_are_left_out_only_when_asked_for():
@@ -200,7 +201,7 @@ def test_each_camera_fills_its_quota_with_its_own_best(sized):
     kept, scores, layout, selector = planted(model, data, preset='tokens_only', key_tokens=2)
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert {0, *range(layout.proprio, layout.length)} <= set(kept.tolist())
-    total = selector.budget(layout)
+    total = selector.kept_tokens(layout)
     for view in range(layout.n_views):
         ids = [i for i in layout.view(view) if i in kept.tolist()]
         assert len(ids) == camera_quotas(total, layout.n_views, layout.patches_per_view)[view]
@@ -227,7 +228,7 @@ def test_survivors_keep_their_positions_and_the_readout_its_tail(sized):
     layout = out.layout
     rows = out.position_ids.tolist()
     assert rows == [0, *out.kept.tolist(), *range(layout.proprio, layout.length)]
-    assert len(out.kept) == selector.budget(layout) == 5
+    assert len(out.kept) == selector.kept_tokens(layout) == 5
     assert out.kept.tolist() == sorted(set(out.kept.tolist()))
 
 
@@ -274,7 +275,7 @@ def test_nothing_is_carried_from_tick_to_tick():
 def test_presets_at_published_sizes(preset):
     selector = make_selector('efficient_vla', OpenVLAConfig(), preset=preset)
     layout = TokenLayout(2, 256, 35, 56)
-    assert (len(selector.skipped), selector.budget(layout)) == PRESETS[preset]
+    assert (len(selector.skipped), selector.kept_tokens(layout)) == PRESETS[preset]
     assert (selector.select_after, selector.key_tokens) == (2, 4)
     assert not {0, 1, 31} & selector.skipped
 
@@ -283,14 +284,14 @@ def test_presets_scale_with_depth_and_patches():
     selector = make_selector('efficient_vla', BASE)  # 4 layers, 16 patches per view
     assert selector.skipped == frozenset() and selector.select_after == 1  # 4 of 32
     assert make_selector('efficient_vla', BASE, preset='paper').skipped == {2}  # 10 of 32
-    assert selector.budget(TokenLayout(2, 16, 12, 56)) == 7
-    assert selector.budget(TokenLayout(1, 16, 12, 56)) == 4
+    assert selector.kept_tokens(TokenLayout(2, 16, 12, 56)) == 7
+    assert selector.kept_tokens(TokenLayout(1, 16, 12, 56)) == 4
 
 
 def test_given_counts_override_the_preset():
     selector = make_selector('efficient_vla', BASE, preset='paper', skip=0, keep=9)
     assert selector.skipped == frozenset()
-    assert selector.budget(TokenLayout(2, 16, 12, 56)) == 9
+    assert selector.kept_tokens(TokenLayout(2, 16, 12, 56)) == 9
 
 
 # -- importance --------------------------------------------------------------------------------

@@ -183,15 +183,15 @@ def test_one_changed_position_id_fails(monkeypatch, capsys, tmp_path):
     assert first_failure(run_dense(capsys, tmp_path)) == 0
 
 
-def test_another_resize_filter_fails(monkeypatch, capsys, tmp_path):
+def test_the_same_resize_filter_in_other_arithmetic_fails(monkeypatch, capsys, tmp_path):
     from PIL import Image
 
-    from vla_prune_ros.vla import processor
+    from vla_prune_ros.vla import pictures
 
-    def bicubic(image, size):
-        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    def lanczos(image, size):
+        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
-    monkeypatch.setattr(processor, 'resize', bicubic)
+    monkeypatch.setattr(pictures, 'resize', lanczos)
     assert first_failure(run_dense(capsys, tmp_path)) == 0
 
 

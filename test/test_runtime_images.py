@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vla_prune_ros.runtime import images
 from vla_prune_ros.runtime.images import DeviceImages
-from vla_prune_ros.vla.processor import preprocess_image
+from vla_prune_ros.vla.pictures import preprocess_image
 
 SIZES = [(256, 256), (480, 640), (128, 128), (100, 224), (60, 50), (300, 90), (224, 224), (57, 56)]
 DEVICES = [
@@ -40,21 +39,6 @@ def test_pictures_equal_those_of_the_host(size, device):
         assert ours.device.type == device.type
         for picture, frame in zip(ours.cpu().numpy(), given, strict=True):
             np.testing.assert_array_equal(picture, preprocess_image(frame, size), str(shape))
-
-
-def test_a_resize_of_another_kind_stays_on_the_host(monkeypatch):
-    monkeypatch.setattr(images, 'resize_order', lambda *shape: None)
-    (frame, *_) = frames(90, 120)
-    picture = DeviceImages(56, torch.device('cpu'))([frame])[0]
-    np.testing.assert_array_equal(picture.numpy(), preprocess_image(frame, 56))
-
-
-def test_the_order_of_the_resize_is_found_out(monkeypatch):
-    assert images.resize_order(60, 50, 56) != images.resize_order(50, 60, 56)
-    images.resize_order.cache_clear()
-    monkeypatch.setattr(images, 'resize', lambda image, size: np.zeros((size, size, 3), np.uint8))
-    assert images.resize_order(60, 50, 56) is None
-    images.resize_order.cache_clear()
 
 
 def test_malformed_frames_are_refused():

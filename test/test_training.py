@@ -26,7 +26,7 @@ from vla_prune_ros.training.grounding import N_OBJECTS, Grounding
 from vla_prune_ros.training.train import build_parser, main
 from vla_prune_ros.training.validation import closed_loop_success
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.processor import centre_crop, crop_table
+from vla_prune_ros.vla.pictures import centre_crop, crop_table
 
 
 @pytest.fixture(scope='module')

@@ -34,7 +34,11 @@ def verb_parser(verb: str, description: str | None, examples: str = '') -> argpa
 
 def add_modes(parser: argparse.ArgumentParser, line: str) -> None:
     """Add `--modes`, `--option` and `--variant`; `line` is what one mode is in the comparison."""
-    parser.add_argument('--modes', default='all', help='"all" or names with commas (default: all)')
+    parser.add_argument(
+        '--modes', default='all', metavar='MODE[:KEY=VALUE...],...',
+        help='"all" or names with commas, each with options if wanted, such as'
+        ' none,specprune:budget=0.25 (default: all)',
+    )  # fmt: skip
     parser.add_argument(
         '--option', action='append', default=[], metavar='MODE.KEY=VALUE',
         help='option of one mode; may be repeated',

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def fingerprint(policy: Any) -> dict[str, str]:
         'torch': torch.__version__,
         'numpy': np.__version__,
         'pillow': PIL.__version__,
+        'simplejpeg': version('simplejpeg'),
         'opencv': cv2.__version__,
         'device': str(policy.model.device),
         'dtype': str(policy.model.dtype).removeprefix('torch.'),

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -31,8 +30,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Time a plain path that computes as the released code does, the dense model and every pruning mode
-on the same queries in turn; from camera frames to robot actions, selection included. Writes
-results.json, report.md and latency.png. Times on a CPU are given as ratios to the dense model."""
+on the same queries in turn; from camera frames to robot actions, selection included. Writes every
+answer to samples.jsonl as it comes, then results.json, report.md and latency.png. Times on a CPU
+are given as ratios to the dense model."""
 
 EXAMPLES = """\
 examples:
@@ -41,7 +41,6 @@ examples:
   bench --size 7b --device cuda --dtype bfloat16 --image-pipeline device --ticks 60 --profile
   bench --startup"""
 LIGHTVLA_TOKENS = 78 / 512  # share of the visual tokens that the paper reports on average
-RESULTS, REPORT, CHART = 'results.json', 'report.md', 'latency.png'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--profile', action='store_true', help='trace every arm and look for gaps')
     p.add_argument('--startup', action='store_true', help='measure imports and loading instead')
     p.add_argument(
+        '--floors', action='store_true',
+        help='measure the rates of this machine and print floors of the published decoder instead',
+    )  # fmt: skip
+    p.add_argument(
         '--show', type=Path, metavar='DIR',
         help='measure nothing: write page and chart of the results.json in DIR once more',
     )  # fmt: skip
@@ -93,10 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         if args.show:
+            from vla_prune_ros.benchmark.page import show
+
             show(args.show, args.page)
             return 0
         require_device(args.device)
         args.out.mkdir(parents=True, exist_ok=True)  # now: minutes later is too late for an error
+        if args.floors:
+            from vla_prune_ros.benchmark.cards import print_floors
+
+            return print_floors(args.device, args.dtype)
         if args.startup:
             from vla_prune_ros.benchmark.startup import measure_startup
 
@@ -108,8 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """The ladder."""
+    # All of it now: what is missing must not cost a finished measurement.
     import torch
 
+    from vla_prune_ros.benchmark.journal import Journal
+    from vla_prune_ros.benchmark.page import RESULTS, SAMPLES, show
+    from vla_prune_ros.benchmark.profile import profile_arms
+    from vla_prune_ros.benchmark.report import SCHEMA, make_rows, targets
     from vla_prune_ros.benchmark.roofline import measure_machine
     from vla_prune_ros.benchmark.run import measure_memory, run_ladder
     from vla_prune_ros.benchmark.scene import FRAMES, make_queries
@@ -137,7 +151,10 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
         for arm in arms:
             if not arm.is_reference:
                 arm.policy.warm_up(instruction=subject.instruction)  # records what it can
-    samples = run_ladder(arms, queries, subject.instruction, args.warm_up, decoder, _progress)
+    with Journal(args.out / SAMPLES) as journal:
+        samples = run_ladder(
+            arms, queries, subject.instruction, args.warm_up, decoder, _progress, journal.note
+        )
     if not plain:  # graphs hide what they do: count it in a pass without them, on the same frames
         _count_work(args, subject, arms, samples, queries)
     machine = machine.better(measure_machine(args.device, dtype))
@@ -146,19 +163,13 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     prompt = subject.processor.prompt(subject.instruction)[0].shape[1]
     layout = config.layout(config.n_views, prompt)
     run = describe(args, argv, subject, layout, machine, frames, load)
-    from vla_prune_ros.benchmark.report import SCHEMA, make_rows, targets
-
     rows = make_rows(arms, samples, config, layout, machine, _weight_bytes(args, dtype))
     results = targets(rows, run)
-    profiles = {}
+    content = {'schema': SCHEMA, 'run': run, 'arms': rows, 'targets': results, 'profiles': {}}
+    write_json(args.out / RESULTS, content)  # at once: all that follows may still fail
     if args.profile:
-        from vla_prune_ros.benchmark.profile import profile_arms
-
-        profiles = profile_arms(arms, queries, subject.instruction, args.out)
-    content = {
-        'schema': SCHEMA, 'run': run, 'arms': rows, 'targets': results, 'profiles': profiles
-    }  # fmt: skip
-    write_json(args.out / RESULTS, content)
+        content['profiles'] = profile_arms(arms, queries, subject.instruction, args.out)
+        write_json(args.out / RESULTS, content)
     show(args.out, args.page)
     return 1 if args.require_targets and any(t['state'] == 'not met' for t in results) else 0
 
@@ -267,39 +278,6 @@ def describe(args, argv, subject, layout, machine, frames, load) -> dict[str, An
         'load_average': load,
         'note': args.note,
     }  # fmt: skip
-
-
-def show(out: Path, pages: Sequence[Path] = ()) -> None:
-    """Print the tables of a `results.json`; write page and chart beside it.
-
-    Args:
-        out: its directory.
-        pages: that take the short table in, see `page.insert`.
-
-    Raises:
-        FileNotFoundError: nothing was measured there.
-        ValueError: the file is of another kind, or a page has no place for the table.
-    """
-    from vla_prune_ros.benchmark import report
-    from vla_prune_ros.benchmark.page import insert, markdown
-    from vla_prune_ros.evaluation.plots import latency_by_stage
-
-    content = json.loads((out / RESULTS).read_text(encoding='utf-8'))
-    if content.get('schema') != report.SCHEMA:
-        raise ValueError(f'{out / RESULTS} is not of the schema {report.SCHEMA}')
-    run, rows, results = content['run'], content['arms'], content['targets']
-    relative = not str(run['device']).startswith('cuda')
-    page = markdown(run, rows, results, content['profiles'], relative)
-    (out / REPORT).write_text(page, encoding='utf-8')
-    place = run['environment']['cpu'] if relative else run['environment']['gpu']
-    title = f'{run["subject"]}, {run["dtype"]}, {place}'
-    latency_by_stage(rows, out / CHART, *report.unit_of(rows, relative), title)
-    for path in pages:
-        insert(path, out.resolve().name, report.short_table(rows))
-    print(f'\n{report.main_table(rows, relative)}\n')
-    print(f'{report.stage_table(rows, relative)}\n')
-    print(f'{report.target_table(results)}\n')
-    print(f'bench: wrote {", ".join(str(out / name) for name in (RESULTS, REPORT, CHART))}')
 
 
 def _count_work(args, subject, arms, samples, queries) -> None:

@@ -4,18 +4,26 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.benchmark.report import (
+    SCHEMA,
     main_table,
     processor_table,
+    short_table,
     stage_table,
     target_table,
+    unit_of,
 )
 from vla_prune_ros.command_line import environment_line
 from vla_prune_ros.evaluation.summary import layer_table
+
+RESULTS, REPORT, CHART = 'results.json', 'report.md', 'latency.png'
+SAMPLES = 'samples.jsonl'
 
 
 def markdown(
@@ -84,6 +92,46 @@ def markdown(
 
         text += ['## Profile', '', profile_tables(profiles), '']
     return '\n'.join(text)
+
+
+def show(out: Path, pages: Sequence[Path] = ()) -> None:
+    """Print the tables of a `results.json`; write page and chart beside it.
+
+    Args:
+        out: its directory.
+        pages: that take the short table in, see `page.insert`.
+
+    Raises:
+        FileNotFoundError: nothing was measured there.
+        ValueError: the file is of another kind, or a page has no place for the table.
+    """
+    content = json.loads((out / RESULTS).read_text(encoding='utf-8'))
+    if content.get('schema') != SCHEMA:
+        raise ValueError(f'{out / RESULTS} is not of the schema {SCHEMA}')
+    run, rows, results = content['run'], content['arms'], content['targets']
+    relative = not str(run['device']).startswith('cuda')
+    page = markdown(run, rows, results, content['profiles'], relative)
+    (out / REPORT).write_text(page, encoding='utf-8')
+    written = [RESULTS, REPORT, *_draw(run, rows, out, relative)]
+    for path in pages:
+        insert(path, out.resolve().name, short_table(rows))
+    print(f'\n{main_table(rows, relative)}\n')
+    print(f'{stage_table(rows, relative)}\n')
+    print(f'{target_table(results)}\n')
+    print(f'bench: wrote {", ".join(str(out / name) for name in written)}')
+
+
+def _draw(run: dict, rows: list[dict], out: Path, relative: bool) -> list[str]:
+    """Draw the chart where matplotlib is there; returns the names of the files."""
+    try:
+        from vla_prune_ros.evaluation.plots import latency_by_stage
+    except ImportError as error:
+        print(f'bench: no {CHART} ({error}); bench --show {out} draws it later', file=sys.stderr)
+        return []
+    place = run['environment']['cpu'] if relative else run['environment']['gpu']
+    title = f'{run["subject"]}, {run["dtype"]}, {place}'
+    latency_by_stage(rows, out / CHART, *unit_of(rows, relative), title)
+    return [CHART]
 
 
 def insert(path: Path, name: str, table: str) -> None:

@@ -36,7 +36,8 @@ from vla_prune_ros.vla.config import (
     OpenVLAConfig,
     TowerConfig,
 )
-from vla_prune_ros.vla.processor import Processor, centre_crop, jpeg_round_trip, resize
+from vla_prune_ros.vla.pictures import preprocess_image
+from vla_prune_ros.vla.processor import Processor
 
 ATTENTION = ('maps', 'fused')
 _IGNORED, _FIRST_ACTION_ID = -100, 31743  # labels of the released code
@@ -125,8 +126,7 @@ class ReferencePolicy:
         """Prompt ids [1, L-1] and pixels [1, 6*views, S, S]; the prompt once per camera."""
         pixels, prompts = [], []
         for camera in self.cameras:
-            image = resize(jpeg_round_trip(observation.images[camera]), self.config.image_size)
-            image = (centre_crop(image).clip(0.0, 1.0) * np.float32(255.5)).astype(np.uint8)
+            image = preprocess_image(observation.images[camera], self.config.image_size)
             prompt = self.processor.tokenizer.prompt_ids(observation.instruction)
             prompts.append(torch.tensor([prompt]).to(self.device))
             pixels.append(self._normalise(image).to(self.device, self.dtype))

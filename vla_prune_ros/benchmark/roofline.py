@@ -63,6 +63,13 @@ def measure_machine(
     return Machine(rate, max(bandwidth, 4 * size / spent))
 
 
+def measure_small_numbers(device: torch.device | str, seconds: float = 0.5) -> float:
+    """Measure the rate of matrix products of 8-bit integers, FLOP/s at 2 per multiply-add."""
+    device, size = torch.device(device), 8192 if torch.device(device).type == 'cuda' else 1024
+    a, b = (torch.randint(-128, 128, (size, size), dtype=torch.int8, device=device) for _ in 'ab')
+    return 2 * size**3 / _best(lambda: torch._int_mm(a, b.t()), device, seconds)
+
+
 def _best(call: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Shortest time of one call in s, over at least three."""
 

@@ -102,6 +102,7 @@ def run_ladder(
     warm_up: int,
     decoder: Decoder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str, int, bool, ActionChunk, float], None] | None = None,
 ) -> dict[str, Samples]:
     """Put all queries to all arms in turn.
 
@@ -112,6 +113,8 @@ def run_ladder(
         warm_up: queries dropped at the start.
         decoder: of the model, to count the work of each pass; None: not counted.
         progress: called with queries answered and their number.
+        note: called after every counted answer with arm, number of the query, whether it begins
+            an episode, the chunk and its ms.
     """
     samples = {arm.name: Samples() for arm in arms}
     meter = None if decoder is None else WorkMeter(decoder)
@@ -127,6 +130,8 @@ def run_ladder(
                 if number >= warm_up:
                     work = None if meter is None or arm.is_reference else meter.last
                     _note(samples[arm.name], query, chunk, (spent, busy), between, work)
+                    if note is not None:
+                        note(arm.name, number, query.first, chunk, spent)
             progress(number + 1, len(queries))
     finally:
         if meter is not None:

@@ -4,6 +4,8 @@
 
 from vla_prune_ros.datasets.base import DataError, DataSet, Episode, Labels, ReadOptions
 from vla_prune_ros.datasets.opening import FORMATS, open_dataset
+from vla_prune_ros.datasets.store import Samples, Store
+from vla_prune_ros.datasets.storing import make_store
 
 __all__ = [
     'FORMATS',
@@ -12,5 +14,8 @@ __all__ = [
     'Episode',
     'Labels',
     'ReadOptions',
+    'Samples',
+    'Store',
+    'make_store',
     'open_dataset',
 ]

@@ -10,7 +10,7 @@ step is what the robot saw before the action of that step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -112,9 +112,13 @@ class Episode:
         Nothing is padded: the last steps of a segment are no observations (OpenVLA-OFT,
         traj_transforms.py).
         """
-        segments = self.segments or ((0, len(self)),)
-        ranges = [np.arange(a, b - chunk + 1, dtype=np.int64) for a, b in segments]
-        return np.concatenate([r for r in ranges if len(r)] or [np.empty(0, np.int64)])
+        return chunk_starts(self.segments or ((0, len(self)),), chunk)
+
+
+def chunk_starts(segments: Iterable[Sequence[int]], chunk: int) -> np.ndarray:
+    """Steps int64 [N] at which a chunk fits into one of the segments (first, end)."""
+    ranges = [np.arange(a, b - chunk + 1, dtype=np.int64) for a, b in segments]
+    return np.concatenate([*ranges, np.empty(0, np.int64)])
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,10 @@ class DataSet(ABC):
         Raises:
             DataError: it cannot be used.
         """
+
+    def mask(self, width: int) -> list[bool]:
+        """Which of `width` numbers of an action are normalised: all but the gripper, the last."""
+        return [True] * (width - 1) + [False]
 
     @abstractmethod
     def files(self) -> Iterable[Path]:

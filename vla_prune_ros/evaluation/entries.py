@@ -14,6 +14,7 @@ from vla_prune_ros.evaluation.rollouts import Entry
 from vla_prune_ros.pruning import MODES
 
 CONTROL = '0.125,0.25,0.75'  # shares that `random` keeps, for the curve
+_NEXT_OPTION = r',(?=\w+=)'
 
 
 def make_entries(
@@ -28,23 +29,20 @@ def make_entries(
     Raises:
         ValueError: an unknown mode or option, a bad value, or a name given twice.
     """
-    names = list(MODES) if modes == 'all' else [m for m in modes.split(',') if m]
-    for mode in names:
-        _require_mode(mode)
+    named = _named_modes(modes)
+    names = [mode for _, mode, _ in named]
     by_mode: dict[str, dict[str, Any]] = {}
     for text in options:
         mode, key, value = _split_option(text)
         by_mode.setdefault(mode, {})[key] = parse_value(mode, key, value)
     if unused := sorted(by_mode.keys() - set(names)):
         raise ValueError(f'--option for modes that do not run: {", ".join(unused)}')
-    entries = [Entry(mode, mode, by_mode.get(mode, {})) for mode in names]
+    entries = [Entry(name, mode, {**by_mode.get(mode, {}), **own}) for name, mode, own in named]
     for text in variants:
         name, _, rest = text.partition('=')
         # A comma that no KEY= follows belongs to a list, as in cut_layers=5,10
-        mode, *pairs = re.split(r',(?=\w+=)', rest)
-        _require_mode(mode)
-        values = (pair.partition('=') for pair in pairs)
-        entries.append(Entry(name, mode, {k: parse_value(mode, k, v) for k, _, v in values}))
+        mode, *pairs = re.split(_NEXT_OPTION, rest)
+        entries.append(Entry(name, mode, _parse_pairs(mode, pairs)))
     for text in sweeps:
         mode, key, values = _split_option(text)
         for value in values.split(','):
@@ -123,6 +121,32 @@ def parse_value(mode: str, key: str, text: str) -> Any:
         return kind(text)
     except (KeyError, ValueError):
         raise ValueError(f'{mode}.{key}: {text!r} is not a {kind.__name__}') from None
+
+
+def _named_modes(text: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, mode and options of each entry in a list such as `none,fastv:budget=0.25,rows=all`."""
+    if text == 'all':
+        return [(mode, mode, {}) for mode in MODES]
+    entries: list[str] = []
+    for part in filter(None, text.split(',')):
+        # A comma behind options leads to the next mode, to one more option, or on in a list.
+        if entries and ':' in entries[-1] and part.partition(':')[0] not in MODES:
+            entries[-1] += f',{part}'
+        else:
+            entries.append(part)
+    named = []
+    for entry in entries:
+        mode, _, rest = entry.partition(':')
+        pairs = re.split(_NEXT_OPTION, rest) if rest else []
+        named.append((entry, mode, _parse_pairs(mode, pairs)))
+    return named
+
+
+def _parse_pairs(mode: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Options written as KEY=VALUE."""
+    _require_mode(mode)
+    values = (pair.partition('=') for pair in pairs)
+    return {key: parse_value(mode, key, value) for key, _, value in values}
 
 
 def _split_option(text: str) -> tuple[str, str, str]:

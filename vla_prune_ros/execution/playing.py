@@ -94,7 +94,8 @@ class ChunkPlayer:
             plans: what the numbers of an action are, for mixing them; deltas by default.
         """
         self.execution = execution or Execution()
-        self._slop, self._kind = slop, plans or DeltaPlans()
+        self._slop = slop
+        self._kind: Any = plans or DeltaPlans()
         self._mixes = self.execution.mode in ('blend', 'ensemble')
         self._delays: deque[int] = deque(maxlen=LATENCIES)
         self.clear()

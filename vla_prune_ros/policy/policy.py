@@ -8,7 +8,7 @@ thread-safe: one thread makes all calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -212,17 +212,40 @@ class VLAPolicy:
         return self._selector.requery_after(self.history, actions)
 
     def set_pruning(self, mode: str, **options: Any) -> None:
-        """Change the pruning mode or its options, from the next step on; empties the history.
+        """Change the pruning mode or its options, from the next step on.
+
+        Empties the history, unless only the budget is another one.
 
         Raises:
             ValueError: unknown mode or option; the old one stays in force.
         """
         selector = make_selector(mode, self.config, **options)
-        if (mode, selector.values) == (self.settings.mode, self.settings.options):
+        own = self.settings
+        if (mode, selector.values) == (own.mode, own.options):
+            return
+        if mode == own.mode and selector.values == {**own.options, 'budget': selector.budget}:
+            self.set_budget(selector.budget)
             return
         self._selector = selector
         self.settings = replace(self.settings, mode=mode, options=selector.values)
         self.reset('mode')
+
+    @property
+    def budget_kind(self) -> str:
+        """What a budget does to the mode in force, see `PruningMethod`."""
+        return self._selector.budget_kind
+
+    def set_budget(self, share: float) -> None:
+        """Change the budget of the pruning mode, from the next step on; nothing is forgotten.
+
+        Args:
+            share: of the visual tokens, 0..1; 0: as the other options of the mode say.
+
+        Raises:
+            ValueError: the mode has no budget, or this is none; the old one stays in force.
+        """
+        self._selector.set_budget(share)
+        self.settings = replace(self.settings, options=self._selector.values)
 
     def reset(self, reason: str = 'reset') -> None:
         """Forget everything across ticks, as at the start of an episode."""
@@ -230,13 +253,19 @@ class VLAPolicy:
         self._selector.reset()
         self._last = None
 
-    def warm_up(self, n_views: int | None = None, instruction: str | None = None) -> None:
+    def warm_up(
+        self,
+        n_views: int | None = None,
+        instruction: str | None = None,
+        budgets: Sequence[float] = (),
+    ) -> None:
         """Run one dense pass on black images; neither history nor selector takes part.
 
         Args:
             n_views: number of cameras; default those of the settings.
             instruction: one that will be asked for. A runtime that records stages then records
                 those of the pruning mode for all its buckets.
+            budgets: shares that will be asked for, too, such as `pruning.CLASSES`.
         """
         config = self.config
         views = len(self.settings.cameras) if n_views is None else n_views
@@ -253,6 +282,7 @@ class VLAPolicy:
                 make_selector(self.settings.mode, config, **self.settings.options),
                 self.processor.prompt(instruction)[1],
                 frames.shape,
+                budgets,
             )
 
     def normalised_state(self, observation: Observation) -> np.ndarray | None:
@@ -322,6 +352,8 @@ class VLAPolicy:
         self.history.close_query(frames)
         self._last, self._sequence = observation, sequence + 1
         stats = self._selector.stats()
+        if self._selector.budget:
+            stats['budget'] = self._selector.budget
         if how := engine.last():
             stats |= {'runtime': how, 'graph_bytes': engine.stats()['graph_bytes']}
         timer.mark('postprocess')

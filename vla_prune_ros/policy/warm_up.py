@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ def record_sizes(
     method: PruningMethod,
     template_tokens: int,
     frames_shape: tuple[int, ...],
+    budgets: Sequence[float] = (),
 ) -> int:
     """Run a mode on noise: as it is, then with the largest and least count of every bucket.
 
@@ -58,6 +59,7 @@ def record_sizes(
         method: a mode of its own for this; its state is spoilt.
         template_tokens: see `Tick`.
         frames_shape: of the policy images.
+        budgets: shares that are asked for as well.
 
     Returns:
         Number of passes.
@@ -65,7 +67,11 @@ def record_sizes(
     history, noise = History(), np.random.default_rng(0)
     wanted: list[int | None] = [None, None, None]  # a dense pass first, for modes that remember
     passes = 0
-    while wanted:
+    shares = [*budgets] if method.budget_kind != 'none' else []
+    while wanted or shares:
+        if not wanted:
+            method.set_budget(shares.pop())
+            wanted = [None]
         frames = noise.integers(0, 256, frames_shape, dtype=np.uint8)
         selector = ForcedCount(method, wanted.pop(0))
         method.observe(Tick(frames, template_tokens, history))

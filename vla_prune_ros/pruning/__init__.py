@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.budget import CLASSES
 from vla_prune_ros.pruning.efficient_vla import EfficientVLA
 from vla_prune_ros.pruning.fastv import FastV
 from vla_prune_ros.pruning.grid import GridDrop
@@ -32,7 +33,7 @@ MODES: dict[str, type[PruningMethod]] = {
     )
 }
 
-__all__ = ['MODES', 'History', 'Option', 'PruningMethod', 'Tick', 'make_selector']
+__all__ = ['CLASSES', 'MODES', 'History', 'Option', 'PruningMethod', 'Tick', 'make_selector']
 
 
 def make_selector(name: str, config: OpenVLAConfig, **options: Any) -> PruningMethod:

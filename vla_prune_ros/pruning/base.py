@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from vla_prune_ros.pruning.budget import BudgetKind, budget_tokens
 from vla_prune_ros.pruning.history import History
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenSelector, TokenState
@@ -90,11 +91,22 @@ class Tick:
     history: History
 
 
+BUDGET = Option(
+    'budget', float, 0.0,
+    'share of the visual tokens that the last layer computes; 0: as the other options say',
+    0.0, 1.0,
+)  # fmt: skip
+
+
 class PruningMethod:
     """Base of all modes; as it stands it keeps every token.
 
     What a mode carries from one inference to the next belongs into `tick.history.slots`, which is
     emptied at every reset. Attributes of the object itself live within one pass.
+
+    `budget_kind` says what a budget in force does to the visual tokens that the last layer
+    computes: exact: always that number; bound: never more; none: the mode has no budget (nor the
+    option). The first `dense_queries` after a reset are complete whatever it says.
 
     `note` says what a reader of results must know about the mode on this checkpoint; often ''.
     """
@@ -102,6 +114,8 @@ class PruningMethod:
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
+    budget_kind: BudgetKind = 'none'
+    dense_queries: int = 0
     every_frame: bool = False  # reads the frames between two queries, too
     note: str = ''
 
@@ -127,6 +141,39 @@ class PruningMethod:
     def values(self) -> dict[str, Any]:
         """Option values in force."""
         return dict(vars(self.opt))
+
+    @property
+    def budget(self) -> float:
+        """Share of the visual tokens, 0..1; 0 where the mode's own options decide."""
+        return getattr(self.opt, BUDGET.name, BUDGET.default)
+
+    def set_budget(self, share: float) -> None:
+        """Change the budget from the next pass on; nothing is forgotten.
+
+        Args:
+            share: see `budget`.
+
+        Raises:
+            ValueError: the mode has no budget, or this is none; the old one stays.
+        """
+        if self.budget_kind == 'none':
+            raise ValueError(f'pruning mode {self.name!r} has no budget')
+        self.opt.budget = BUDGET.check(share)
+
+    def _without_budget(self, reason: str) -> None:
+        """Say that these options leave no room for a budget.
+
+        Raises:
+            ValueError: they come with one.
+        """
+        self.budget_kind = 'none'
+        if self.budget:
+            raise ValueError(f'option budget: {reason}')
+
+    def most_tokens(self, layout: TokenLayout) -> int:
+        """Most visual tokens that the last layer may compute; all if no budget is in force."""
+        n = layout.n_visual
+        return budget_tokens(self.budget, n) if self.budget else n
 
     @property
     def rehearsal(self) -> TokenSelector | None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_prune_ros.pruning.base import Option, PruningMethod
+from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod
+from vla_prune_ros.pruning.budget import camera_quotas
 from vla_prune_ros.pruning.layer_importance import VARIANTS, LayerImportance, file_beside
 from vla_prune_ros.pruning.scaling import (
     PUBLISHED_LAYERS,
@@ -49,7 +50,9 @@ class EfficientVLA(PruningMethod):
 
     name = 'efficient_vla'
     summary = 'EfficientVLA: fewer layers, and a fixed number of key, task and diverse patches'
+    budget_kind = 'exact'
     options = (
+        BUDGET,
         Option('preset', str, 'default', 'where options are -1', choices=(*PRESETS,)),
         Option('skip', int, -1, 'layers left out; -1: by preset, scaled, rounded down', -1),
         Option('layers', str, '', 'layers to leave out, "I,J,..."; empty: by importance'),
@@ -77,6 +80,8 @@ class EfficientVLA(PruningMethod):
         self.select_after = early if opt.select_after == -1 else opt.select_after
         if not 1 <= self.select_after <= depth:
             raise ValueError(f'option select_after={opt.select_after} is not within 1..{depth}')
+        if self.select_after == depth:
+            self._without_budget('a cut behind the last layer spares nothing (select_after)')
         self.key_tokens = opt.key_tokens
         if opt.key_tokens == -1:
             self.key_tokens = max(1, scaled_count(_KEY_TOKENS, config.patches_per_view))
@@ -96,7 +101,7 @@ class EfficientVLA(PruningMethod):
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Plan the cut; without one when every patch is kept."""
         self._parts = {'key': 0, 'task': 0, 'diverse': 0}
-        if self.budget(layout) == layout.n_visual:
+        if self.kept_tokens(layout) == layout.n_visual:
             return PassPlan(skip_layers=self.skipped)
         return PassPlan(
             points=frozenset({self.select_after}),
@@ -110,7 +115,7 @@ class EfficientVLA(PruningMethod):
         layout = tokens.layout
         scores = tokens.scores[self.score_layer].given()  # [n_visual], what patches give to text
         states = tokens.hidden[layout.visual.start : layout.visual.stop]
-        total, views = self.budget(layout), layout.n_views
+        total, views = self.kept_tokens(layout), layout.n_views
         if self.opt.per_camera:
             counts = camera_quotas(total, views, layout.patches_per_view, self.opt.quota)
         else:
@@ -125,8 +130,10 @@ class EfficientVLA(PruningMethod):
             kept.append(torch.cat(parts) + rows.start)
         return layout.keep(layout.visual.start + torch.cat(kept))
 
-    def budget(self, layout: TokenLayout) -> int:
+    def kept_tokens(self, layout: TokenLayout) -> int:
         """Patches kept of all cameras."""
+        if self.budget:
+            return self.most_tokens(layout)
         keep, n = self.opt.keep, layout.n_visual
         if keep == -1:
             keep = max(1, math.floor(self._keep * n / (2 * PUBLISHED_PATCHES) + 0.5))
@@ -223,26 +230,6 @@ class EfficientVLA(PruningMethod):
         if wanted and measured.suite not in wanted:
             return f'was measured on suite {measured.suite!r}, not on {" or ".join(wanted)}'
         return ''
-
-
-def camera_quotas(total: int, views: int, patches: int, first_share: float = 0.0) -> list[int]:
-    """Share a budget out between the cameras; what one cannot hold goes to the next.
-
-    Args:
-        total: patches to keep, at most views * patches.
-        views: cameras.
-        patches: patches of each camera.
-        first_share: of the first camera; 0 for equal shares.
-    """
-    counts: list[int] = []
-    for view in range(views):
-        left, cameras = total - sum(counts), views - view
-        wanted = -(-left // cameras)
-        if view == 0 and first_share and views > 1:
-            wanted = math.floor(first_share * total + 0.5)
-        room_after = (cameras - 1) * patches
-        counts.append(min(patches, max(wanted, left - room_after)))
-    return counts
 
 
 def choose_patches(

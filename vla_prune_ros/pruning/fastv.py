@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
-from vla_prune_ros.pruning.scores import instruction_rows
+from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.budget import camera_quotas
+from vla_prune_ros.pruning.scores import best_ids, instruction_rows
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
 
@@ -25,7 +25,9 @@ class FastV(PruningMethod):
 
     name = 'fastv'
     summary = 'FastV: most attended patches after the first layers'
+    budget_kind = 'exact'
     options = (
+        BUDGET,
         Option('layers', int, 2, 'full layers in front of the cut, at most all but one', 1, 1000),
         Option('prune_ratio', float, 0.5, 'share of each view dropped, if keep is 0', 0.0, 1.0),
         Option('keep', int, 0, 'patches of each view kept; 0 means by prune_ratio', 0, 65536),
@@ -47,7 +49,8 @@ class FastV(PruningMethod):
                 'option rows=action needs layers=2 or more: in the first layer the action slots '
                 'are zero and attend to everything alike'
             )
-        self.budget = self.opt.keep or max(1, round((1 - self.opt.prune_ratio) * patches))
+        self._keep = self.opt.keep or max(1, round((1 - self.opt.prune_ratio) * patches))
+        self._counts: list[int] = []
         self._template_tokens = 0
 
     def observe(self, tick: Tick) -> None:
@@ -68,13 +71,14 @@ class FastV(PruningMethod):
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Keep the best of each view."""
         layout = tokens.layout
-        received = tokens.scores[self.layers - 1].received().view(layout.n_views, -1)
-        best = received.argsort(dim=1, descending=True, stable=True)[:, : self.budget]
-        starts = layout.visual.start + layout.patches_per_view * torch.arange(
-            layout.n_views, device=best.device
-        )
-        return layout.keep((best + starts[:, None]).flatten())  # a known number: no device sync
+        views, patches = layout.n_views, layout.patches_per_view
+        received = tokens.scores[self.layers - 1].received().view(views, patches)
+        self._counts = [self._keep] * views
+        if self.budget:
+            self._counts = camera_quotas(self.most_tokens(layout), views, patches)
+        return layout.keep(best_ids(received, self._counts))
 
     def stats(self) -> dict[str, bool | int | float | str]:
         """Budget per view, where the cut is and whose attention counted."""
-        return {'keep_per_view': self.budget, 'layer': self.layers, 'rows': self.opt.rows}
+        count = max(self._counts, default=self._keep)
+        return {'keep_per_view': count, 'layer': self.layers, 'rows': self.opt.rows}

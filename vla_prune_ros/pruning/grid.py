@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.budget import BudgetKind, camera_quotas
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenState
 
@@ -19,7 +20,9 @@ class GridDrop(PruningMethod):
 
     name = 'grid'
     summary = 'keep a regular grid of patches of each view (control)'
+    budget_kind: BudgetKind = 'exact'
     options = (
+        BUDGET,
         Option('stride', int, 2, 'distance of the patches kept', 1, 256),
         Option(
             'form', str, 'line', 'every k-th patch in reading order, or of both rows and columns',
@@ -40,7 +43,9 @@ class GridDrop(PruningMethod):
             raise ValueError(f'option stride={self.opt.stride} is above {limit}')
         if self.opt.layer >= depth:
             raise ValueError(f'option layer={self.opt.layer} is not below {depth} layers')
-        self._phase, self._kept = 0, 0
+        if self.opt.form == 'square':  # crossings come in squares only
+            self.budget_kind = 'bound'
+        self._passes = self._phase = self._kept = 0
         self._slots: dict[str, Any] = {}
 
     def observe(self, tick: Tick) -> None:
@@ -49,27 +54,39 @@ class GridDrop(PruningMethod):
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Move the grid on."""
-        passes = self._slots.get('grid', 0)
-        self._slots['grid'] = passes + 1
-        turns = self.opt.stride ** (2 if self.opt.form == 'square' else 1)
-        self._phase = passes % turns if self.opt.phase == 'rotate' else 0
+        self._passes = self._slots.get('grid', 0)
+        self._slots['grid'] = self._passes + 1
         return PassPlan(points=frozenset({self.opt.layer}), repeats=True)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Keep the same patches of every view."""
-        layout, stride = tokens.layout, self.opt.stride
-        cells = torch.arange(layout.patches_per_view, device=tokens.ids.device)
-        if self.opt.form == 'square':
-            side = self.config.featurizer.grid
+        layout, counts = tokens.layout, [0] * tokens.layout.n_views  # 0: as `stride` says
+        if self.budget:
+            counts = camera_quotas(self.most_tokens(layout), len(counts), layout.patches_per_view)
+        patches, device = layout.patches_per_view, tokens.ids.device
+        patterns = [self._pattern(patches, count, device) for count in counts]
+        self._kept = len(patterns[0])
+        starts = (layout.view(view).start for view in range(layout.n_views))
+        kept = [start + pattern for start, pattern in zip(starts, patterns, strict=True)]
+        return layout.keep(torch.cat(kept))
+
+    def _pattern(self, patches: int, count: int, device: torch.device | str = 'cpu') -> Tensor:
+        """Patches of a view, int64: at most `count`, or by `stride` if that is 0."""
+        square, side, stride = self.opt.form == 'square', self.config.featurizer.grid, 0
+        if not count:
+            stride = self.opt.stride
+        elif square:
+            stride = next(k for k in range(1, side + 1) if (-(-side // k)) ** 2 <= count)
+        turns = stride**2 if square else stride or -(-patches // count)
+        self._phase = self._passes % turns if self.opt.phase == 'rotate' else 0
+        cells = torch.arange(patches, device=device)
+        if square:
             row, column = divmod(self._phase, stride)
-            on = (cells // side % stride == row) & (cells % side % stride == column)
-            patches = cells[on]
-        else:
-            patches = cells[self._phase :: stride]
-        self._kept = len(patches)
-        views = torch.arange(layout.n_views, device=patches.device)
-        starts = layout.visual.start + layout.patches_per_view * views
-        return layout.keep((starts[:, None] + patches).flatten())
+            rows, columns = cells.view(side, side)[row::stride], slice(column, None, stride)
+            return rows[:, columns].flatten()
+        if stride:
+            return cells[self._phase :: stride]
+        return (self._phase + cells[:count] * patches // count) % patches
 
     def reset(self) -> None:
         """Put the grid back to its first place."""

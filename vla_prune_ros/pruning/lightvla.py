@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_prune_ros.pruning.base import Option, PruningMethod
+from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, TokenLayout, TokenState
 
@@ -136,7 +136,9 @@ class LightVLA(PruningMethod):
 
     name = 'lightvla'
     summary = 'patches chosen by attention to task and state (needs weights trained for it)'
+    budget_kind = 'exact'
     options = (
+        BUDGET,
         Option(
             'precision',
             str,
@@ -157,22 +159,36 @@ class LightVLA(PruningMethod):
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
-        if config.pruning_trained != self.name:
-            self.note = 'these weights were not trained for lightvla: this is not the method'
+        self._trained = config.pruning_trained == self.name
+        if not self._trained:
             warnings.warn(
                 'mode lightvla runs on weights that were not fine-tuned for it; the result says '
                 'nothing about LightVLA (train lightvla makes such weights)',
                 stacklevel=2,
             )
-        if self.opt.keep:
-            fixed = f'the number of patches is fixed at {self.opt.keep}, LightVLA has no budget'
-            self.note = f'{self.note}; {fixed}' if self.note else fixed
-        self._trained = config.pruning_trained == self.name
+        self._take_note()
         self._kept = 0
+
+    def set_budget(self, share: float) -> None:
+        """As `PruningMethod.set_budget`; with a budget the rule is not LightVLA's."""
+        super().set_budget(share)
+        self._take_note()
+
+    def _take_note(self) -> None:
+        notes = []
+        if not self._trained:
+            notes.append('these weights were not trained for lightvla: this is not the method')
+        if self.budget:
+            notes.append(f'the share of patches is fixed at {self.budget}, LightVLA has no budget')
+        elif self.opt.keep:
+            notes.append(
+                f'the number of patches is fixed at {self.opt.keep}, LightVLA has no budget'
+            )
+        self.note = '; '.join(notes)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """One cut, before the first layer."""
-        return PassPlan(points=frozenset({0}), repeats=bool(self.opt.keep))
+        return PassPlan(points=frozenset({0}), repeats=bool(self.opt.keep or self.budget))
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Return the chosen patches and everything protected."""
@@ -183,16 +199,17 @@ class LightVLA(PruningMethod):
         scores = patch_scores(hidden[first:rest], hidden[rest:])  # [N, N]
         keep = torch.zeros(layout.n_visual, dtype=torch.bool, device=hidden.device)
         keep.index_fill_(0, scores.argmax(-1), True)
-        if self.opt.keep:
-            return self._exactly(keep, scores, layout)
+        count = self.most_tokens(layout) if self.budget else self.opt.keep
+        if count:
+            return self._exactly(keep, scores, layout, count)
         kept = keep.nonzero().flatten()
         self._kept = len(kept)
         return layout.keep(first + kept)
 
-    def _exactly(self, keep: Tensor, scores: Tensor, layout: TokenLayout) -> Tensor:
+    def _exactly(self, keep: Tensor, scores: Tensor, layout: TokenLayout, count: int) -> Tensor:
         """Chosen patches first, then the others, each by their highest score from any patch."""
         best = unit_interval(scores.amax(0).float()) + keep  # a choice outweighs any score
-        order = best.argsort(descending=True, stable=True)[: self.opt.keep]
+        order = best.argsort(descending=True, stable=True)[:count]
         self._kept = len(order)
         return layout.keep(layout.visual.start + order)
 

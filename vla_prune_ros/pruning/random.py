@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.budget import BudgetKind, camera_quotas
 from vla_prune_ros.pruning.history import History
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, SelectorProxy, TokenLayout, TokenState
@@ -66,7 +67,9 @@ class RandomDrop(PruningMethod):
 
     name = 'random'
     summary = 'keep random patches of each view (control)'
+    budget_kind: BudgetKind = 'exact'
     options = (
+        BUDGET,
         Option('keep_ratio', float, 0.5, 'share of each view kept, if keep is 0', 0.0, 1.0),
         Option('keep', int, 0, 'patches of each view kept; 0 means by keep_ratio', 0),
         Option('layer', int, 0, 'full layers before the cut; 0 cuts before the first', 0),
@@ -89,14 +92,29 @@ class RandomDrop(PruningMethod):
             raise ValueError(f'option keep={self.opt.keep} is above {patches} patches per view')
         if self.opt.layer >= depth:
             raise ValueError(f'option layer={self.opt.layer} is not below {depth} layers')
-        self.budget = self.opt.keep or max(1, round(self.opt.keep_ratio * patches))
+        self._keep = self.opt.keep or max(1, round(self.opt.keep_ratio * patches))
         self._reference = _reference(self.opt.matched_to, self.opt.matched_options, config)
         if self._reference is not None:
-            self.every_frame = self._reference.inner.every_frame
-            self.note = self._reference.inner.note
+            inner = self._reference.inner
+            self.every_frame, self.note = inner.every_frame, inner.note
+            self.budget_kind, self.dense_queries = inner.budget_kind, inner.dense_queries
+            if self.opt.budget:
+                self.set_budget(self.opt.budget)
+        self._counts: list[int] = []
         self._rehearsed = False
         self._generator = torch.Generator().manual_seed(self.opt.seed)
         self._slots: dict[str, Any] = {}
+
+    def set_budget(self, share: float) -> None:
+        """As `PruningMethod.set_budget`; a mode that is copied gets it, too."""
+        super().set_budget(share)
+        if self._reference is not None:
+            self._reference.inner.set_budget(share)
+
+    def most_tokens(self, layout: TokenLayout) -> int:
+        """As the mode that is copied, if there is one."""
+        method = super() if self._reference is None else self._reference.inner
+        return method.most_tokens(layout)
 
     @property
     def rehearsal(self) -> Reference | None:
@@ -140,11 +158,14 @@ class RandomDrop(PruningMethod):
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Return the first patches of each view in the order drawn, and everything protected."""
         order = self._slots['random']  # [views, patches]
-        counts = [self.budget] * len(order)
+        counts = [self._keep] * len(order)
         if self._reference is not None:
             if not self._rehearsed:
                 self._reference.select(point, tokens)
             counts = self._reference.counts[point]
+        elif self.budget:
+            counts = camera_quotas(self.most_tokens(tokens.layout), *order.shape)
+        self._counts = counts
         kept = torch.cat([ids[:count] for ids, count in zip(order, counts, strict=True)])
         return tokens.layout.keep(kept.to(tokens.ids.device))
 
@@ -164,7 +185,8 @@ class RandomDrop(PruningMethod):
     def stats(self) -> dict[str, bool | int | float | str]:
         """Budget per view and where the cut is, or whose counts were copied."""
         if self._reference is None:
-            return {'keep_per_view': self.budget, 'layer': self.opt.layer, 'seed': self.opt.seed}
+            count = max(self._counts, default=self._keep)
+            return {'keep_per_view': count, 'layer': self.opt.layer, 'seed': self.opt.seed}
         theirs = self._reference.inner.stats()
         return {**theirs, 'matched_to': self.opt.matched_to, 'seed': self.opt.seed}
 

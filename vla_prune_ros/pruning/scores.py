@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,20 +28,36 @@ def instruction_rows(layout: TokenLayout, template_tokens: int) -> range:
     return rows or text
 
 
-def top_per_view(values: Tensor, count: int) -> Tensor:
+def top_per_view(values: Tensor, count: int | Sequence[int]) -> Tensor:
     """Mark the best patches of each view; equal ones in the order of their ids.
 
     Args:
         values: [views, patches]; -inf is never chosen.
-        count: patches wanted per view, more than there are means all.
+        count: patches wanted of each view, more than there are means all.
 
     Returns:
         bool [views, patches].
     """
-    best = values.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, best, True) & (
-        values > -torch.inf
-    )
+    views, patches = values.shape
+    counts = [count] * views if isinstance(count, int) else count
+    best = best_ids(values, counts) - 1
+    marked = values.new_zeros(views * patches, dtype=torch.bool).index_fill_(0, best, True)
+    return marked.view(views, patches) & (values > -torch.inf)
+
+
+def best_ids(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Absolute ids of the best patches of each view, int64; their number is known: no device sync.
+
+    Args:
+        values: [views, patches]; equal ones in the order of their ids.
+        counts: patches wanted of each view, at most all.
+    """
+    order = values.argsort(dim=1, descending=True, stable=True)
+    patches = values.shape[1]
+    best = [
+        view[:n] + (1 + i * patches) for i, (view, n) in enumerate(zip(order, counts, strict=True))
+    ]
+    return torch.cat(best)
 
 
 def visual_ids(mask: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.pruning.base import PruningMethod, Tick
+from vla_prune_ros.pruning.budget import camera_quotas
 from vla_prune_ros.pruning.controller import SpeedController, Thresholds
 from vla_prune_ros.pruning.frames import patch_similarity, to_patches
 from vla_prune_ros.pruning.history import History
@@ -32,6 +33,7 @@ from vla_prune_ros.pruning.specprune_options import (
     OPTIONS,
     Budgets,
     budgets,
+    fitting,
     scale_layers,
     whole_numbers,
 )
@@ -74,6 +76,8 @@ class SpecPrune(PruningMethod):
     name = 'specprune'
     summary = 'SpecPrune-VLA: last query, changed patches and first layers decide'
     options = OPTIONS
+    budget_kind = 'bound'
+    dense_queries = 1
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
@@ -173,7 +177,7 @@ class SpecPrune(PruningMethod):
             importance = Importance(
                 zeros, opt.beta, opt.eps, opt.rank_decay, opt.confidence_weighting
             )
-        now = _Pass(dense, budgets(opt, layout.patches_per_view, memory.fine), importance)
+        now = _Pass(dense, self._budgets(layout), importance)
         now.sizes['kept'] = layout.n_visual
         self._pass = now
         rows = instruction_rows(layout, self._template_tokens)
@@ -237,6 +241,22 @@ class SpecPrune(PruningMethod):
             memory.controller.follow([*history.executed], history.step, self.thresholds)
         return memory
 
+    def _budgets(self, layout: TokenLayout) -> Budgets:
+        patches = layout.patches_per_view
+        if not self.budget:
+            return budgets(self.opt, patches, self._memory.fine)
+        opt, merged = self.opt, self.opt.global_merge == 'mean'
+        lists = Budgets(
+            opt.use_local * self.full_layers,
+            min(1, len(self.global_layers)) if merged else len(self.global_layers),
+            int(opt.use_dynamic),
+        )
+        return fitting(opt, patches, max(self._quotas(layout)), lists)
+
+    def _quotas(self, layout: TokenLayout) -> list[int]:
+        """Tokens of each view that the budget in force admits."""
+        return camera_quotas(self.most_tokens(layout), layout.n_views, layout.patches_per_view)
+
     def _changed(self, count: int, device: torch.device) -> Tensor:
         """V_dynamic: the least similar patches of each view, bool [views, patches]."""
         size = self.config.featurizer.patch_size
@@ -268,6 +288,9 @@ class SpecPrune(PruningMethod):
         if now.dynamic is not None:
             changed = now.dynamic
         keep = local | recalled | changed
+        if self.budget:  # a share too small for one token of each list, or a remainder of it
+            votes = local.float() + recalled.float() + changed.float()
+            keep = top_per_view(votes.masked_fill(~keep, -torch.inf), self._quotas(layout))
         if now.importance is not None:
             for layer in range(self.full_layers):
                 now.importance.update(scores[layer], layout.n_visual)

@@ -8,14 +8,21 @@ layers; all three are scaled to the model at hand.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vla_prune_ros.pruning.base import Option
-from vla_prune_ros.pruning.scaling import PUBLISHED_LAYERS, scaled_count, scaled_layer
+from vla_prune_ros.pruning.base import BUDGET, Option
+from vla_prune_ros.pruning.scaling import (
+    PUBLISHED_LAYERS,
+    PUBLISHED_PATCHES,
+    scaled_count,
+    scaled_layer,
+)
 
 OPTIONS = (
+    BUDGET,
     Option('alpha', float, 0.8, 'multiplies the three budgets', 0.01, 100.0),
     Option('k_local', int, 24, 'V_local: tokens per layer and view of 256 patches', 0, 4096),
     Option('k_global', int, 30, 'V_global: tokens per layer and view of 256 patches', 0, 4096),
@@ -68,12 +75,47 @@ def budgets(options: Any, patches: int, fine: bool) -> Budgets:
     A set whose base is not 0 gets at least one token. Fine is never below coarse, because the
     fine factor is at least 1.
     """
-    factor = options.alpha * (options.fine_factor if fine else 1.0)
+    return _sizes(options, options.alpha * (options.fine_factor if fine else 1.0), patches)
 
+
+def _sizes(options: Any, factor: float, patches: int) -> Budgets:
     def size(base: int) -> int:
         return min(patches, max(1, scaled_count(factor * base, patches))) if base else 0
 
     return Budgets(size(options.k_local), size(options.k_global), size(options.k_dynamic))
+
+
+def fitting(options: Any, patches: int, most: int, lists: Budgets) -> Budgets:
+    """The largest budgets, in the proportions of the options, whose union fits.
+
+    Args:
+        options: those of the mode; `alpha` and `fine_factor` take no part.
+        patches: of a view.
+        most: tokens of a view that the union may have.
+        lists: how many lists of each kind are united.
+
+    Returns:
+        Sizes whose sum over all lists is at most `most`; the least there are, one token for each
+        list, where even that does not fit.
+    """
+    bases = (options.k_local, options.k_global, options.k_dynamic)
+    # A size changes where factor * base * patches / 256 passes a half.
+    steps = sorted(
+        (k + 0.5) * PUBLISHED_PATCHES / (base * patches) + 1e-9
+        for base in bases if base for k in range(patches)
+    )  # fmt: skip
+
+    def too_many(factor: float) -> bool:
+        size = _sizes(options, factor, patches)
+        total = (
+            size.local * lists.local
+            + size.recalled * lists.recalled
+            + size.changed * lists.changed
+        )
+        return total > most
+
+    held = bisect_left(steps, True, key=too_many)
+    return _sizes(options, steps[held - 1] if held else 0.0, patches)
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:

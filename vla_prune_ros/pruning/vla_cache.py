@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_prune_ros.pruning.base import Option, PruningMethod, Tick
+from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
 from vla_prune_ros.pruning.cache_schedule import (
     entropy_shares,
     parse_stages,
@@ -104,7 +104,10 @@ class VLACache(PruningMethod):
 
     name = 'vla_cache'
     summary = 'VLA-Cache: unchanged patches keep their keys and values'
+    budget_kind = 'exact'
+    dense_queries = 1
     options = (
+        BUDGET,
         Option('preset', str, 'default', 'where options are "preset" or -1', choices=(*PRESETS,)),
         Option('tau', float, 0.996, 'least similarity of a static patch', -1.0, 1.0),
         Option('static_k', int, -1, 'most static patches per camera; -1: by preset, scaled', -1),
@@ -150,9 +153,23 @@ class VLACache(PruningMethod):
         if self.relevance_layer >= depth:
             raise ValueError(f'option relevance_layer={opt.relevance_layer} is not below {depth}')
         self.stages = parse_stages(opt.stages, depth)
+        self._take_note()
+        if not any(self.stages.values()):
+            self._without_budget('no stage reuses anything')
         self._tick: Tick | None = None
         self._pass: _Pass | None = None
         self._stats: dict[str, bool | int | float | str] = {}
+
+    def set_budget(self, share: float) -> None:
+        """As `PruningMethod.set_budget`; below 1 patches that changed may be reused, too."""
+        super().set_budget(share)
+        self._take_note()
+
+    def _take_note(self) -> None:
+        self.note = (
+            'the budget decides how many patches are reused, not only those that did not change: '
+            'this is not VLA-Cache'
+        ) if self.budget else ''  # fmt: skip
 
     def observe(self, tick: Tick) -> None:
         """Remember frames and history for the pass that follows."""
@@ -186,6 +203,7 @@ class VLACache(PruningMethod):
             points=frozenset(self._pass.cuts),
             scores=self._score_requests(layout, rows),
             cache=state.kv,
+            repeats=bool(self.budget),
         )
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
@@ -251,17 +269,41 @@ class VLACache(PruningMethod):
     def _plan(self, state: CacheState, patches: Tensor, layout: TokenLayout) -> dict[int, Tensor]:
         """Return the visual rows (0-based) that stay live from each layer on; {} is dense."""
         order, n = self._candidates(state, patches)
+        if self.budget:
+            return self._within_budget(order, n, state, layout)
         limit = self.rule['max_age']
         too_old = self.opt.strict and limit and bool((state.age >= limit).any())
         self._stats |= {'state': 'warm', 'candidates': n}
         if too_old or n < self.rule['refresh_below'] * layout.n_visual:
             self._stats['state'] = 'refresh'
             return {}
+        least = min(n, 1) if self.rule['released'] else 0
+        shares = self._shares(state).items()
+        counts = {k: max(least, math.floor(share * n + 1e-9)) for k, share in shares}
+        return self._reuse(order, counts, state)
+
+    def _within_budget(
+        self, order: Tensor, n: int, state: CacheState, layout: TokenLayout
+    ) -> dict[int, Tensor]:
+        """As `_plan`, so that the last layers compute exactly what the budget says.
+
+        The stages keep their proportions. No refresh: it would not hold the budget.
+        """
+        reused, largest = layout.n_visual - self.most_tokens(layout), max(self.stages.values())
+        self._stats |= {'state': 'warm', 'candidates': n}
+        counts = {
+            layer: math.floor(reused * share / largest + 1e-9)
+            for layer, share in self.stages.items()
+        }
+        return self._reuse(order, counts, state)
+
+    def _reuse(
+        self, order: Tensor, counts: dict[int, int], state: CacheState
+    ) -> dict[int, Tensor]:
+        """Cuts that leave out the first `counts` rows of `order`; only growing counts act."""
         cuts: dict[int, Tensor] = {}
         reused = 0
-        for layer, share in sorted(self._shares(state).items()):
-            least = min(n, 1) if self.rule['released'] else 0
-            count = max(least, math.floor(share * n + 1e-9))
+        for layer, count in sorted(counts.items()):
             if count > reused:
                 cuts[layer], reused = order[count:], count
         self._stats['reused'] = reused
@@ -286,9 +328,9 @@ class VLACache(PruningMethod):
         if rule['max_age']:
             candidates &= state.age < rule['max_age']
         merit = torch.zeros_like(similarity) if rule['released'] else similarity * (1 - relevance)
-        merit = merit.masked_fill(~candidates, -torch.inf)
-        order = merit.flatten().argsort(descending=True, stable=True)
-        return order, int(candidates.sum())
+        best = merit.flatten().argsort(descending=True, stable=True)
+        first = candidates.flatten()[best].to(torch.int8).argsort(descending=True, stable=True)
+        return best[first], int(candidates.sum())
 
     def _shares(self, state: CacheState) -> dict[int, float]:
         """Layer -> share of the candidates reused from there on."""

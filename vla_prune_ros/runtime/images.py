@@ -1,15 +1,14 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""The image pipeline in torch: `processor.preprocess_image` behind the JPEG, on any device.
+"""The image pipeline in torch: `pictures.preprocess_image` behind the JPEG, on any device.
 
-Pillow resizes in whole numbers, which are done here the same way; the crop is the same float32
-arithmetic. So the pictures are the same to the last bit wherever float32 is IEEE. JPEG stays on
-the host, because other decoders than Pillow's give other pictures.
+The same float32 operations in the same order, each product and each sum rounded by itself, so the
+pictures are the same to the last bit wherever float32 is IEEE. JPEG stays on the host, because
+other decoders give other pictures.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -19,16 +18,8 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.runtime.pinned import Sender
-from vla_prune_ros.vla.processor import (
-    Processor,
-    check_frame,
-    crop_table,
-    jpeg_round_trip,
-    resize,
-)
-
-_BITS = 22  # of Pillow's coefficients behind the point
-_SUPPORT = 3.0
+from vla_prune_ros.vla.pictures import check_frame, crop_table, jpeg_round_trip, lanczos_table
+from vla_prune_ros.vla.processor import Processor
 
 
 class HostImages:
@@ -70,26 +61,34 @@ class DeviceImages:
         """
         for image in images:
             check_frame(image)
-        decoded = self._threads.map(jpeg_round_trip, images)  # Pillow lets go of the interpreter
+        decoded = self._threads.map(jpeg_round_trip, images)  # without the interpreter
         return torch.stack([self._picture(view, image) for view, image in enumerate(decoded)])
 
     def _picture(self, view: int, decoded: np.ndarray) -> Tensor:
-        axes = resize_order(*decoded.shape[:2], self._size)
-        if axes is None:
-            decoded, axes = resize(decoded, self._size), ()
-        x = self._send(view, decoded)
-        for axis in axes:
-            x = resize_axis(x, axis, self._size)
-        return self._crop(x)
+        x, size = self._send(view, decoded), self._size
+        height, width, _ = x.shape
+        if not height == width == size:
+            x = self._filter(x.float().flatten(1)).view(size, width, 3)
+            x = self._filter(x.transpose(0, 1).flatten(1)).view(size, size, 3)
+            x = x.round_().clamp_(0, 255).transpose(0, 1)
+        x = x.transpose(0, 1).flatten(1) * np.float32(1 / 255)
+        x = self._between(x).view(size, size, 3).transpose(0, 1)
+        x = self._between(x.flatten(1)).view(size, size, 3)
+        return x.clamp_(0.0, 1.0).mul_(255.5).to(torch.uint8)
 
-    def _crop(self, image: Tensor) -> Tensor:
-        """Centre crop and truncation; uint8 [S, S, 3] to the same."""
-        x = image.float() * np.float32(1 / 255)
-        left = x[:, self._low]
-        rows = left + (x[:, self._high] - left) * self._fraction
-        top = rows[self._low]
-        x = top + (rows[self._high] - top) * self._fraction[:, None]
-        return (x.clamp(0.0, 1.0) * 255.5).to(torch.uint8)
+    def _filter(self, x: Tensor) -> Tensor:
+        """Weighted sums of the rows of float32 [before, n], in the order of the samples."""
+        at, weights = _taps(len(x), self._size, self._device)
+        terms = x.index_select(0, at.flatten()).unflatten(0, at.shape) * weights
+        total = terms[0]
+        for term in terms[1:]:
+            total += term
+        return total
+
+    def _between(self, x: Tensor) -> Tensor:
+        """Rows of the crop, interpolated from those of float32 [S, n]."""
+        lower = x.index_select(0, self._low)
+        return lower + (x.index_select(0, self._high) - lower) * self._fraction
 
     def _send(self, view: int, image: np.ndarray) -> Tensor:
         key = (view, *image.shape)
@@ -99,59 +98,7 @@ class DeviceImages:
 
 
 @lru_cache(maxsize=32)
-def resize_order(height: int, width: int, size: int) -> tuple[int, ...] | None:
-    """Axes in the order in which Pillow resizes such frames, found out on noise.
-
-    Returns:
-        (1, 0) or (0, 1), or None if this Pillow resizes in another way.
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    wanted = torch.from_numpy(resize(noise, size).copy())
-    for axes in ((1, 0), (0, 1)):
-        x = torch.from_numpy(noise)
-        for axis in axes:
-            x = resize_axis(x, axis, size)
-        if torch.equal(x, wanted):
-            return axes
-    return None
-
-
-def resize_axis(image: Tensor, axis: int, size: int) -> Tensor:
-    """One of Pillow's two passes: uint8 [H, W, 3] along axis 0 or 1, rounded to uint8."""
-    if image.shape[axis] == size:
-        return image
-    at, weights = _taps(image.shape[axis], size, image.device)  # [size, taps]
-    shape = (size, -1, 1, 1) if axis == 0 else (size, -1, 1)
-    picked = image.index_select(axis, at.flatten()).unflatten(axis, at.shape).int()
-    total = (picked * weights.view(shape)).sum(axis + 1, dtype=torch.int32)
-    return ((total + (1 << (_BITS - 1))) >> _BITS).clamp(0, 255).to(torch.uint8)
-
-
-@lru_cache(maxsize=32)
 def _taps(before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Samples and whole-numbered Lanczos weights of each output, int64 and int32 [after, taps]."""
-    scale = before / after
-    stretch = max(scale, 1.0)
-    reach = _SUPPORT * stretch
-    n_taps = math.ceil(reach) * 2 + 1
-    at = np.zeros((after, n_taps), np.int64)
-    weights = np.zeros((after, n_taps), np.int32)
-    for i in range(after):
-        centre = (i + 0.5) * scale
-        first = max(0, int(centre - reach + 0.5))
-        last = min(before, int(centre + reach + 0.5))
-        raw = [_lanczos((k + first - centre + 0.5) / stretch) for k in range(last - first)]
-        total = sum(raw)
-        for k, value in enumerate(raw):
-            fixed = value / total * (1 << _BITS)
-            weights[i, k] = int(fixed - 0.5 if fixed < 0 else fixed + 0.5)
-        at[i, : last - first] = np.arange(first, last)
-    return torch.from_numpy(at).to(device), torch.from_numpy(weights).to(device)
-
-
-def _lanczos(x: float) -> float:
-    return _sinc(x) * _sinc(x / _SUPPORT) if -_SUPPORT <= x < _SUPPORT else 0.0
-
-
-def _sinc(x: float) -> float:
-    return 1.0 if x == 0.0 else math.sin(x * math.pi) / (x * math.pi)
+    """Samples int64 [taps, after] and weights float32 [taps, after, 1] on a device."""
+    at, weights = (torch.from_numpy(t).to(device) for t in lanczos_table(before, after))
+    return at, weights[..., None]

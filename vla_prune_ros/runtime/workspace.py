@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla_prune_ros.pruning.budget import bucket_step
 from vla_prune_ros.runtime.pinned import Sender
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.model import OFTNetwork
@@ -24,12 +25,10 @@ from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import SlotCache, TokenLayout
 from vla_prune_ros.vla.walk import Rows, Space, Stage
 
-_BUCKETS = 16
-
 
 def bucket_counts(layout: TokenLayout) -> list[int]:
     """Visual tokens of the buckets, largest first."""
-    step = max(1, layout.n_visual // _BUCKETS)
+    step = bucket_step(layout.n_visual)
     return sorted({layout.n_visual, *range(0, layout.n_visual, step)}, reverse=True)
 
 

@@ -23,7 +23,7 @@ from vla_prune_ros.sim.base import SimObservation, to_env_action, to_policy_grip
 from vla_prune_ros.sim.tabletop import TabletopRobot
 from vla_prune_ros.sim.tabletop.expert import expert_action
 from vla_prune_ros.sim.tabletop.tasks import COLOURS, TASKS, TabletopTask
-from vla_prune_ros.vla.processor import jpeg_round_trip, resize
+from vla_prune_ros.vla.pictures import jpeg_round_trip, resize
 
 CHUNK = 8
 VIEWS = ('agentview', 'wrist')

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import signal
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.command_line import exit_code_of, verb_parser
+from vla_prune_ros.ros.children import slowness
 
+END = 60.0  # s from a signal to the end of the process on an idle machine, at most
 # Both families of the tabletop suite and all four colours come first.
 TASKS = '0,5,2,7,4,1,6,3'
 OPTIONS: dict[str, tuple[type, str]] = {
@@ -56,7 +59,8 @@ def run_verb(
     """Run a verb to its exit code; what ends it early is said on stderr.
 
     SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, so that the nodes are stopped in
-    order; after that they are ignored, or a second one would break the teardown.
+    order; after that they are ignored, or a second one would break the teardown. A process that
+    still lives `END` seconds later says where every thread is and ends with 1, with its nodes.
 
     Args:
         p: its command line.
@@ -77,6 +81,8 @@ def _interrupt_on(*numbers: int) -> None:
     def interrupt(number: int, frame: object) -> None:
         for n in heard:
             signal.signal(n, signal.SIG_IGN)
+        # The exception may come where it is swallowed, or inside a lock that the teardown needs.
+        faulthandler.dump_traceback_later(END * slowness(), exit=True)
         raise KeyboardInterrupt
 
     # What was ignored from the start, as by nohup, stays ignored.

@@ -1,22 +1,14 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Camera frame, text and robot state to tensors; actions back to robot units.
-
-The image pipeline is that of OpenVLA-OFT's evaluation code with Pillow and numpy in the place of
-TensorFlow: JPEG, Lanczos resize, centre crop of 90 % area, truncation to uint8. It stays within
-about one grey level of the original on average.
-"""
+"""Policy images, text and robot state to tensors; actions back to robot units."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vla_prune_ros.vla.config import (
@@ -27,80 +19,10 @@ from vla_prune_ros.vla.config import (
     OpenVLAConfig,
 )
 from vla_prune_ros.vla.normalisation import Normaliser, resolve_unnorm_key
+from vla_prune_ros.vla.pictures import preprocess_image
 from vla_prune_ros.vla.tokenizer import PromptTokenizer
 
-__all__ = ['Normaliser', 'Processor', 'resolve_unnorm_key']
-_CROP_AREA = 0.9
-_JPEG_QUALITY = 95
-
-
-def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
-    """Encode as JPEG (quality 95, 4:2:0) and decode; uint8 [H, W, 3] to the same."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, 'JPEG', quality=_JPEG_QUALITY, subsampling='4:2:0')
-    return np.asarray(Image.open(buffer))
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize with antialiased Lanczos; uint8 [H, W, 3] to uint8 [size, size, 3]."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
-
-
-@lru_cache(maxsize=8)
-def crop_table(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper sample, intp, and the fraction between them, float32, each [size].
-
-    For each output row or column of the centre crop.
-    """
-    side = np.float32(np.sqrt(np.float32(_CROP_AREA)))
-    low = (np.float32(1) - side) / np.float32(2)
-    scale = side * np.float32(size - 1) / np.float32(max(size - 1, 1))
-    at = low * np.float32(size - 1) + np.arange(size, dtype=np.float32) * scale
-    floor = np.floor(at)
-    upper = np.minimum(np.ceil(at), size - 1)
-    return floor.astype(np.intp), upper.astype(np.intp), (at - floor).astype(np.float32)
-
-
-def centre_crop(image: np.ndarray) -> np.ndarray:
-    """Crop 90 % of the area and scale back, bilinear; uint8 [S, S, 3] to float32 in 0..1.
-
-    Corners are aligned: the first and last output pixel sample the edges of the crop.
-    """
-    low, high, fraction = crop_table(len(image))
-    pixels = image.astype(np.float32) * np.float32(1 / 255)
-    left = pixels[:, low]
-    rows = left + (pixels[:, high] - left) * fraction[:, None]
-    top = rows[low]
-    return top + (rows[high] - top) * fraction[:, None, None]
-
-
-def preprocess_image(image: np.ndarray, size: int = 224) -> np.ndarray:
-    """Turn an upright camera frame into the policy image.
-
-    Args:
-        image: uint8 RGB [H, W, 3].
-        size: side of the policy image.
-
-    Returns:
-        uint8 RGB [size, size, 3].
-
-    Raises:
-        ValueError: not an RGB frame of bytes.
-    """
-    check_frame(image)
-    cropped = centre_crop(resize(jpeg_round_trip(image), size))
-    # Upstream converts by truncation of x * 255.5, not by rounding x * 255.
-    return (cropped.clip(0.0, 1.0) * np.float32(255.5)).astype(np.uint8)
-
-
-def check_frame(image: np.ndarray) -> None:
-    """Check a camera frame.
-
-    Raises:
-        ValueError: not an RGB frame of bytes.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f'a camera frame is uint8 [H, W, 3], not {image.dtype} {image.shape}')
+__all__ = ['Normaliser', 'Processor', 'pixel_values', 'preprocess_image', 'resolve_unnorm_key']
 
 
 def pixel_values(frames: np.ndarray, device: torch.device | str = 'cpu') -> Tensor:

@@ -138,7 +138,8 @@ class PolicyConfig:
     )
     trigger: str = parameter(
         'observation',
-        'what starts an inference; request: an executed_actions message of the same stamp',
+        'what starts an inference; request: an executed_actions message, which asks for an '
+        'observation not older than itself',
         choices=TRIGGERS,
     )
     queue: str = parameter(
