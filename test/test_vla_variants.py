@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import VARIANTS, inputs, norm_stats, tiny_checkpoint, tiny_config, tiny_model, variant
+from tiny import (
+    VARIANTS,
+    inputs,
+    norm_stats,
+    shaken,
+    tiny_checkpoint,
+    tiny_config,
+    tiny_model,
+    variant,
+)
 
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
@@ -35,15 +44,6 @@ def silent(directory, **said):
 @pytest.fixture(params=VARIANTS)
 def name(request):
     return request.param
-
-
-def shaken(model):
-    """FiLM layers that do something."""
-    torch.manual_seed(5)
-    for key, p in model.named_parameters():
-        if '.scale.' in key or '.shift.' in key:
-            torch.nn.init.normal_(p, std=0.3)
-    return model
 
 
 def test_what_is_saved_is_loaded_and_gives_the_same_actions(name, tmp_path):

@@ -83,8 +83,17 @@ def tiny_checkpoint(directory: str | Path, seed: int = 0, dtype=torch.float32, *
         n_tokens = max(config.llama.vocab_size, n_tokens + 256)
     config = replace(config, llama=replace(config.llama, vocab_size=n_tokens))
     torch.manual_seed(seed)
-    save_pretrained(OpenVLAOFT(config), directory, dtype)
+    save_pretrained(shaken(OpenVLAOFT(config)), directory, dtype)
     return directory
+
+
+def shaken(model: OpenVLAOFT) -> OpenVLAOFT:
+    """Give modulations (FiLM) weights with which they do something; nothing without."""
+    g = torch.Generator().manual_seed(5)
+    for key, p in model.named_parameters():
+        if '.scale.' in key or '.shift.' in key:
+            torch.nn.init.normal_(p, std=0.3, generator=g)
+    return model
 
 
 def inputs(config: OpenVLAConfig, seed: int = 0, length: int = 12, batch: int = 1, views: int = 2):
@@ -99,14 +108,20 @@ def inputs(config: OpenVLAConfig, seed: int = 0, length: int = 12, batch: int = 
 
 
 def observation(
-    seed: int = 0, stamp: float = 0.0, instruction: str = INSTRUCTIONS[0], size: int = 128
+    seed: int = 0,
+    stamp: float = 0.0,
+    instruction: str = INSTRUCTIONS[0],
+    size: int = 128,
+    config: OpenVLAConfig | None = None,
 ) -> Observation:
-    """Return a random observation of two cameras."""
+    """Return a random observation of two cameras, or of those of a config."""
     rng = np.random.default_rng(seed)
     images = {
         name: np.repeat(
             np.repeat(rng.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8), 8, 0), 8, 1
         )
-        for name in ('agentview', 'wrist')
+        for name in (config.cameras if config else ('agentview', 'wrist'))
     }
-    return Observation(images, rng.uniform(-1, 1, 8), instruction, stamp)
+    numbers = config.proprio_dim if config else 8
+    state = rng.uniform(-1, 1, numbers) if numbers else None
+    return Observation(images, state, instruction, stamp)

@@ -142,7 +142,8 @@ class SpecPrune(PruningMethod):
     def requery_after(self, history: History, actions: np.ndarray) -> int:
         """What `wants_query` will say while these actions are executed, without executing them."""
         memory = self._follow(history)
-        if not self.opt.requery_on_enter or memory.deep is None or memory.fine:
+        asks = self.opt.requery_on_enter and self.follows_hand
+        if not asks or memory.deep is None or memory.fine:
             return 0
         controller = copy.copy(memory.controller)
         for number, action in enumerate(actions[:-1], start=1):

@@ -106,9 +106,8 @@ def publishable(actions: np.ndarray, config: PolicyConfig, period: int) -> tuple
         config: of the node.
         period: control period, ns.
     """
-    return safe_actions(
-        config.action_joint_positions.of_robot(actions), period, *config.action.range
-    )
+    safe, clipped = safe_actions(actions, period, *config.action.range)
+    return config.action_joint_positions.of_robot(safe), clipped
 
 
 class Prepared:
