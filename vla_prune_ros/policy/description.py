@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vla_prune_ros.vla.config import OpenVLAConfig
 
 if TYPE_CHECKING:
     from vla_prune_ros.policy.policy import VLAPolicy
@@ -12,6 +15,15 @@ if TYPE_CHECKING:
 _DIMENSIONS = ('delta_x', 'delta_y', 'delta_z', 'delta_rx', 'delta_ry', 'delta_rz', 'gripper')
 _UNITS = (*['controller input, 1 = full step'] * 6, '1 = open, 0 = close')
 _MODES = {'delta_pose': 'end-effector delta', 'joint_positions': 'joint positions'}
+
+
+def cameras_of(directory: str | Path) -> tuple[str, ...]:
+    """Names of the cameras of a checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: see `OpenVLAConfig.from_directory`.
+    """
+    return OpenVLAConfig.from_directory(directory).cameras
 
 
 def describe(policy: VLAPolicy, note: str) -> dict[str, Any]:

@@ -95,11 +95,11 @@ def checkpoint_parameters(checkpoint: str) -> list[str]:
     """The node's parameters for a checkpoint of the user's, if there is one: with its cameras."""
     if not checkpoint:
         return []
-    from vla_prune_ros.vla.config import OpenVLAConfig
+    from vla_prune_ros.policy.description import cameras_of
 
     parameters = [f'checkpoint:={Path(checkpoint).resolve()}']
     try:
-        cameras = OpenVLAConfig.from_directory(checkpoint).cameras
+        cameras = cameras_of(checkpoint)
     except (OSError, ValueError):
         return parameters  # the node says what is wrong with it
     return [*parameters, f'cameras:=[{", ".join(cameras)}]']
