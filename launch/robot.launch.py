@@ -42,6 +42,11 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(name, default_value=topic, description=f'topic: {text}')
             for name, (topic, text) in TOPICS.items()
         ),
+        DeclareLaunchArgument(
+            'images',
+            default_value='',
+            description='topics of cameras of other names: NAME=TOPIC, with commas between them',
+        ),
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])
 
@@ -62,6 +67,11 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     check_file(str(file), *(full_name(context, value['namespace'], node) for node in nodes))
     common = {'namespace': value['namespace'], 'output': 'screen'}
     cameras = [(topic, value[name]) for name, (topic, _) in TOPICS.items()]
+    for pair in filter(None, value['images'].split(',')):
+        name, sign, topic = (part.strip() for part in pair.partition('='))
+        if not (name and sign and topic):
+            raise RuntimeError(f'argument images: {pair!r} is not NAME=TOPIC')
+        cameras.append((f'{name}/image_raw', topic))
     policy = Node(
         package='vla_prune_ros',
         executable='policy_node',

@@ -31,7 +31,98 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TICK = 0.01
 
 
-class OtherRobot:
+class Peer:
+    """A node that drives a robot bridge and knows what it says of itself; `spin` drives it.
+
+    Attributes:
+        speed: m/s or rad/s, of the arm now.
+        state, diagnostics: what the bridge said last.
+    """
+
+    def __init__(self, namespace: str, name: str) -> None:
+        self.node = node = rclpy.create_node(name, namespace=namespace)
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(node)
+        self.speed = 0.0
+        self.state: dict[str, str] = {}
+        self.diagnostics: dict[str, str] = {}
+        self.executed: list[JointTrajectory] = []
+        self._clients: dict[str, object] = {}
+        self._namespace = namespace
+        node.create_subscription(DiagnosticArray, 'robot_bridge/state', self._on_state, LATCHED)
+        node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
+        node.create_subscription(JointTrajectory, 'executed_actions', self.executed.append, 5)
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+
+    def _on_state(self, message: DiagnosticArray) -> None:
+        self.state = {pair.key: pair.value for pair in message.status[0].values}
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        own = f'{self._namespace}/robot_bridge: Bridge'.lstrip('/')
+        for status in message.status:
+            if status.name == own:
+                self.diagnostics = {pair.key: pair.value for pair in status.values}
+                self.diagnostics['message'] = status.message
+
+    # -- driving the bridge ----------------------------------------------------------------------
+    def spin(self, seconds: float) -> None:
+        self.wait_for(lambda: False, seconds)
+
+    def wait_for(self, condition: Callable[[], object], timeout: float = 15.0) -> bool:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            self.executor.spin_once(timeout_sec=0.005)
+        return True
+
+    def call(self, name: str, data: bool | None = None):
+        kind = Trigger if data is None else SetBool
+        request = Trigger.Request() if data is None else SetBool.Request(data=data)
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, f'robot_bridge/{name}')
+        client = self._clients[name]
+        assert self.wait_for(client.service_is_ready, 30.0), name
+        for _ in range(3):  # DDS may match the two directions one after the other
+            future = client.call_async(request)
+            if self.wait_for(future.done, 5.0):
+                return future.result()
+        raise AssertionError(f'no answer from {name}')
+
+    def enable(self) -> None:
+        """Until the bridge is enabled."""
+        for _ in range(100):
+            answer = self.call('set_enabled', True)
+            if answer.success:
+                return
+            self.spin(0.1)
+        raise AssertionError(answer.message)
+
+    def is_in(self, state: str, reason: str = '', timeout: float = 15.0) -> bool:
+        """Whether the bridge comes to a state for a reason."""
+        return self.wait_for(
+            lambda: self.state.get('state') == state and reason in self.state['reason'], timeout
+        )
+
+    def moving(self) -> None:
+        """Until the arm moves by the policy's will."""
+        assert self.is_in('running'), self.state
+        assert self.wait_for(lambda: self.speed > 0.02), self.state
+
+    def stands_still(self, within: float = 0.3, slow: float = 0.01) -> bool:
+        """Whether the arm comes to rest, and stays so."""
+        self.spin(within)
+        speeds = []
+        for _ in range(10):
+            self.spin(0.02)
+            speeds.append(self.speed)
+        return max(speeds) < slow
+
+
+class OtherRobot(Peer):
     """Arm, gripper and policy in one node; `spin` and `wait_for` drive all of it.
 
     Attributes:
@@ -45,24 +136,19 @@ class OtherRobot:
     """
 
     def __init__(self, namespace: str, output: str = 'pose', name: str = 'other_robot') -> None:
-        self.node = node = rclpy.create_node(name, namespace=namespace)
-        self.executor = SingleThreadedExecutor()
-        self.executor.add_node(node)
+        super().__init__(namespace, name)
+        node = self.node
         self.output = output
         self.position, self.velocity = np.array([0.0, 0.0, 1.0]), np.zeros(3)
         self.target: np.ndarray | None = None
         self.commands: list[tuple[float, object]] = []
         self.gripper: list[float] = []
-        self.state: dict[str, str] = {}
-        self.diagnostics: dict[str, str] = {}
-        self.executed: list[JointTrajectory] = []
         self.moves: float | None = 0.3
         self.state_off = self.joints_off = self.twice = self.stuck = False
         self.offset, self.delay, self.drop, self.frame = 0.0, 0.0, 0, 'base_link'
         self.jump = np.zeros(3)
         self._under_way: list[tuple[float, object, object]] = []
         self._k, self._moved = 0, time.monotonic()
-        self._clients: dict[str, object] = {}
         self.pose_out = node.create_publisher(PoseStamped, 'arm/pose', 5)
         self.joints_out = node.create_publisher(JointState, 'gripper/joint_states', 5)
         self.chunks = node.create_publisher(JointTrajectory, 'action_chunk', 5)
@@ -76,16 +162,8 @@ class OtherRobot:
         node.create_subscription(
             Float64MultiArray, 'gripper/command', lambda msg: self.gripper.append(msg.data[0]), 5
         )
-        node.create_subscription(DiagnosticArray, 'robot_bridge/state', self._on_state, LATCHED)
-        node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
-        node.create_subscription(JointTrajectory, 'executed_actions', self.executed.append, 5)
         node.create_timer(TICK, self._tick)
-        self._namespace = namespace
         self.describe()
-
-    def close(self) -> None:
-        self.executor.shutdown()
-        self.node.destroy_node()
 
     # -- the policy ------------------------------------------------------------------------------
     def describe(self, **changes: str) -> None:
@@ -157,70 +235,6 @@ class OtherRobot:
         assert message.header.frame_id == 'base_link'
         vector = message.pose.position if self.output == 'pose' else message.twist.linear
         self.target = np.array([vector.x, vector.y, vector.z])
-
-    def _on_state(self, message: DiagnosticArray) -> None:
-        self.state = {pair.key: pair.value for pair in message.status[0].values}
-
-    def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        own = f'{self._namespace}/robot_bridge: Bridge'.lstrip('/')
-        for status in message.status:
-            if status.name == own:
-                self.diagnostics = {pair.key: pair.value for pair in status.values}
-                self.diagnostics['message'] = status.message
-
-    # -- driving the bridge ----------------------------------------------------------------------
-    def spin(self, seconds: float) -> None:
-        self.wait_for(lambda: False, seconds)
-
-    def wait_for(self, condition: Callable[[], object], timeout: float = 15.0) -> bool:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            self.executor.spin_once(timeout_sec=0.005)
-        return True
-
-    def call(self, name: str, data: bool | None = None):
-        kind = Trigger if data is None else SetBool
-        request = Trigger.Request() if data is None else SetBool.Request(data=data)
-        if name not in self._clients:
-            self._clients[name] = self.node.create_client(kind, f'robot_bridge/{name}')
-        client = self._clients[name]
-        assert self.wait_for(client.service_is_ready, 30.0), name
-        for _ in range(3):  # DDS may match the two directions one after the other
-            future = client.call_async(request)
-            if self.wait_for(future.done, 5.0):
-                return future.result()
-        raise AssertionError(f'no answer from {name}')
-
-    def enable(self) -> None:
-        """Until the bridge is enabled."""
-        for _ in range(100):
-            answer = self.call('set_enabled', True)
-            if answer.success:
-                return
-            self.spin(0.1)
-        raise AssertionError(answer.message)
-
-    def is_in(self, state: str, reason: str = '', timeout: float = 15.0) -> bool:
-        """Whether the bridge comes to a state for a reason."""
-        return self.wait_for(
-            lambda: self.state.get('state') == state and reason in self.state['reason'], timeout
-        )
-
-    def moving(self) -> None:
-        """Until the arm moves by the policy's will."""
-        assert self.is_in('running'), self.state
-        assert self.wait_for(lambda: self.speed > 0.02), self.state
-
-    def stands_still(self, within: float = 0.3, slow: float = 0.01) -> bool:
-        """Whether the arm comes to rest, and stays so."""
-        self.spin(within)
-        speeds = []
-        for _ in range(10):
-            self.spin(0.02)
-            speeds.append(self.speed)
-        return max(speeds) < slow
 
 
 def _stamp(seconds: float):

@@ -263,8 +263,9 @@ def launch_beside(tmp_path, monkeypatch):
         ('sim', 'task:=juggle', "unknown task 'juggle'"),
         ('sim', 'initial_state:=900', '900 is outside 0..49'),
         ('sim', f'record:={REPOSITORY}/config', 'record-1 ended with exit code'),
-        ('robot', 'robot:=nobody', 'there are franka_crisp'),
+        ('robot', 'robot:=nobody', 'there are aloha, franka_crisp'),
         ('robot', 'robot:=/nowhere.yaml', 'params file /nowhere.yaml'),
+        ('robot', 'images:=front', "argument images: 'front' is not NAME=TOPIC"),
         ('robot', 'speed_scale:=fast', "argument speed_scale: 'fast' is not float"),
     ],
 )

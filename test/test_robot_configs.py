@@ -15,6 +15,7 @@ from conftest import HERE, REPOSITORY
 
 from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.nodes.policy.parameters import POLICY
+from vla_prune_ros.nodes.robot.chunks import ChunkGate
 from vla_prune_ros.nodes.robot.parameters import ANY_TIME, ROBOT, RobotConfig
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.trials import robot_trial
@@ -67,8 +68,11 @@ def test_a_robots_file_is_a_bridge_that_would_start(path):
     bridge, policy = sections(path)['robot_bridge'], sections(path)['vla_policy']
     config = RobotConfig.from_values(defaults('robot_bridge') | bridge)
     assert config['dry_run'] and config['speed_scale'] == 0.1, 'safe unless the user says so'
-    assert policy['trigger'] == 'observation' and policy['control_rate'] == config['control_rate']
-    Semantics.from_values(defaults('vla_policy') | policy)
+    assert policy['trigger'] == 'request' and policy['control_rate'] == config['control_rate']
+    gate = ChunkGate(config)
+    said = Semantics.from_values(defaults('vla_policy') | policy).values()
+    gate.describe({**said, 'control_rate': str(policy['control_rate'])})
+    assert gate.misfit == '', 'policy and bridge of a file go together'
     # as launch/robot.launch.py remaps the policy
     assert config['topics.policy_pose'] == 'vla/ee_pose'
     assert config['topics.policy_joint_states'] == 'vla/joint_states'

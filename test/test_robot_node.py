@@ -35,7 +35,8 @@ def bridge(ros, namespace):
     node = RobotBridge(threading.Event(), parameter_overrides=overrides, namespace=namespace)
     node.start()
     node.sent = []
-    node.control._output.publisher.publish = node.sent.append
+    for publisher in node.control._output.publishers.values():
+        publisher.publish = node.sent.append
     node.pilot.supervisor.enable(Facts(time.monotonic()))
     node._on_info(m.values_message('policy', INFO, 0))
     node.pilot.configure(node.config, node.gate.semantics)
@@ -53,7 +54,7 @@ def feed(bridge, x=0.1) -> None:
     pose = m.pose_message(np.array([x, 0.2, 1.0]), np.array([0, 0, 0, 1.0]), now, 'base_link')
     bridge.control.state._on_pose(pose)
     names = ('finger_joint1', 'finger_joint2')
-    bridge.control.state._on_joints(m.joint_message(names, (0.04, -0.04), now))
+    bridge.control.state._on_joints('arm/joint_states', m.joint_message(names, (0.04, -0.04), now))
     bridge.pilot.add(now, m.actions_from(chunk(now)), time.monotonic(), now)
     bridge.control._next = 0.0
     bridge.control.on_timer()

@@ -22,7 +22,8 @@ from vla_prune_ros.nodes.robot.grippers import ActionGripper
 from vla_prune_ros.nodes.robot.optional import needed
 from vla_prune_ros.nodes.robot.parameters import ROBOT, RobotConfig
 from vla_prune_ros.nodes.robot.pilot import Pilot
-from vla_prune_ros.nodes.robot.state import FingerMap, Joints
+from vla_prune_ros.nodes.robot.pose_state import FingerMap
+from vla_prune_ros.nodes.robot.state import NewestJoints
 from vla_prune_ros.ros import messages as m
 
 MS = 1_000_000
@@ -256,18 +257,27 @@ def test_a_chunk_that_nobody_wants_is_not_played():
 
 def test_it_asks_in_time_and_reports_what_was_executed_in_units_of_actions():
     flight = Flight(limits__speed=0.05, chunk_timeout=0.2)
-    assert flight.pilot.ask(flight.k * 0.05).shape == (0, 7)
-    assert flight.pilot.ask(flight.k * 0.05) is None, 'it was asked'
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns).shape == (0, 7)
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, 'it was asked'
     flight.k += 5
-    assert flight.pilot.ask(flight.k * 0.05) is not None, 'but not answered'
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is not None, 'but not answered'
     flight.answer()
     asked = []
     for _ in range(8):
         flight.step()
-        asked.append(flight.pilot.ask(flight.k * 0.05))
+        asked.append(flight.pilot.ask(flight.k * 0.05, flight.now_ns))
     assert [a is not None for a in asked] == [False] * 6 + [True, False]
     np.testing.assert_allclose(asked[6][:, 0], 0.2, atol=0.01)  # 0.4, but for the speed limit
     assert flight.pilot.counts['speed'] == 8
+
+
+def test_what_was_executed_after_the_stamp_of_a_request_is_told_the_next_time():
+    flight = Flight(chunk_timeout=0.05)
+    flight.answer(n=3)
+    flight.steps(3)
+    assert len(flight.pilot.ask(flight.k * 0.05, flight.now_ns - PERIOD)) == 2
+    flight.k += 3
+    assert len(flight.pilot.ask(flight.k * 0.05, flight.now_ns - PERIOD)) == 1
 
 
 def test_after_a_silent_pose_the_old_plan_is_not_taken_up_again():
@@ -341,7 +351,7 @@ def joints(stamp: int, **positions) -> JointState:
 
 
 def test_arm_and_gripper_may_publish_their_joints_apart():
-    parts = Joints()
+    parts = NewestJoints()
     parts.add(joints(100, joint1=0.1, joint2=0.2))
     assert parts.get(('finger', 'joint1')) is None
     parts.add(joints(90, finger=0.03))

@@ -112,8 +112,18 @@ class Commander:
         self._last: Pose | None = None
         self._before: Pose | None = None
 
-    def command(self, action: np.ndarray, measured: Pose, speed_scale: float = 1.0) -> Command:
-        """What an action [7] means for an arm at `measured`."""
+    def too_far(self, action: np.ndarray, measured: Pose) -> str:
+        """Deltas never are: they count from where the arm is."""
+        return ''
+
+    def command(
+        self,
+        action: np.ndarray,
+        measured: Pose,
+        speed_scale: float = 1.0,
+        rest: np.ndarray | None = None,
+    ) -> Command:
+        """What an action [7] means for an arm at `measured`; what follows it does not matter."""
         s, limits, period = self.semantics, self.limits, self.period
         units = np.clip(action[:6], -1.0, 1.0)
         shift = s.scale_position * units[:3] * self.gains[0] * speed_scale
@@ -193,6 +203,10 @@ class Commander:
     def hold(self, pose: Pose) -> Command:
         """The command to stay at a frozen pose."""
         return Command(pose, np.zeros(6), np.zeros(3), np.zeros(6))
+
+    def executed(self, command: Command, action: np.ndarray) -> np.ndarray:
+        """What was executed of an action [7]: its deltas as they are left, and its gripper."""
+        return np.concatenate([command.effective, action[6:]])
 
     @staticmethod
     def _leash(target: Pose, measured: Pose, lead: float, turn: float) -> tuple[Pose, list[str]]:

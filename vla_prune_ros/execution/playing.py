@@ -165,6 +165,11 @@ class ChunkPlayer:
         return True
 
     @property
+    def width(self) -> int:
+        """How many numbers an action has."""
+        return self._kind.width
+
+    @property
     def stamp(self) -> int | None:
         """Stamp of the observation that the chunk in play answers; None without one."""
         return self._plans[-1].stamp if self._plans else None

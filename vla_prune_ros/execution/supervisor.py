@@ -28,13 +28,23 @@ STALL_LEAST = 0.05  # m that must have been asked for
 
 @dataclass(frozen=True)
 class Rules:
-    """Times in seconds; a `permit_timeout` of 0: a permit does not age."""
+    """Times in seconds; a `permit_timeout` of 0: a permit does not age.
+
+    What is `measured` of the arm is a pose or joints: for the reasons that are given.
+    """
 
     state_timeout: float = 0.1
     hold_timeout: float = 10.0
     release_time: float = 0.3
     permit_timeout: float = 0.0
     dry_run: bool = False
+    measured: str = 'pose'
+
+    def outside(self, distance: float) -> str:
+        """That the arm is outside its bounds by so much."""
+        if self.measured == 'pose':
+            return f'the pose is {distance:.3f} m outside limits.box'
+        return f'a joint is {distance:.3f} outside joints.low, joints.high'
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Facts:
         now: s of a clock that never jumps.
         playable: whether there is an action to play; `pause`: why there must not be one.
         pose_age, joints_age: s since the newest; inf without one.
-        outside: m by which the measured pose is outside the box.
+        outside: m, or rad, by which the arm is outside its bounds.
         pose_fault: what is wrong with the measured pose.
         stalled: what the arm did not do.
         misfit: why policy and robot do not go together.
@@ -105,7 +115,7 @@ class Supervisor:
         if facts.joints_age > self.rules.state_timeout:
             found.append(_silence('joint states', facts.joints_age))
         if facts.outside > 0.0 and facts.outside <= OUTSIDE:
-            found.append(f'the pose is {facts.outside:.3f} m outside limits.box')
+            found.append(self.rules.outside(facts.outside))
         if len(facts.chunk_sources) != 1:
             found.append(_sources(facts.chunk_sources))
         if not found:
@@ -176,8 +186,7 @@ class Supervisor:
             late = 'pose' if facts.pose_age >= facts.joints_age else 'joint states'
             found.append(('silence', _silence(late, max(facts.pose_age, facts.joints_age))))
         if facts.outside > OUTSIDE:
-            text = f'the pose is {facts.outside:.3f} m outside limits.box'
-            found.append(('outside', text))
+            found.append(('outside', rules.outside(facts.outside)))
         if facts.misfit:
             found.append(('misfit', facts.misfit))
         if facts.stalled and not rules.dry_run:
@@ -238,8 +247,8 @@ class PoseWatch:
 class Progress:
     """Compares what was asked of the arm with what it did, over some time."""
 
-    def __init__(self, span: float) -> None:
-        self._span = span
+    def __init__(self, span: float, unit: str = 'm') -> None:
+        self._span, self._unit = span, unit
         self._steps: deque[tuple[float, np.ndarray, np.ndarray]] = deque()
 
     def forget(self) -> None:
@@ -257,7 +266,8 @@ class Progress:
         while now - steps[0][0] >= self._span:
             steps.popleft()
         if asked > STALL_LEAST and moved < STALL_SHARE * asked:
-            return f'the arm moved {moved:.3f} m of {asked:.3f} m in {self._span:g} s'
+            unit = self._unit
+            return f'the arm moved {moved:.3f} {unit} of {asked:.3f} {unit} in {self._span:g} s'
         return ''
 
 

@@ -66,6 +66,12 @@ def to_time(nanoseconds: int) -> Time:
     return Time(sec=seconds, nanosec=rest)
 
 
+def to_duration(nanoseconds: int) -> Duration:
+    """Duration message of nanoseconds."""
+    seconds, rest = divmod(nanoseconds, NANOSECONDS)
+    return Duration(sec=seconds, nanosec=rest)
+
+
 def to_seconds(nanoseconds: int) -> float:
     """Seconds as the policy gets them."""
     return nanoseconds / NANOSECONDS
@@ -113,11 +119,9 @@ def _trajectory(
     message = JointTrajectory(joint_names=list(names))
     message.header.stamp = to_time(stamp)
     for k, action in enumerate(actions, start=first):
-        seconds, rest = divmod(k * period, NANOSECONDS)
         message.points.append(
             JointTrajectoryPoint(
-                positions=[float(v) for v in action],
-                time_from_start=Duration(sec=seconds, nanosec=rest),
+                positions=[float(v) for v in action], time_from_start=to_duration(k * period)
             )
         )
     return message

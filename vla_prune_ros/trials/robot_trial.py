@@ -178,7 +178,7 @@ def node_arguments(output: str, args: argparse.Namespace) -> dict[str, list[str]
     ]  # fmt: skip
     bridge = [*BRIDGE, f'output:={output}', f'execution.mode:={args.execution}']
     return {
-        'policy_node': _words(policy),
+        'policy_node': _words([*policy, 'trigger:=request']),
         'sim_bridge': [*_words(simulation), *DRIVER],
         'robot_bridge': _words(bridge),
     }

@@ -59,20 +59,42 @@ class ChunkGate:
     def _fitting(self, values: Mapping[str, str]) -> Semantics:
         config = self._config
         semantics = Semantics.from_values(values)
-        wanted = {'kind': 'ee_delta', 'frame': 'base', 'anchor': 'measured'}
-        for name in ('scale_position', 'scale_rotation', 'rotation'):
-            if config[PREFIX + name]:
-                wanted[name] = config[PREFIX + name]
+        if config['output'] == 'joint_trajectory':
+            wanted = {'kind': 'joint_absolute'}
+        else:
+            wanted = {'kind': 'ee_delta', 'frame': 'base', 'anchor': 'measured'}
+            for name in ('scale_position', 'scale_rotation', 'rotation'):
+                if config[PREFIX + name]:
+                    wanted[name] = config[PREFIX + name]
         for name, value in wanted.items():
             if getattr(semantics, name) != value:
                 raise ValueError(
                     f'{PREFIX}{name} is {getattr(semantics, name)}; this robot takes {value}'
                 )
+        if semantics.joints:
+            self._compare_joints(semantics)
         rate = float(values.get('control_rate', 'nan'))
         if not abs(rate - config['control_rate']) < 1e-6 * config['control_rate']:
             raise ValueError(f'control_rate is {rate:g} Hz, that of the robot '
                              f'{config["control_rate"]:g} Hz')  # fmt: skip
         return semantics
+
+    def _compare_joints(self, semantics: Semantics) -> None:
+        """ValueError unless policy and robot have the same joints in the units agreed on."""
+        own, theirs = set(self._config.joints), set(semantics.joints)
+        if own != theirs:
+            raise ValueError(
+                f'{PREFIX}joints: the robot has no {sorted(theirs - own)}, the policy no '
+                f'{sorted(own - theirs)}'
+            )
+        said = dict(zip(semantics.joints, semantics.units, strict=True))
+        for name, unit in zip(
+            self._config.joints, self._config.per_joint('joints.units'), strict=True
+        ):
+            if said[name] != unit:
+                raise ValueError(
+                    f'{PREFIX}units: {name} is in {said[name]}; this robot takes {unit}'
+                )
 
     def check(self, message: JointTrajectory, now: int, since: int) -> tuple[int, np.ndarray]:
         """Stamp and actions of a chunk.
@@ -101,7 +123,7 @@ class ChunkGate:
                 f'actions mean {message.header.frame_id!r}, policy_info says {meaning!r}',
             )
         try:
-            actions = actions_from(message)
+            actions = actions_from(message, self.semantics.names)
         except MessageError as error:
             raise _RefusedError('content', str(error)) from None
         if not len(actions):

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from geometry_msgs.msg import PoseArray
 from trajectory_msgs.msg import JointTrajectory
 
+from vla_prune_ros.execution.joints import JointCommand
 from vla_prune_ros.execution.supervisor import HOLDING, RUNNING, Facts
 from vla_prune_ros.nodes.robot.grippers import make_gripper
 from vla_prune_ros.nodes.robot.outputs import OUTPUTS, Servo
+from vla_prune_ros.nodes.robot.pose_state import PoseState
 from vla_prune_ros.nodes.robot.reports import preview
-from vla_prune_ros.nodes.robot.state import RobotState
+from vla_prune_ros.nodes.robot.state import JointsState
 from vla_prune_ros.nodes.robot.surroundings import Surroundings
 from vla_prune_ros.ros.messages import NANOSECONDS, RELIABLE, executed_message
 
@@ -42,14 +43,16 @@ class Control:
         if config['servo']:
             self._servo = Servo(node, config['servo'], config['output'], node.log_warning)
         self._gripper = make_gripper(node, config, node.warn)
-        self.state = RobotState(node, config, node.warn)
-        self._output = OUTPUTS[config['output']](node, config.tool, config['topics.command'])
+        state: Any = JointsState if config.joints else PoseState
+        self.state = state(node, config, node.warn)
+        output: Any = OUTPUTS[config['output']]
+        self._output = output(node, config)
         self.around = Surroundings(
-            node, config, self._output.publisher,
+            node, config, self._output.publishers.values(),
             lambda: self.stop('permit', 'permit is not given'), self._pilot.release,
         )  # fmt: skip
         self._executed_out = node.create_publisher(JointTrajectory, 'executed_actions', RELIABLE)
-        self._preview_out = node.create_publisher(PoseArray, '~/preview', RELIABLE)
+        self._preview_out = node.create_publisher(self._output.shown, '~/preview', RELIABLE)
         self.late = self.late_steps = 0
         self.restart()
 
@@ -121,7 +124,13 @@ class Control:
             self._gripper.watch()
         self._ask(now, now_ns)
         if state == RUNNING and self._preview_out.get_subscription_count():
-            self._preview_out.publish(preview(self._pilot, self.state, now_ns))
+            self._preview_out.publish(self._preview(now_ns))
+
+    def _preview(self, now_ns: int) -> Any:
+        """Where the rest of the chunk leads."""
+        if isinstance(self._pilot.command, JointCommand):
+            return self._output.message(self._pilot.command)
+        return preview(self._pilot, self.state, now_ns)
 
     def _fly(self, now: float, now_ns: int) -> str:
         """The step itself. While a simulated robot is put somewhere else nothing is commanded."""
@@ -160,6 +169,7 @@ class Control:
         pilot, config = self._pilot, self._node.config
         command = pilot.command
         if command is None or config['dry_run'] or not pilot.supervisor.commands(now):
+            self._output.forget()
             return
         pose = command.pose
         if pilot.supervisor.state == RUNNING and pilot.commander is not None:
@@ -174,10 +184,12 @@ class Control:
 
     def _ask(self, now: float, now_ns: int) -> None:
         """Report what was executed, which asks for a chunk."""
-        executed = self._pilot.ask(now)
-        if executed is None:
+        stamp = now_ns - round(self._node.config['request.freshness'] * NANOSECONDS)
+        executed = self._pilot.ask(now, stamp)
+        semantics = self._node.gate.semantics
+        if executed is None or semantics is None:
             return
         if self._node.config['dry_run']:
             executed = executed[:0]
-        stamp = now_ns - round(self._node.config['request.freshness'] * NANOSECONDS)
-        self._executed_out.publish(executed_message(executed, stamp, self._node.config.period))
+        period, names = self._node.config.period, semantics.names
+        self._executed_out.publish(executed_message(executed, stamp, period, names))

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from vla_prune_ros.execution.commands import Limits, Tool
+from vla_prune_ros.execution.joints import JointLimits
 from vla_prune_ros.execution.playing import EXECUTION_MODES, Execution
+from vla_prune_ros.execution.semantics import UNITS
 from vla_prune_ros.execution.supervisor import Rules
 from vla_prune_ros.execution.targets import Pose, rotation_matrix
 from vla_prune_ros.ros.parameters import ParameterError, Spec
 from vla_prune_ros.sim.base import quaternion_to_axis_angle
 
-OUTPUTS = ('pose', 'twist')
+OUTPUTS = ('pose', 'twist', 'joint_trajectory')
 GRIPPERS = (
     'none', 'float_array', 'joint_state', 'joint_trajectory', 'gripper_command', 'parallel_gripper'
 )  # fmt: skip
@@ -46,7 +48,9 @@ ROBOT = (
     Spec('topics.gripper_joint_states', 'gripper/joint_states', 'of the gripper'),
     Spec('topics.policy_pose', 'ee_pose', 'where the policy reads the pose'),
     Spec('topics.policy_joint_states', 'joint_states', 'where the policy reads the fingers'),
-    Spec('topics.command', '', "of the arm; '': arm/target_pose or arm/twist"),
+    Spec(
+        'topics.command', '', "of the arm; '': arm/target_pose, arm/twist or arm/joint_trajectory"
+    ),
     Spec('topics.gripper', 'gripper/command', 'commands, for a gripper that has no action'),
     Spec('topics.gripper_action', 'gripper/gripper_cmd', 'of a gripper that has one'),
     Spec('topics.permit', 'permit', 'std_msgs/Bool'),
@@ -64,7 +68,7 @@ ROBOT = (
         'frames.pose_offset', (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
         'grip point of the policy seen from the measured pose: x, y, z (m), quaternion xyzw',
     ),
-    Spec('republish', True, 'publish pose and fingers as the policy reads them'),
+    Spec('republish', True, 'publish the state as the policy reads it'),
     _idle('dry_run', True, 'do all but publish commands'),
     _idle('speed_scale', 0.1, 'factor of every motion, at any time', 0.01, 1.0),
     _idle(
@@ -74,11 +78,42 @@ ROBOT = (
     ),
     _idle('gain.position', 0.0, 'part of a move that is commanded; 0: from the policy', 0.0, 1.0),
     _idle('gain.rotation', 0.0, 'part of a rotation; 0: from the policy', 0.0, 1.0),
-    _idle('limits.box', (0.0,) * 6, 'required: low and high x, y, z of the grip point (m)'),
+    _idle(
+        'limits.box', (0.0,) * 6,
+        'output pose and twist, required: low and high x, y, z of the grip point (m)',
+    ),
     _idle('limits.speed', 0.25, 'of the motion that is to be expected (m/s)', 0.001, 5.0),
     _idle('limits.turn', 1.0, 'of the rotation that is to be expected (rad/s)', 0.01, 10.0),
     _idle('limits.lead', 0.05, 'target ahead of the arm, anchor command (m)', 0.001, 1.0),
     _idle('limits.lead_turn', 0.3, 'target ahead of the arm, anchor command (rad)', 0.01, 3.0),
+    Spec(
+        'joints.names', ('',),
+        'output joint_trajectory, required: joints of the robot as the policy calls them',
+    ),
+    Spec('joints.wire_names', ('',), "as the robot itself calls them; '': the same"),
+    Spec(
+        'joints.state_topics', ('',),
+        "topic of the measured position of each joint, or one for all; '': topics.joint_states",
+    ),
+    Spec(
+        'joints.topics', ('',),
+        "topic of the controller of each joint, or one for all; '': topics.command",
+    ),
+    Spec(
+        'joints.units', ('rad',),
+        f'in which the policy must speak of each joint, of {", ".join(UNITS)}; or one for all',
+    ),
+    Spec('joints.scale', (1.0,), 'rad or m per unit of the policy, of each joint or of all'),
+    Spec('joints.offset', (0.0,), "rad or m at the policy's 0, of each joint or of all"),
+    _idle('joints.low', (0.0,), 'required: lowest position of each joint, or of all (rad or m)'),
+    _idle('joints.high', (0.0,), 'required: highest position of each joint, or of all (rad or m)'),
+    _idle('limits.joint_speed', (0.5,), 'of each joint, or of all (rad/s or m/s)'),
+    _idle('limits.joint_lead', (0.2,), 'command ahead of the measured joint (rad or m)'),
+    _idle(
+        'limits.joint_jump', (0.3,),
+        'refuse a plan that begins further from the measured joint (rad or m)',
+    ),
+    _idle('stop_time', 0.2, 'output joint_trajectory: time to come to rest (s)', 0.01, 5.0),
     _idle('execution.mode', 'open_loop', 'how chunks are played', choices=EXECUTION_MODES),
     _idle('execution.horizon', 0, 'actions of a chunk to play; 0: half of it', 0, 1000),
     _idle('execution.prefetch', 0, 'ask so many actions early; 0: as measured', 0, 1000),
@@ -114,6 +149,9 @@ ROBOT = (
          0.05, 60.0),
 )  # fmt: skip
 ANY_TIME = ('speed_scale',)
+JOINT_LIMITS = (
+    'joints.low', 'joints.high', 'limits.joint_speed', 'limits.joint_lead', 'limits.joint_jump'
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +159,7 @@ class RobotConfig:
     """All parameter values at one moment, checked together; a change makes a new one."""
 
     values: Mapping[str, Any]
-    limits: Limits
+    limits: Limits | JointLimits
     rules: Rules
     execution: Execution
     tool: Tool
@@ -135,12 +173,11 @@ class RobotConfig:
         Raises:
             ParameterError: values that do not go together; the text names the parameter.
         """
-        box = _numbers(values, 'limits.box', 6)
-        anchor = values['anchor']
+        output, anchor = values['output'], values['anchor']
         if anchor == 'auto':
-            anchor = 'velocity' if values['output'] == 'twist' else 'measured'
-        elif values['output'] == 'twist':
-            raise ParameterError('anchor: output twist has none')
+            anchor = 'velocity' if output == 'twist' else 'measured'
+        elif output != 'pose':
+            raise ParameterError(f'anchor: output {output} has none')
         if values['command_rate'] < values['control_rate']:
             raise ParameterError('command_rate: less than control_rate')
         n = len(values['fingers.joints'])
@@ -154,15 +191,13 @@ class RobotConfig:
             raise ParameterError('fingers.open: the same as fingers.closed')
         if values['pose_source'] == 'tf' and not (values['frames.base'] and values['frames.ee']):
             raise ParameterError('frames.base, frames.ee: pose_source tf needs both')
+        by_joints = output == 'joint_trajectory'
         return cls(
             dict(values),
-            Limits(
-                box[:3], box[3:], values['limits.speed'], values['limits.turn'],
-                values['limits.lead'], values['limits.lead_turn'],
-            ),
+            _joint_limits(values) if by_joints else _limits(values),
             Rules(
                 values['state_timeout'], values['hold_timeout'], values['release_time'],
-                values['permit.timeout'], values['dry_run'],
+                values['permit.timeout'], values['dry_run'], 'joints' if by_joints else 'pose',
             ),
             Execution(
                 values['execution.mode'], values['execution.horizon'],
@@ -178,9 +213,71 @@ class RobotConfig:
         return self.values[name]
 
     @property
+    def joints(self) -> tuple[str, ...]:
+        """Of output joint_trajectory; none of the others."""
+        names = self['joints.names'] if self['output'] == 'joint_trajectory' else ()
+        return tuple(name for name in names if name)
+
+    @property
+    def wire_names(self) -> tuple[str, ...]:
+        """Of the joints on the robot's side."""
+        given = self['joints.wire_names']
+        return tuple(given) if any(given) else self.joints
+
+    def per_joint(self, name: str) -> Any:
+        """A parameter with one value for each joint, of which one may stand for all."""
+        return per_joint(self.values, name, len(self.joints))
+
+    @property
     def period(self) -> int:
         """Control period, ns."""
         return round(1e9 / self.values['control_rate'])
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    box = _numbers(values, 'limits.box', 6)
+    return Limits(
+        box[:3], box[3:], values['limits.speed'], values['limits.turn'],
+        values['limits.lead'], values['limits.lead_turn'],
+    )  # fmt: skip
+
+
+def _joint_limits(values: Mapping[str, Any]) -> JointLimits:
+    names = [name for name in values['joints.names'] if name]
+    if not names or len(set(names)) != len(names):
+        raise ParameterError(
+            f'joints.names: {names}; the different names of the joints are needed'
+        )
+    for name, why in (
+        ('gripper.type', 'none: grippers are joints'), ('servo', "'': it takes no trajectories")
+    ):  # fmt: skip
+        if values[name] not in ('none', ''):
+            raise ParameterError(f'{name}: with output joint_trajectory only {why}')
+    if unknown := set(per_joint(values, 'joints.units', len(names))) - set(UNITS):
+        raise ParameterError(f'joints.units: {sorted(unknown)[0]!r} is not of {", ".join(UNITS)}')
+    for name in ('joints.topics', 'joints.state_topics', 'joints.offset'):
+        per_joint(values, name, len(names))
+    if len(values['joints.wire_names']) != len(names) and values['joints.wire_names'] != ['']:
+        raise ParameterError(f'joints.wire_names: {len(names)} names, one per joint, or none')
+    if not np.all(per_joint(values, 'joints.scale', len(names))):
+        raise ParameterError('joints.scale: 0 is no scale')
+    return JointLimits(*(per_joint(values, name, len(names)) for name in JOINT_LIMITS))
+
+
+def per_joint(values: Mapping[str, Any], name: str, count: int) -> Any:
+    """Numbers [count], or texts; a single one stands for all."""
+    given = values[name]
+    if len(given) not in (1, count):
+        raise ParameterError(
+            f'{name}: {len(given)} values; one for each of {count} joints, or one'
+        )
+    given = list(given) * (count if len(given) == 1 else 1)
+    if isinstance(given[0], str):
+        return given
+    numbers = np.array(given, dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        raise ParameterError(f'{name}: {given}; finite numbers are needed')
+    return numbers
 
 
 def _offset(values: Mapping[str, Any], name: str) -> Tool:

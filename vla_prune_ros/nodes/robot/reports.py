@@ -12,7 +12,7 @@ from geometry_msgs.msg import PoseArray
 
 from vla_prune_ros.execution.supervisor import HOLDING, STOPPED
 from vla_prune_ros.nodes.robot.pilot import Pilot
-from vla_prune_ros.nodes.robot.state import RobotState, pose_message_of
+from vla_prune_ros.nodes.robot.pose_state import PoseState, pose_message_of
 from vla_prune_ros.ros.diagnostics import ERROR, WARN, Report
 from vla_prune_ros.ros.messages import to_time
 
@@ -45,7 +45,7 @@ class Reports:
             'chunk_age': '' if playing is None else round((now - playing) / 1e9, 3),
             'chunk_arrival_p50': _share(pilot.chunk_ages, 50),
             'late': (node.control.late_steps if node.control else 0),
-            'refused': sum(node.gate.refused.values()),
+            'refused': sum(node.gate.refused.values()) + sum(pilot.refused.values()),
             'tracking_error_p50': _share(pilot.errors, 50),
             'tracking_error_p95': _share(pilot.errors, 95),
             'jerk_within_p95': _share(pilot.jerks['within'], 95),
@@ -83,7 +83,7 @@ class Reports:
             'age on arrival p50 (s)': _share(pilot.chunk_ages, 50),
             'age on arrival p95 (s)': _share(pilot.chunk_ages, 95),
             'steps starved': pilot.starved,
-            **{f'refused: {cause}': n for cause, n in node.gate.refused.items()},
+            **{f'refused: {k}': n for k, n in {**node.gate.refused, **pilot.refused}.items()},
         }
 
     def _arm(self, report: Report) -> None:
@@ -93,7 +93,7 @@ class Reports:
             return
         state = node.control.state
         now = node.get_clock().now().nanoseconds
-        for stream in ('pose', 'joints'):
+        for stream in state.streams:
             age = state.age(stream, now)
             report.values[f'{stream}: age (s)'] = age
             if age > node.config['state_timeout']:
@@ -115,7 +115,7 @@ class Reports:
         }
 
 
-def preview(pilot: Pilot, state: RobotState, now: int) -> PoseArray:
+def preview(pilot: Pilot, state: PoseState, now: int) -> PoseArray:
     """Where the rest of the chunk should lead the arm from where it is."""
     message, pose = PoseArray(), state.pose
     message.header.stamp, message.header.frame_id = to_time(now), state.base

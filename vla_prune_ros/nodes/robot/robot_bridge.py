@@ -64,7 +64,7 @@ class RobotBridge(LifecycleNode):
         self._parameter_service = BatchParameterService(self, self._apply_parameters)
         self.warn = Throttled(lambda text: self.get_logger().warning(text))
         self.gate = ChunkGate(self.config)
-        self.pilot = Pilot(self.config, self._on_change)
+        self.pilot = Pilot(self.config, self._on_change, self.warn)
         self.control: Control | None = None
         self._instruction: str | None = None
         self._timer: Timer | None = None
@@ -120,8 +120,9 @@ class RobotBridge(LifecycleNode):
         self._timer = self.create_timer(
             1.0 / self.config['command_rate'], self.control.on_timer, clock=steady
         )
+        anchor = '' if self.config.joints else f', anchor {self.config.anchor}'
         self.get_logger().info(
-            f'output {self.config["output"]}, anchor {self.config.anchor}'
+            f'output {self.config["output"]}{anchor}'
             + (', dry run: no commands are published' if self.config['dry_run'] else '')
         )
         return super().on_activate(state)

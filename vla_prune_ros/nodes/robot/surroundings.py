@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
@@ -26,7 +26,7 @@ class Surroundings:
 
     Attributes:
         sources: nodes that publish chunks; `rivals`: others that command the arm.
-        listeners: readers of our commands.
+        listeners: readers of our commands, of the topic that has the fewest.
         permit: whether the robot may move; None where no permit is needed.
         episode: why to wait between the episodes of a simulated robot; '' for no reason.
     """
@@ -35,7 +35,7 @@ class Surroundings:
         self,
         node: Node,
         config: RobotConfig,
-        commands: Publisher,
+        commands: Collection[Publisher],
         on_forbidden: Callable[[], None],
         on_episode: Callable[[], None],
     ) -> None:
@@ -60,11 +60,14 @@ class Surroundings:
             return False
         self._looked = now
         self.sources = self._names(CHUNKS)
-        rivals = list(self._names(self._commands.topic_name))
-        if (own := self._node.get_fully_qualified_name()) in rivals:
-            rivals.remove(own)
-        self.rivals = tuple(rivals)
-        self.listeners = self._commands.get_subscription_count()
+        own, rivals = self._node.get_fully_qualified_name(), set()
+        for publisher in self._commands:
+            names = list(self._names(publisher.topic_name))
+            if own in names:
+                names.remove(own)
+            rivals |= {*names}
+        self.rivals = tuple(sorted(rivals))
+        self.listeners = min(p.get_subscription_count() for p in self._commands)
         return True
 
     def chunk_sources(self) -> int:
