@@ -18,8 +18,9 @@ from trajectory_msgs.msg import JointTrajectory
 from vla_prune_ros.bags.files import Bag, BagError
 from vla_prune_ros.bags.settings import INPUT
 from vla_prune_ros.nodes.policy.inputs import joint_positions
+from vla_prune_ros.nodes.policy.instructions import clean_instruction
 from vla_prune_ros.nodes.policy.joints import StateLayout
-from vla_prune_ros.nodes.policy.parameters import PolicyConfig, clean_instruction
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.ros.images import decode_compressed_rgb, decode_rgb
 from vla_prune_ros.ros.messages import ACTION_NAMES, MessageError, executed_from, pose_from
 

@@ -146,7 +146,7 @@ def measure(policy: VLAPolicy, observations: Iterable[Observation]) -> LayerImpo
     for observation in observations:
         frames = processor.frames([observation.images[c] for c in policy.settings.cameras])
         ids, _ = processor.prompt(observation.instruction)
-        numbers, state = policy.normalised_state(observation), None
+        numbers, state = processor.state(observation.proprio), None
         if numbers is not None:
             state = torch.from_numpy(numbers).to(model.device, torch.float32)[None]
         with torch.inference_mode():

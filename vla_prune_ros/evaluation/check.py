@@ -173,9 +173,9 @@ def _bytes(n: int) -> str:
 # -- statistics and tokenizer ------------------------------------------------------------------
 def _statistics(report: Report, config: Any) -> None:
     from vla_prune_ros.sim.libero.suites import SUITES
-    from vla_prune_ros.vla.processor import Normaliser
+    from vla_prune_ros.vla.normalisation import BOUNDS, Normaliser
 
-    usable = []
+    usable, (low, high) = [], BOUNDS[config.normalisation]
     for key, statistics in config.norm_stats.items():
         try:
             made = Normaliser(

@@ -177,8 +177,9 @@ class OpenVLAConfig:
         if said.pop('use_proprio', True) is False:
             said['proprio_dim'] = 0
         if isinstance(names := said.pop('cameras', None), list):
-            said['camera_names'] = tuple(names)
             said.setdefault('n_views', len(names))
+            if tuple(names) != default_cameras(said['n_views']):
+                said['camera_names'] = tuple(names)
         return cls(
             featurizer=_tower(_block(vision, 'featurizer'), DINO),
             fused_featurizer=_tower(_block(vision, 'fused_featurizer'), SIGLIP),

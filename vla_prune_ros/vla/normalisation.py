@@ -12,7 +12,7 @@ import numpy as np
 from vla_prune_ros.vla.variant import NORMALISATIONS
 
 _EPS = 1e-8
-_BOUNDS = {'bounds_q99': ('q01', 'q99'), 'bounds': ('min', 'max')}
+BOUNDS = {'bounds_q99': ('q01', 'q99'), 'bounds': ('min', 'max')}
 
 
 def resolve_unnorm_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
@@ -97,7 +97,7 @@ class Bounds:
         if block not in statistics:
             raise ValueError(f'the normalisation statistics have no {block!r} block')
         values = statistics[block]
-        names = _BOUNDS[kind]
+        names = BOUNDS[kind]
         if missing := [name for name in names if name not in values]:
             raise ValueError(
                 f'the {block} statistics have no {" and ".join(missing)}, which normalisation '

@@ -85,6 +85,20 @@ class Processor:
         """Turn camera frames into policy images, uint8 [views, S, S, 3]."""
         return np.stack([preprocess_image(image, self.config.image_size) for image in images])
 
+    def state(self, proprio: np.ndarray | None) -> np.ndarray | None:
+        """Return the normalised robot state [proprio_dim]; None for a model that takes none.
+
+        Raises:
+            ValueError: it has another size or is not finite.
+        """
+        dim = self.config.proprio_dim
+        if not dim:
+            return None
+        proprio = np.asarray(proprio, dtype=np.float64)
+        if proprio.shape != (dim,) or not np.isfinite(proprio).all():
+            raise ValueError(f'proprio must be {dim} finite numbers')
+        return self.normaliser.normalise_proprio(proprio)
+
     def prompt(self, instruction: str) -> tuple[Tensor, int]:
         """Return the prompt ids int64 [1, L] and the count of boilerplate tokens after BOS."""
         if self._prompt is None or self._prompt[0] != instruction:

@@ -10,8 +10,12 @@ follower's fingers and for the action by those of the leader's joint (openvla-of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 
 STATES = {  # kind -> streams that it comes from, in the order of the numbers
     'pose_fingers': ('ee_pose', 'joint_states'),
@@ -72,12 +76,29 @@ class StateLayout:
         return poses + len(self.joints.names) * ('joint_states' in self.streams)
 
 
-def check_names(state: StateLayout, action: Joints) -> None:
+def joints_of(config: PolicyConfig, what: str, names: tuple[str, ...]) -> Joints:
+    """Joints of the `state` or of the `action`, with the grippers that the parameters name."""
+    closed, opened = (getattr(config, f'gripper_{what}_{end}') for end in ('closed', 'open'))
+    return Joints(names, _named(config.gripper_joints), closed, opened)
+
+
+def state_of(config: PolicyConfig) -> StateLayout:
+    """What the robot state is made of."""
+    names = config.finger_joints
+    if config.state_kind == 'joints':
+        names = _named(config.state_joints) or config.action.joints
+    return StateLayout(config.state_kind, joints_of(config, 'state', names))
+
+
+def check_names(config: PolicyConfig) -> None:
     """Whether the names of joints go together.
 
     Raises:
         ValueError: they do not; the text begins with the parameter.
     """
+    if len(config.finger_joints) != 2:
+        raise ValueError(f'finger_joints: {list(config.finger_joints)} are not two names')
+    state, action = config.state, config.action_joint_positions
     names = state.joints.names
     if state.kind == 'joints' and (not names or len({*names}) != len(names)):
         raise ValueError(
@@ -90,3 +111,8 @@ def check_names(state: StateLayout, action: Joints) -> None:
     for what, joints in (('state', state.joints), ('action', action)):
         if abs(joints.open - joints.closed) < 1e-9:
             raise ValueError(f'gripper.{what}_open is gripper.{what}_closed')
+
+
+def _named(value: tuple[str, ...]) -> tuple[str, ...]:
+    """A list without empty names: ROS has no empty list of texts."""
+    return tuple(name for name in value if name)
