@@ -191,9 +191,7 @@ def _statistics(report: Report, config: Any) -> None:
             if not np.isfinite([q.low, q.span]).all():
                 report.problems.append(f'statistics {key}: {kind} has numbers that are not finite')
             elif (q.span[q.mask] <= 0).any():
-                report.problems.append(
-                    f'statistics {key}: {kind} has an upper bound below the lower'
-                )
+                report.problems.append(f'statistics {key}: {kind} has a {high} below its {low}')
             if constant := [i for i, same in enumerate(q.constant) if same]:
                 report.remarks.append(
                     f'statistics {key}: {kind} numbers {constant} never change in the data'
