@@ -23,8 +23,8 @@ from vla_prune_ros.datasets import Samples, Store
 from vla_prune_ros.training.augment import SIDE, draw
 from vla_prune_ros.training.recipe import Recipe
 from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.normalisation import Normaliser
 from vla_prune_ros.vla.pictures import decode_jpeg, resize
-from vla_prune_ros.vla.processor import Normaliser
 from vla_prune_ros.vla.tokenizer import PromptTokenizer
 
 
@@ -93,9 +93,9 @@ class Batches:
         for store in stores:
             self._check(store)
         self._normalisers = [
-            Normaliser(entry, config.action_dim, config.proprio_dim) for entry in statistics
+            Normaliser(entry, config.action_dim, config.proprio_dim, config.normalisation)
+            for entry in statistics
         ]
-        self._constant = [_constant(entry) for entry in statistics]
         parts = [self._split(store, False) for store in stores]
         self._samples = [samples for samples in parts if samples is not None]
         if len(self._samples) < len(parts):
@@ -146,10 +146,15 @@ class Batches:
                 f' {config.action_dim}'
             )
         width = 0 if store.proprio is None else store.proprio.shape[1]
-        if config.proprio_dim and width != config.proprio_dim:
+        if config.use_proprio and width != config.proprio_dim:
             raise ValueError(
                 f'{path}: the robot state has {width} numbers, that of the model'
                 f' {config.proprio_dim}; name another with --state'
+            )
+        if len(store.cameras) != config.n_views:
+            raise ValueError(
+                f'{path} has {len(store.cameras)} camera(s), {", ".join(store.cameras)}, the model'
+                f' takes {config.n_views}, {", ".join(config.cameras)}; name them with --cameras'
             )
         if store.cameras != self._stores[0].cameras:
             raise ValueError(
@@ -209,11 +214,9 @@ class Batches:
         frame = int(samples.frame[index])
         actions = normaliser.normalise_actions(samples.actions(np.array([index]))[0])
         if self._recipe.clip_labels:
-            mask, constant = normaliser.action.mask, self._constant[number]
-            actions = np.where(mask, actions.clip(-1, 1), actions)
-            actions = np.where(constant, 0.0, actions)
+            actions = np.where(normaliser.action.mask, actions.clip(-1, 1), actions)
         state = np.zeros(0)
-        if self._config.proprio_dim and store.proprio is not None:
+        if self._config.use_proprio and store.proprio is not None:
             state = normaliser.normalise_proprio(store.proprio[frame])
         text = store.instructions[samples.instruction[index]]
         row: dict[str, Any] = {
@@ -225,14 +228,6 @@ class Batches:
         row |= {name: values[frame] for name, values in store.extras.items()}
         labels = store.label_extras.items()
         return row | {name: values[samples.at[index]] for name, values in labels}
-
-
-def _constant(entry: Mapping[str, Any]) -> np.ndarray:
-    """Which numbers of an action never changed: their labels are 0, as upstream."""
-    block = entry['action']
-    if 'min' not in block:
-        return np.zeros(len(block['q01']), bool)
-    return np.asarray(block['min']) == np.asarray(block['max'])
 
 
 def _share(name: str) -> float:

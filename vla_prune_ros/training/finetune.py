@@ -37,6 +37,8 @@ class Run:
         lightvla: fine-tune for the mode `lightvla`.
         adapter: folder with adapters to go on from, in the place of fresh ones.
         unnorm_key: statistics that the trained heads of `start` go by, where it has several.
+        variant: what the files of `start` do not say, see `vla.variant.declared`.
+        chunk: actions of a chunk for fresh heads; 0: as `start` has them.
         grounding: auxiliary losses of the tabletop.
         precision: of frozen weights and products: 'float32', 'bfloat16', or 'auto' (bfloat16 on a
             GPU with adapters).
@@ -59,6 +61,8 @@ class Run:
     lightvla: bool = False
     adapter: Path | None = None
     unnorm_key: str | None = None
+    variant: str = ''
+    chunk: int = 0
     grounding: bool = False
     precision: str = 'auto'
     checkpointing: bool = False

@@ -81,7 +81,8 @@ class Learner(nn.Module):
         images = augment(batch.images.flatten(0, 1), batch.draws.flatten(0, 1))
         x = images.permute(0, 3, 1, 2).float().div(255)  # [B*V, 3, S, S]
         pixels = ((x[:, None] - self.mean) / self.std).unflatten(0, batch.images.shape[:2])
-        inputs = (pixels.flatten(1, 3), batch.ids, batch.proprio)
+        state = batch.proprio if self.model.config.use_proprio else None
+        inputs = (pixels.flatten(1, 3), batch.ids, state)
         model, half = self.model, torch.bfloat16
         with torch.autocast(model.device.type, half, enabled=model.dtype == half):
             if self._lightvla:

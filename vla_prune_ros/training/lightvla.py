@@ -19,7 +19,7 @@ def training_pass(
     model: OpenVLAOFT,
     pixel_values: Tensor,
     input_ids: Tensor,
-    proprio: Tensor,
+    proprio: Tensor | None,
     attention_mask: Tensor,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def training_pass(
         Normalised actions [B, chunk_len, action_dim], and how many different patches a sample
         chose on average, scalar.
     """
-    visual = model.encode_images(pixel_values)
+    visual = model.encode_images(pixel_values, model.modulation(input_ids, attention_mask))
     sequence = model.assemble(visual, input_ids, proprio, attention_mask)
     embeddings, positions = select_for_training(
         sequence.embeddings, sequence.layout, sequence.key_mask, noise

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.checkpoint import stored_head
 from vla_prune_ros.vla.config import read_json
+from vla_prune_ros.vla.film import is_modulation
 from vla_prune_ros.vla.published import unused_shapes
+from vla_prune_ros.vla.stored import stored_head
 
 FOLDER = 'lora_adapter'
 HEADS = ('action_head', 'proprio_projector')  # trained whole
@@ -37,7 +38,7 @@ def targets(model: nn.Module, convolutions: bool = False) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, kinds) and not name.startswith(HEADS)
+        if isinstance(module, kinds) and not trained_whole(f'{name}.weight')
     ]
 
 
@@ -147,7 +148,7 @@ def load_heads(model: OpenVLAOFT, directory: Path) -> None:
     """
     folder = directory.parent if directory.name == FOLDER else directory
     for name in HEADS:
-        if not any(folder.glob(f'{name}--*.pt')):
+        if not any(folder.glob(f'{name}--*.pt')) or not hasattr(model, name):
             continue
         path, state = stored_head(folder, name)
         try:
@@ -178,6 +179,11 @@ def merged(model: OpenVLAOFT) -> OpenVLAOFT:
     plain.load_state_dict(state, assign=True)
     plain.unused = model.unused
     return plain
+
+
+def trained_whole(name: str) -> bool:
+    """Whether a parameter is trained as it is, without adapters."""
+    return name.startswith(HEADS) or is_modulation(name)
 
 
 def _published(name: str) -> str:
@@ -221,7 +227,7 @@ def _inject(model: nn.Module, names: list[str], rank: int, alpha: int) -> None:
     )
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        trained = '.lora_' in name or name.startswith(HEADS)
+        trained = '.lora_' in name or trained_whole(name)
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()

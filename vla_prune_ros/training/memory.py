@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vla_prune_ros.training.lora import HEADS, targets
+from vla_prune_ros.training.lora import targets, trained_whole
 from vla_prune_ros.training.recipe import Recipe
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
@@ -80,7 +80,7 @@ def memory(
     rank = recipe.rank(everything)
     trained = everything
     if rank:
-        heads = sum(n for name, n in named.items() if name.startswith(HEADS))
+        heads = sum(n for name, n in named.items() if trained_whole(name))
         trained = heads + count_adapters(model, rank, recipe.lora_convolutions)
         frozen = everything - heads
     else:
@@ -135,8 +135,7 @@ def _kept(
 
 def _length(config: OpenVLAConfig, views: int, prompt: int) -> int:
     """Tokens of a sequence: BOS and prompt, patches, state, placeholders, EOS."""
-    state = 1 if config.proprio_dim else 0
-    return prompt + views * config.patches_per_view + state + config.n_placeholders + 1
+    return config.layout(views, prompt).length
 
 
 def report(

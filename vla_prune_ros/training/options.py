@@ -85,6 +85,10 @@ def add_finetuning(parser: argparse.ArgumentParser, kind: str) -> None:
     default = Run(Path(), Path(), (), RECIPES[kind]['house'])
     run.add_argument('--adapter', type=Path, help='folder of adapters to go on from')
     run.add_argument('--unnorm-key', help='statistics of the start, where it has several')
+    run.add_argument('--variant', default='', help='what the files of the start do not say')
+    run.add_argument(
+        '--chunk', type=at_least(0), default=0, help='actions of a chunk, for fresh heads'
+    )
     if kind == 'oft':
         run.add_argument(
             '--grounding', action='store_true', help='auxiliary losses of the tabletop'
@@ -131,7 +135,7 @@ def run_of(args: argparse.Namespace, kind: str, team: Team | None) -> Run:
 
 def needed_memory(args: argparse.Namespace, kind: str, team: Team | None) -> str:
     """What `--dry-run` prints."""
-    recipe, config = recipe_of(args, kind), OpenVLAConfig.from_directory(args.start)
+    recipe, config = recipe_of(args, kind), OpenVLAConfig.from_directory(args.start, args.variant)
     views = len(open_dataset(args.data[0], read_options(args)).cameras)
     processes = 1 if team is None else team.size
     share = recipe.batch_size // (processes * args.accumulate)

@@ -16,8 +16,8 @@ from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.training.lora import add_adapters, load_adapters
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.heads import ActionHead, ProprioProjector
-from vla_prune_ros.vla.processor import resolve_unnorm_key
+from vla_prune_ros.vla.heads import ActionHead, ProprioProjector, TokenHead
+from vla_prune_ros.vla.normalisation import BOUNDS, resolve_unnorm_key
 
 if TYPE_CHECKING:
     from vla_prune_ros.training.finetune import Run
@@ -34,17 +34,17 @@ def start_model(run: Run, stores: Sequence[Store], device: str) -> OpenVLAOFT:
         ValueError: the checkpoint is malformed.
     """
     torch.manual_seed(run.seed)
-    config = OpenVLAConfig.from_directory(run.start)
+    variant = variant_of(run)
+    config = OpenVLAConfig.from_directory(run.start, variant)
     rank = run.recipe.rank(count_weights(config))
     dtype = precision(run, device, rank)
-    model = OpenVLAOFT.from_pretrained(run.start, dtype, device).train()
+    model = OpenVLAOFT.from_pretrained(run.start, dtype, device, variant).train()
     config = model.config
     if run.recipe.fresh_heads:
-        config = replace(config, norm_stats=fresh_statistics(stores))
-        to = {'dtype': model.dtype, 'device': model.device}
-        model.action_head = ActionHead(config).to(**to)
-        width = config.llama.hidden_size
-        model.proprio_projector = ProprioProjector(config.proprio_dim, width).to(**to)
+        config = fitting_config(config, stores, run.chunk)
+        _fresh_heads(model, config)
+    elif config.head != 'l1':
+        raise ValueError(f'{run.start} has actions as tokens; train an L1 head: --fresh-heads')
     trained = LightVLA.name if run.lightvla else config.pruning_trained
     model.config = replace(config, pruning_trained=trained)
     if run.adapter is not None:
@@ -52,6 +52,40 @@ def start_model(run: Run, stores: Sequence[Store], device: str) -> OpenVLAOFT:
     elif rank:
         add_adapters(model, rank, run.recipe.lora_convolutions)
     return model
+
+
+def variant_of(run: Run) -> str:
+    """What is declared of the start; the weights of OpenVLA itself have no head and no state."""
+    bare = run.recipe.fresh_heads and not any(run.start.glob('action_head--*.pt'))
+    return run.variant or ('libero_tokens' if bare else '')
+
+
+def fitting_config(config: OpenVLAConfig, stores: Sequence[Store], chunk: int) -> OpenVLAConfig:
+    """The model with an L1 head for the data: its numbers, cameras and statistics."""
+    first = stores[0]
+    return replace(
+        config,
+        head='l1',
+        action_dim=first.actions.shape[1],
+        proprio_dim=0 if first.proprio is None else first.proprio.shape[1],
+        n_views=len(first.cameras),
+        camera_names=first.cameras,
+        chunk_len=chunk or config.chunk_len,
+        control_rate=first.rate or config.control_rate,
+        norm_stats=fresh_statistics(stores),
+    )
+
+
+def _fresh_heads(model: OpenVLAOFT, config: OpenVLAConfig) -> None:
+    to, width = {'dtype': model.dtype, 'device': model.device}, config.llama.hidden_size
+    if isinstance(model.action_head, TokenHead):  # stays in the files
+        weight = model.action_head.lm_head.weight.detach()
+        model.unused['language_model.lm_head.weight'] = weight.cpu()
+    model.action_head = ActionHead(config).to(**to)
+    if config.use_proprio:
+        model.proprio_projector = ProprioProjector(config.proprio_dim, width).to(**to)
+    elif hasattr(model, 'proprio_projector'):
+        del model.proprio_projector
 
 
 def precision(run: Run, device: str, rank: int) -> torch.dtype:
@@ -90,14 +124,16 @@ def statistics_of(
     return [config.norm_stats[key]] * len(stores)
 
 
-def warnings_of(store: Store, known: Mapping[str, Any]) -> list[str]:
+def warnings_of(
+    store: Store, known: Mapping[str, Any], kind_of_bounds: str = 'bounds_q99'
+) -> list[str]:
     """Where data lies far outside of the range that trained heads know."""
     found = []
     for kind in ('action', 'proprio'):
         if kind not in store.statistics or kind not in known:
             continue
-        low, high = (np.asarray(known[kind][name]) for name in ('q01', 'q99'))
-        ours = [np.asarray(store.statistics[kind][name]) for name in ('q01', 'q99')]
+        low, high = (np.asarray(known[kind][name]) for name in BOUNDS[kind_of_bounds])
+        ours = [np.asarray(store.statistics[kind][name]) for name in BOUNDS[kind_of_bounds]]
         room = _BEYOND * (high - low)
         outside = (ours[0] < low - room) | (ours[1] > high + room)
         mask = known[kind].get('mask', [True] * len(low))

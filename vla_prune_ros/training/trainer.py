@@ -63,7 +63,7 @@ class Trainer:
         self._identity = self._identify(stores)
         if team.rank == 0 and not recipe.fresh_heads:
             for store, known in zip(stores, statistics, strict=True):
-                for warning in warnings_of(store, known):
+                for warning in warnings_of(store, known, model.config.normalisation):
                     print(f'train: {warning}', file=sys.stderr)
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self.learner, recipe), lr=0.0, betas=recipe.betas, fused=True
@@ -88,6 +88,8 @@ class Trainer:
             **recipe,
             'data': [f'{store.name} {store.source}' for store in stores],
             'start': _listing(run.start),
+            'variant': run.variant,
+            'chunk': run.chunk,
             'adapter': '' if run.adapter is None else _listing(run.adapter),
             'lightvla': run.lightvla,
             'grounding': run.grounding,
