@@ -19,6 +19,7 @@ VERBS = {
     'evaluate': ('vla_prune_ros.evaluation.evaluate', 'success rates of pruning modes'),
     'bench': ('vla_prune_ros.benchmark.bench', 'latency of pruning modes, by stage'),
     'gpu_check': ('vla_prune_ros.benchmark.gpu_check', 'tests and times of a GPU, unattended'),
+    'deadline': ('vla_prune_ros.benchmark.deadline', 'governor against fixed budgets under load'),
     'latency': ('vla_prune_ros.trials.latency_sweep', 'success in real time against latency'),
     'realtime': ('vla_prune_ros.trials.realtime', 'both nodes in real time on a few cores'),
     'overhead': ('vla_prune_ros.trials.overhead', 'what the node adds to a direct call'),

@@ -81,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
         '--trials', type=int, metavar='N',
         help='episodes of every entry and task; 50 is the published LIBERO protocol',
     )  # fmt: skip
+    p.add_argument(
+        '--audit', action='store_true',
+        help='also run every observation dense: what pruning changed, and how well that predicts'
+        ' failure',
+    )  # fmt: skip
     p.add_argument('--tasks', help='task names or indices with commas; default: the whole suite')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
     p.add_argument(
@@ -196,6 +201,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         robot_options=robot_options(args, libero),
         videos=str(args.out / 'videos'),
         max_videos=(3 if libero else 0) if args.videos is None else args.videos,
+        audit=args.audit,
     )
     entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
     entries = assign_checkpoints(entries, args.checkpoint_for, own)
@@ -298,6 +304,7 @@ def write_results(
     out: Path, run: dict, entries: Sequence[Entry], records: Sequence[Any]
 ) -> list[dict]:
     """Summarise the records, print the table and write all files; returns the rows."""
+    from vla_prune_ros.evaluation import auditing as audit
     from vla_prune_ros.evaluation import report, summary
     from vla_prune_ros.evaluation.published import published_table
 
@@ -307,6 +314,7 @@ def write_results(
         for e in entries
     ]
     rows = summary.summarise(entries, records, baseline, run['mode_notes'])
+    audit.add_audits(rows, records)
     for row in rows:  # a table that is copied away from its page must say it, too
         row['note'] = '; '.join(filter(None, (run['notice'], row['note'])))
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
@@ -319,6 +327,8 @@ def write_results(
     print(summary.summary_table(rows, run['checkpoint']))
     if published := published_table(rows, run['suite'], run['notice']):
         print(f'\n{published}')
+    if audited := audit.audit_table(rows):
+        print(f'\n{audited}')
     print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
     for row in rows:
         if row['exceptions']:

@@ -9,8 +9,10 @@ softmax and the selection rule itself are not (below 1 % for the published sizes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
 from vla_prune_ros.vla.decoder import Decoder
@@ -156,3 +158,9 @@ class WorkMeter:
     def _after(self, decoder: Decoder, args: tuple, kwargs: dict, output: DecoderOutput) -> None:
         work = layer_work(output.segments, len(decoder.layers))
         self.last = PassWork(kwargs['layout'], work)
+
+
+def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, float]:
+    """Mean FLOPs per query of each part."""
+    parts = [query_flops(config, work) for work in passes]
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_prune_ros import weights
+from vla_prune_ros.evaluation.auditing import note_audit
 from vla_prune_ros.evaluation.landmarks import count_landmarks
 from vla_prune_ros.evaluation.videos import wants_video, write_video
 from vla_prune_ros.sim import (
@@ -35,7 +36,6 @@ from vla_prune_ros.sim import (
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.flops import PassWork, WorkMeter
     from vla_prune_ros.policy import ActionChunk, VLAPolicy
-    from vla_prune_ros.vla.config import OpenVLAConfig
 
 
 MAX_POLICIES = 2  # that a session holds in memory, beside each other
@@ -82,7 +82,8 @@ class EpisodeRecord:
     `success` is None when an exception ended the episode: such an episode says nothing about the
     policy and is counted apart. Per-layer numbers and `flops` are means over the queries;
     `timing_ms` keeps every query. `landmarks` counts, over all queries, how often the patch that
-    shows a thing was kept and how often the thing was in the picture.
+    shows a thing was kept and how often the thing was in the picture. `audit` keeps the deviation
+    from the dense policy at every query, by group of dimensions and `overall`.
     """
 
     episode: Episode
@@ -97,6 +98,7 @@ class EpisodeRecord:
     flops: dict[str, float] = field(default_factory=dict)
     timing_ms: dict[str, list[float]] = field(default_factory=dict)
     landmarks: dict[str, list[int]] = field(default_factory=dict)
+    audit: dict[str, list[float]] = field(default_factory=dict)
     resets: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
@@ -123,7 +125,8 @@ class Setup:
     `checkpoint` is a directory or the name of an embedded policy, `sha256` the digest of its
     weights, for workers on other machines to compare. `threads` is the number of torch threads of
     each worker; more than one makes float sums depend on the machine. Of failed episodes up to
-    `max_videos` per entry are filmed into the folder `videos`.
+    `max_videos` per entry are filmed into the folder `videos`. With `audit` every observation is
+    also run dense.
     """
 
     checkpoint: str
@@ -138,10 +141,12 @@ class Setup:
     threads: int = 1
     videos: str = ''
     max_videos: int = 0
+    audit: bool = False
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for episodes of two runs to be the same."""
-        free = ('checkpoint', 'threads', 'videos', 'max_videos')
+        free = ['checkpoint', 'threads', 'videos', 'max_videos']
+        free += [] if self.audit else ['audit']  # episodes without one go on as before
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -204,7 +209,8 @@ class Session:
             self.policy.set_pruning('none')  # so that a seeded mode is built anew even if equal
             self.policy.set_pruning(episode.entry.mode, **self._options(episode))
             self.policy.reset()
-            executed = run_episode(self.policy, self.robot, self.meter, record)
+            audit = self.setup.audit
+            executed = run_episode(self.policy, self.robot, self.meter, record, audit=audit)
             self._film(record, executed)
         except Exception as error:
             record.success = None
@@ -268,13 +274,20 @@ def mode_options(mode: str) -> tuple[str, ...]:
 
 
 def run_episode(
-    policy: VLAPolicy, robot: SimulatedRobot, meter: WorkMeter, record: EpisodeRecord
+    policy: VLAPolicy,
+    robot: SimulatedRobot,
+    meter: WorkMeter,
+    record: EpisodeRecord,
+    *,
+    audit: bool = False,
 ) -> list[np.ndarray]:
     """Play one episode into `record`, which names task, initial state and step limit.
 
-    Success is tested after every control step and ends the episode. Returns the executed actions,
+    Success is tested after every control step and ends the episode. With `audit` every observation
+    is also run dense, outside of the history. Returns the executed actions,
     float64 [7] each.
     """
+    from vla_prune_ros.evaluation.flops import mean_flops
     from vla_prune_ros.policy import Observation
 
     episode = record.episode
@@ -299,6 +312,8 @@ def run_episode(
         _note_query(record, chunk, resets)
         count_landmarks(record.landmarks, robot, policy.settings.cameras, chunk)
         chunk_end = min(len(chunk.actions), limit - record.steps)
+        if audit:
+            note_audit(record.audit, policy.audit(steps=chunk_end))
         for number, action in enumerate(chunk.actions[:chunk_end], start=1):
             # rendering costs more than physics: only frames that somebody looks at
             render = number == chunk_end or policy.wants_frames
@@ -322,14 +337,6 @@ def run_episode(
     if episode.keep_actions:
         record.actions = np.round(executed, 6).tolist()
     return executed
-
-
-def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, float]:
-    """Mean FLOPs per query of each part."""
-    from vla_prune_ros.evaluation.flops import query_flops
-
-    parts = [query_flops(config, work) for work in passes]
-    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
 
 
 def _note_query(record: EpisodeRecord, chunk: ActionChunk, resets: Counter[str]) -> None:

@@ -1,0 +1,241 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `deadline`: a budget that follows the deadline against fixed ones, while the load changes.
+
+Two parts. On one core of this machine a random model of a named size is run with real busy loops
+beside it: samples of every class under every load, and live runs of the governor and of fixed
+budgets. Then the embedded policy plays closed-loop episodes in simulated time, in which each query
+takes as long as one of those samples: success at equal deadlines, whatever else this machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_prune_ros.command_line import (
+    at_least,
+    command_line,
+    environment,
+    exit_code_of,
+    verb_parser,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from vla_prune_ros.benchmark.contention import Step
+    from vla_prune_ros.policy.governor import Governor
+
+DESCRIPTION = """\
+Does a budget that follows the deadline do better than fixed ones when other work comes and goes?
+Measures a model on one core beside real busy loops, then plays closed-loop episodes of the
+embedded policy with these latencies. Writes results.json, deadline.md and pictures."""
+EXAMPLES = """\
+examples:
+  deadline --measure --out out/deadline           the machine alone: some minutes, keep it idle
+  deadline --latencies out/deadline/results.json --out out/deadline           the episodes
+  deadline --mode specprune --leads 2,4,6 --episodes 32"""
+JSON = 'results.json'
+LIVE = ((0, 10), (1, 16), (0, 20), (3, 10), (0, 20))  # busy loops and queries
+EPISODES = ((0, 4.0), (1, 4.0), (0, 4.0), (3, 4.0))  # busy loops and seconds
+SLACK = 1.35  # deadline of the live runs in dense queries on the quiet core
+PERIOD = 0.05  # s of the tabletop
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = verb_parser('deadline', DESCRIPTION, EXAMPLES)
+    p.add_argument('--mode', default='fastv', help='pruning mode with a budget (default: fastv)')
+    p.add_argument('--size', default='small', help='model whose latency counts (default: small)')
+    p.add_argument('--core', type=int, help='core for model and loops (default: the last one)')
+    p.add_argument('--loads', default='0,1,3', help='busy loops to sample beside (%(default)s)')
+    p.add_argument('--samples', type=at_least(2), default=6, help='of every class and load (6)')
+    p.add_argument('--measure', action='store_true', help='only this; no episodes')
+    p.add_argument('--latencies', type=Path, help='results.json with samples taken earlier')
+    p.add_argument(
+        '--leads', default='2,4,6,8',
+        help='deadlines in control steps of 50 ms: a chunk is asked for when so many actions are'
+        ' left (%(default)s)',
+    )  # fmt: skip
+    p.add_argument('--shares', default='0.0625,0.25,0.5,1', help='fixed budgets (%(default)s)')
+    p.add_argument('--episodes', type=at_least(1), default=16, help='of every cell (16)')
+    p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
+    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
+    p.add_argument('--out', type=Path, default=Path('out/deadline'), help='output directory')
+    p.add_argument('--quiet', action='store_true', help='no progress')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    return exit_code_of('deadline', lambda: run(args, argv), interrupted='nothing is kept')
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure, or read what was measured; play; write."""
+    from vla_prune_ros.benchmark import deadline_report as report
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.latencies:
+        machine = json.loads(args.latencies.read_text(encoding='utf-8'))['machine']
+        if machine['mode'] != args.mode:
+            raise ValueError(f'{args.latencies} has latencies of {machine["mode"]}: --mode that')
+    else:
+        machine = measure(args, argv)
+    result = {'machine': machine, 'episodes': None}
+    write_json(args.out / JSON, result)
+    if not args.measure:
+        result['episodes'] = {
+            'command': command_line(argv, 'deadline'),
+            'environment': environment(),
+            'phases': EPISODES,
+            'cells': play(args, machine),
+        }
+        write_json(args.out / JSON, result)
+    print(report.write(result, args.out))
+    return 0
+
+
+def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Run the model on its core beside busy loops."""
+    import torch
+
+    from vla_prune_ros.benchmark.contention import Asker, live, pinned, sample, settling
+    from vla_prune_ros.benchmark.scene import make_queries
+    from vla_prune_ros.benchmark.subject import random_subject
+    from vla_prune_ros.policy.calibration import calibrate
+
+    torch.set_num_threads(1)
+    core = sorted(os.sched_getaffinity(0))[-1] if args.core is None else args.core
+    subject = random_subject(args.size, torch.float32, 'cpu')
+    policy = subject.policy(args.mode)
+    frames, queries = make_queries('auto', 8)
+    ask = Asker(policy, queries, subject.instruction)
+    load = os.getloadavg()[0]
+    with pinned(core):
+        governor = calibrate(policy, subject.instruction)
+        tell(args, f'fitted: {governor.model}')
+        samples = sample(ask, core, [int(n) for n in args.loads.split(',')], args.samples)
+        deadline = SLACK * median(samples[0][1.0])
+        runs = {}
+        for name, chooser in (('governor', calibrated(governor)), ('1', 1.0), ('0.5', 0.5)):
+            steps = live(ask, core, LIVE, deadline, chooser)
+            runs[name] = summary(steps, deadline, settling)
+            tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
+    return {
+        'command': command_line(argv, 'deadline'),
+        'environment': environment(),
+        'note': args.note,
+        'load_average': [load, os.getloadavg()[0]],
+        'mode': args.mode,
+        'size': args.size,
+        'core': core,
+        'frames': frames,
+        'constant_ms': 1e3 * governor.model.constant,
+        'per_row_us': 1e6 * governor.model.per_row,
+        'rows': {f'{share:g}': rows for share, rows in governor.rows.items()},
+        'samples_ms': {
+            str(loops): {f'{s:g}': [round(1e3 * t, 2) for t in ts] for s, ts in by.items()}
+            for loops, by in samples.items()
+        },
+        'deadline_ms': 1e3 * deadline,
+        'live': runs,
+    }
+
+
+def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, Any]:
+    """What a live run came to, and every step of it."""
+    missed = [step.seconds > deadline for step in steps]
+    shares = [step.share for step in steps]
+    return {
+        'missed': sum(missed) / len(missed),
+        'settling': settling(missed, [step.loops for step in steps]),
+        'changes': sum(a != b for a, b in pairwise(shares)),
+        'share': sum(shares) / len(shares),
+        'steps': [step.record() for step in steps],
+    }
+
+
+def calibrated(governor: Governor) -> Governor:
+    """A fresh governor with the same model."""
+    from vla_prune_ros.policy.governor import Governor
+
+    return Governor(governor.model, governor.rows)
+
+
+def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """All cells of the comparison: deadlines and budgets, over the same initial states."""
+    import torch
+
+    from vla_prune_ros import weights
+    from vla_prune_ros.benchmark.contention import settling
+    from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
+    from vla_prune_ros.policy import VLAPolicy
+    from vla_prune_ros.policy.governor import Governor, LatencyModel
+    from vla_prune_ros.sim import make_robot
+
+    torch.set_num_threads(1)
+    policy = VLAPolicy.from_pretrained(weights.directory('tabletop'), args.mode)
+    samples = {
+        int(loops): {float(s): [ms / 1e3 for ms in found] for s, found in by.items()}
+        for loops, by in machine['samples_ms'].items()
+    }
+    model = LatencyModel(machine['constant_ms'] / 1e3, machine['per_row_us'] / 1e6)
+    rows = {float(share): n for share, n in machine['rows'].items()}
+    load, cells = Load(EPISODES), []
+    robot = make_robot('tabletop')
+    try:
+        n_tasks = len(robot.tasks)
+        for lead in map(int, args.leads.split(',')):
+            for arm in ('governor', *args.shares.split(',')):
+                chooser = Governor(model, rows) if arm == 'governor' else float(arm)
+                timing, now, outcomes = Machine(samples, load, seed=7), 0.0, []
+                for k in range(args.episodes):
+                    start = k % n_tasks, args.first_state + k // n_tasks
+                    outcomes.append(
+                        run_episode(policy, robot, timing, chooser, lead, *start, begin=now)
+                    )
+                    now += outcomes[-1].steps * PERIOD
+                missed = [late for o in outcomes for late in o.missed]
+                loads = [n for o in outcomes for n in o.loads]
+                cells.append({
+                    'deadline_ms': 1e3 * lead * PERIOD,
+                    'arm': arm,
+                    'episodes': len(outcomes),
+                    'successes': sum(o.success for o in outcomes),
+                    'missed': sum(missed) / len(missed),
+                    'queries': len(missed),
+                    'starved': sum(o.starved for o in outcomes) / sum(o.steps for o in outcomes),
+                    'steps': sum(o.steps for o in outcomes) / len(outcomes),
+                    'share': sum(s for o in outcomes for s in o.shares) / len(missed),
+                    'settling': settling(missed, loads),
+                    'outcomes': [o.record() for o in outcomes],
+                })  # fmt: skip
+                done = cells[-1]
+                tell(
+                    args,
+                    f'{lead * PERIOD:.2f} s, {arm}: {done["successes"]}/{done["episodes"]},'
+                    f' {100 * done["missed"]:.0f} % missed',
+                )
+    finally:
+        robot.close()
+    return cells
+
+
+def median(values: Sequence[float]) -> float:
+    """The upper median."""
+    return sorted(values)[len(values) // 2]
+
+
+def tell(args: argparse.Namespace, text: str) -> None:
+    """Progress."""
+    if not args.quiet:
+        print(f'deadline: {text}', flush=True)
