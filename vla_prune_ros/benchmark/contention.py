@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +58,15 @@ def _threads() -> list[str]:
 class Asker:
     """Asks a policy with one picture after another and takes the time."""
 
-    def __init__(self, policy: VLAPolicy, queries: Sequence[Query], instruction: str) -> None:
+    def __init__(
+        self,
+        policy: VLAPolicy,
+        queries: Sequence[Query],
+        instruction: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._policy, self._queries, self._instruction = policy, queries, instruction
-        self._next = 0
+        self._clock, self._next = clock, 0
 
     def __call__(self, share: float) -> tuple[float, float, bool]:
         """Seconds, rows per layer, and whether it was dense, of a query with a budget."""
@@ -68,29 +74,47 @@ class Asker:
         stamp = 0.4 * self._next
         self._next += 1
         self._policy.set_budget(share)
-        started = time.perf_counter()
+        started = self._clock()
         if len(query.executed):
             self._policy.record_executed(query.executed)
         observation = Observation(query.images, query.proprio, self._instruction, stamp)
         chunk = self._policy.step(observation)
-        return time.perf_counter() - started, chunk.rows, chunk.dense
+        return self._clock() - started, chunk.rows, chunk.dense
 
 
-def sample(
-    ask: Asker, core: int, loads: Sequence[int], count: int
-) -> dict[int, dict[float, list[float]]]:
-    """Seconds of every class beside so many busy loops: loops -> share -> samples.
+def sample(ask: Asker, count: int) -> tuple[dict[float, list[float]], dict[float, float]]:
+    """Seconds and rows per layer of every class.
 
     Classes take turns, so that whatever else goes on hits all of them.
     """
-    found: dict[int, dict[float, list[float]]] = {}
-    for loops in loads:
-        with busy(core, loops):
-            ask(1.0)  # the first one beside a new load is between two
-            found[loops] = {share: [] for share in CLASSES}
-            for _ in range(count):
-                for share in reversed(CLASSES):
-                    found[loops][share].append(ask(share)[0])
+    ask(1.0)  # the first one beside a new load is between two
+    seconds: dict[float, list[float]] = {share: [] for share in CLASSES}
+    rows: dict[float, float] = {}
+    for _ in range(count):
+        for share in reversed(CLASSES):
+            took, rows[share], _ = ask(share)
+            seconds[share].append(took)
+    return seconds, rows
+
+
+def shared_core(
+    seconds: Mapping[float, Sequence[float]], loops: int, draws: int = 24, seed: int = 0
+) -> dict[float, list[float]]:
+    """What passes of so much processor time take on a core shared fairly with busy loops.
+
+    Args:
+        seconds: processor time by class.
+        loops: busy loops on the core.
+        draws: samples of each class.
+        seed: of the spread around the fair share: log-normal, 4 %, and half more once in 100.
+    """
+    random = np.random.default_rng(seed + loops)
+    found = {}
+    for share, own in seconds.items():
+        spread = np.exp(0.04 * random.normal(size=draws)) * (
+            1 + 0.5 * (random.random(draws) < 0.01)
+        )
+        found[share] = (min(own) * (1 + loops) * spread).tolist()
     return found
 
 

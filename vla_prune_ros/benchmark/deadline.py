@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verb `deadline`: a budget that follows the deadline against fixed ones, while the load changes.
 
-Two parts. On one core of this machine a random model of a named size is run with real busy loops
-beside it: samples of every class under every load, and live runs of the governor and of fixed
-budgets. Then the embedded policy plays closed-loop episodes in simulated time, in which each query
+On one core of this machine a random model of a named size is sampled with every budget, beside busy
+loops or by its processor time; and a checkpoint is run live, by the governor and with fixed
+budgets, while real busy loops come and go. Then the embedded policy plays closed-loop episodes in simulated time, in which each query
 takes as long as one of those samples: success at equal deadlines, whatever else this machine does.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,6 @@ from vla_prune_ros.command_line import (
 
 if TYPE_CHECKING:
     from vla_prune_ros.benchmark.contention import Step
-    from vla_prune_ros.policy.governor import Governor
 
 DESCRIPTION = """\
 Does a budget that follows the deadline do better than fixed ones when other work comes and goes?
@@ -53,6 +53,15 @@ def parser() -> argparse.ArgumentParser:
     p = verb_parser('deadline', DESCRIPTION, EXAMPLES)
     p.add_argument('--mode', default='fastv', help='pruning mode with a budget (default: fastv)')
     p.add_argument('--size', default='small', help='model whose latency counts (default: small)')
+    p.add_argument(
+        '--trace', action='store_true',
+        help='take the processor time of a pass for its time on a quiet core, and n loops for a'
+        ' factor of n + 1: for a machine that has other work',
+    )  # fmt: skip
+    p.add_argument(
+        '--live', default='tabletop', metavar='DIR',
+        help='checkpoint of the live runs beside real busy loops (default: the embedded policy)',
+    )  # fmt: skip
     p.add_argument('--core', type=int, help='core for model and loops (default: the last one)')
     p.add_argument('--loads', default='0,1,3', help='busy loops to sample beside (%(default)s)')
     p.add_argument('--samples', type=at_least(2), default=6, help='of every class and load (6)')
@@ -105,31 +114,34 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """Run the model on its core beside busy loops."""
+    """Latencies of the model by class and load, and live runs beside real busy loops."""
     import torch
 
-    from vla_prune_ros.benchmark.contention import Asker, live, pinned, sample, settling
+    from vla_prune_ros.benchmark.contention import Asker, busy, pinned, sample, shared_core
     from vla_prune_ros.benchmark.scene import make_queries
     from vla_prune_ros.benchmark.subject import random_subject
-    from vla_prune_ros.policy.calibration import calibrate
+    from vla_prune_ros.policy.governor import LatencyModel
 
     torch.set_num_threads(1)
     core = sorted(os.sched_getaffinity(0))[-1] if args.core is None else args.core
     subject = random_subject(args.size, torch.float32, 'cpu')
-    policy = subject.policy(args.mode)
     frames, queries = make_queries('auto', 8)
-    ask = Asker(policy, queries, subject.instruction)
-    load = os.getloadavg()[0]
+    clock = time.process_time if args.trace else time.perf_counter
+    ask = Asker(subject.policy(args.mode), queries, subject.instruction, clock)
+    loads = [int(n) for n in args.loads.split(',')]
+    load, samples = os.getloadavg()[0], {}
     with pinned(core):
-        governor = calibrate(policy, subject.instruction)
-        tell(args, f'fitted: {governor.model}')
-        samples = sample(ask, core, [int(n) for n in args.loads.split(',')], args.samples)
-        deadline = SLACK * median(samples[0][1.0])
-        runs = {}
-        for name, chooser in (('governor', calibrated(governor)), ('1', 1.0), ('0.5', 0.5)):
-            steps = live(ask, core, LIVE, deadline, chooser)
-            runs[name] = summary(steps, deadline, settling)
-            tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
+        quiet, rows = sample(ask, args.samples)
+        for loops in loads:
+            if args.trace:
+                samples[loops] = shared_core(quiet, loops)
+                continue
+            with busy(core, loops):
+                samples[loops] = sample(ask, args.samples)[0] if loops else quiet
+        model = LatencyModel.fit((rows[share], min(quiet[share])) for share in rows)
+        tell(args, f'{args.size}: {model}')
+        del ask, subject
+        live = live_runs(args, core, queries)
     return {
         'command': command_line(argv, 'deadline'),
         'environment': environment(),
@@ -139,13 +151,42 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         'size': args.size,
         'core': core,
         'frames': frames,
-        'constant_ms': 1e3 * governor.model.constant,
-        'per_row_us': 1e6 * governor.model.per_row,
-        'rows': {f'{share:g}': rows for share, rows in governor.rows.items()},
+        'trace': args.trace,
+        'constant_ms': 1e3 * model.constant,
+        'per_row_us': 1e6 * model.per_row,
+        'rows': {f'{share:g}': rows[share] for share in sorted(rows)},
         'samples_ms': {
             str(loops): {f'{s:g}': [round(1e3 * t, 2) for t in ts] for s, ts in by.items()}
             for loops, by in samples.items()
         },
+        **live,
+    }
+
+
+def live_runs(args: argparse.Namespace, core: int, queries: Sequence[Any]) -> dict[str, Any]:
+    """The governor and fixed budgets with real passes of a checkpoint beside real busy loops."""
+    import torch
+
+    from vla_prune_ros.benchmark.contention import Asker, live, settling
+    from vla_prune_ros.benchmark.subject import checkpoint_subject
+    from vla_prune_ros.policy.calibration import calibrate
+    from vla_prune_ros.policy.governor import Governor
+
+    subject = checkpoint_subject(args.live, torch.float32, 'cpu', 'pick up the red block')
+    policy = subject.policy(args.mode)
+    governor = calibrate(policy, subject.instruction)
+    ask = Asker(policy, queries, subject.instruction)
+    deadline = SLACK * median([ask(1.0)[0] for _ in range(16)])
+    runs = {}
+    for name in ('governor', '1', '0.5'):
+        fresh = Governor(governor.model, governor.rows)
+        chooser = fresh if name == 'governor' else float(name)
+        steps = live(ask, core, LIVE, deadline, chooser)
+        runs[name] = summary(steps, deadline, settling)
+        tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
+    return {
+        'live_model': args.live,
+        'live_fit': [1e3 * governor.model.constant, 1e6 * governor.model.per_row],
         'deadline_ms': 1e3 * deadline,
         'live': runs,
     }
@@ -162,13 +203,6 @@ def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, 
         'share': sum(shares) / len(shares),
         'steps': [step.record() for step in steps],
     }
-
-
-def calibrated(governor: Governor) -> Governor:
-    """A fresh governor with the same model."""
-    from vla_prune_ros.policy.governor import Governor
-
-    return Governor(governor.model, governor.rows)
 
 
 def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
