@@ -60,7 +60,8 @@ class Still:
         pose = np.zeros(3), np.array([0, 0, 0, 1.0])
         return SimObservation(
             images={'agentview': np.zeros((8, 8, 3), np.uint8)} if render else {},
-            proprio=np.zeros(8), joint_positions=np.zeros(7), finger_positions=np.zeros(2), ee_position=pose[0],
+            proprio=np.zeros(8), joint_positions=np.zeros(7), finger_positions=np.zeros(2),
+            ee_position=pose[0],
             ee_quaternion=pose[1], time=0.0,
         )  # fmt: skip
 

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verb `deadline`: a budget that follows the deadline against fixed ones, while the load changes.
 
-On one core of this machine a random model of a named size is sampled with every budget, beside busy
-loops or by its processor time; and a checkpoint is run live, by the governor and with fixed
-budgets, while real busy loops come and go. Then the embedded policy plays closed-loop episodes in simulated time, in which each query
-takes as long as one of those samples: success at equal deadlines, whatever else this machine does.
+On one core of this machine a random model of a named size is sampled with every budget, beside
+busy loops or by its processor time; and a checkpoint is run live, by the governor and with fixed
+budgets, while real busy loops come and go. Then the embedded policy plays closed-loop episodes in
+simulated time, in which each query takes as long as one of those samples: success at equal
+deadlines, whatever else this machine does.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def _machine(machine: dict[str, Any]) -> list[str]:
         '',
         f'Live: real passes of `{machine["live_model"]}` ({machine["live_fit"][0]:.1f} ms +'
         f' {machine["live_fit"][1]:.0f} us per row) while 0, 1, 0, 3 and 0 real busy loops run.'
-        f' Deadline {machine["deadline_ms"]:.0f} ms. Settled: queries after each rise of the load until two'
-        ' in a row are in time.',
+        f' Deadline {machine["deadline_ms"]:.0f} ms. Settled: queries after each rise of the load'
+        ' until two in a row are in time.',
         '',
         table(['budget', 'missed', 'settled after', 'changes', 'mean share'], runs),
         '',
