@@ -179,7 +179,7 @@ def run(
 
 
 def answer(policy: Any, tick: Tick, setup: Setup, *, audit: bool = False) -> TickOutput:
-    """The chunk for a tick, as the node would publish it, and with `audit` what pruning changed."""
+    """The chunk for a tick, as the node publishes it, and with `audit` what pruning changed."""
     chunk = policy.step(observation_of(policy, tick, setup.cameras))
     actions, _ = safe_actions(chunk.actions, setup.period)
     deviation = {}

@@ -67,7 +67,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--loads', default='0,1,3', help='busy loops to sample beside (%(default)s)')
     p.add_argument('--samples', type=at_least(2), default=6, help='of every class and load (6)')
     p.add_argument('--measure', action='store_true', help='only this; no episodes')
-    p.add_argument('--latencies', type=Path, help='results.json with samples taken earlier')
+    p.add_argument(
+        '--latencies', type=Path,
+        help='results.json with samples taken earlier; with --measure the live runs are new',
+    )  # fmt: skip
+    p.add_argument(
+        '--faster', type=float, default=1.0,
+        help='episodes: of a machine so many times as fast, as a chunk lasts 0.4 s (default: 1)',
+    )  # fmt: skip
     p.add_argument(
         '--leads', default='2,4,6,8',
         help='deadlines in control steps of 50 ms: a chunk is asked for when so many actions are'
@@ -98,6 +105,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         machine = json.loads(args.latencies.read_text(encoding='utf-8'))['machine']
         if machine['mode'] != args.mode:
             raise ValueError(f'{args.latencies} has latencies of {machine["mode"]}: --mode that')
+        if args.measure:
+            machine |= live_runs(args)
     else:
         machine = measure(args, argv)
     result = {'machine': machine, 'episodes': None}
@@ -107,6 +116,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             'command': command_line(argv, 'deadline'),
             'environment': environment(),
             'phases': EPISODES,
+            'faster': args.faster,
             'cells': play(args, machine),
         }
         write_json(args.out / JSON, result)
@@ -124,13 +134,13 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     from vla_prune_ros.policy.governor import LatencyModel
 
     torch.set_num_threads(1)
-    core = sorted(os.sched_getaffinity(0))[-1] if args.core is None else args.core
+    core = core_of(args)
     subject = random_subject(args.size, torch.float32, 'cpu')
     frames, queries = make_queries('auto', 8)
     clock = time.process_time if args.trace else time.perf_counter
     ask = Asker(subject.policy(args.mode), queries, subject.instruction, clock)
     loads = [int(n) for n in args.loads.split(',')]
-    load, samples = os.getloadavg()[0], {}
+    samples = {}
     with pinned(core):
         quiet, rows = sample(ask, args.samples)
         for loops in loads:
@@ -142,12 +152,9 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         model = LatencyModel.fit((rows[share], min(quiet[share])) for share in rows)
         tell(args, f'{args.size}: {model}')
         del ask, subject
-        live = live_runs(args, core, queries)
     return {
         'command': command_line(argv, 'deadline'),
         'environment': environment(),
-        'note': args.note,
-        'load_average': [load, os.getloadavg()[0]],
         'mode': args.mode,
         'size': args.size,
         'core': core,
@@ -160,37 +167,47 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
             str(loops): {f'{s:g}': [round(1e3 * t, 2) for t in ts] for s, ts in by.items()}
             for loops, by in samples.items()
         },
-        **live,
+        **live_runs(args),
     }
 
 
-def live_runs(args: argparse.Namespace, core: int, queries: Sequence[Any]) -> dict[str, Any]:
+def live_runs(args: argparse.Namespace) -> dict[str, Any]:
     """The governor and fixed budgets with real passes of a checkpoint beside real busy loops."""
     import torch
 
-    from vla_prune_ros.benchmark.contention import Asker, live, settling
+    from vla_prune_ros.benchmark.contention import Asker, live, pinned, settling
+    from vla_prune_ros.benchmark.scene import make_queries
     from vla_prune_ros.benchmark.subject import checkpoint_subject
     from vla_prune_ros.policy.calibration import calibrate
     from vla_prune_ros.policy.governor import Governor
 
+    torch.set_num_threads(1)
+    core, load = core_of(args), os.getloadavg()[0]
     subject = checkpoint_subject(args.live, torch.float32, 'cpu', 'pick up the red block')
-    policy = subject.policy(args.mode)
-    governor = calibrate(policy, subject.instruction)
-    ask = Asker(policy, queries, subject.instruction)
-    deadline = SLACK * median([ask(1.0)[0] for _ in range(16)])
-    runs = {}
-    for name in ('governor', '1', '0.5'):
-        fresh = Governor(governor.model, governor.rows)
-        chooser = fresh if name == 'governor' else float(name)
-        steps = live(ask, core, LIVE, deadline, chooser)
-        runs[name] = summary(steps, deadline, settling)
-        tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
+    policy, (_, queries) = subject.policy(args.mode), make_queries('auto', 8)
+    ask, runs = Asker(policy, queries, subject.instruction), {}
+    with pinned(core):
+        governor = calibrate(policy, subject.instruction)
+        deadline = SLACK * median([ask(1.0)[0] for _ in range(16)])
+        for name in ('governor', '1', '0.5'):
+            fresh = Governor(governor.model, governor.rows)
+            chooser = fresh if name == 'governor' else float(name)
+            steps = live(ask, core, LIVE, deadline, chooser)
+            runs[name] = summary(steps, deadline, settling)
+            tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
     return {
+        'note': args.note,
+        'load_average': [load, os.getloadavg()[0]],
         'live_model': args.live,
         'live_fit': [1e3 * governor.model.constant, 1e6 * governor.model.per_row],
         'deadline_ms': 1e3 * deadline,
         'live': runs,
     }
+
+
+def core_of(args: argparse.Namespace) -> int:
+    """The core for model and loops."""
+    return sorted(os.sched_getaffinity(0))[-1] if args.core is None else args.core
 
 
 def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, Any]:
@@ -219,11 +236,12 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, An
 
     torch.set_num_threads(1)
     policy = VLAPolicy.from_pretrained(weights.directory('tabletop'), args.mode)
+    unit = 1e3 * args.faster
     samples = {
-        int(loops): {float(s): [ms / 1e3 for ms in found] for s, found in by.items()}
+        int(loops): {float(s): [ms / unit for ms in found] for s, found in by.items()}
         for loops, by in machine['samples_ms'].items()
     }
-    model = LatencyModel(machine['constant_ms'] / 1e3, machine['per_row_us'] / 1e6)
+    model = LatencyModel(machine['constant_ms'] / unit, machine['per_row_us'] / 1e3 / unit)
     rows = {float(share): n for share, n in machine['rows'].items()}
     load, cells = Load(EPISODES), []
     robot = make_robot('tabletop')
