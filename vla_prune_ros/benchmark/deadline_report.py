@@ -119,8 +119,9 @@ def _episodes(episodes: dict[str, Any], machine: dict[str, Any]) -> list[str]:
         f'Closed loop in simulated time: the embedded policy decides, mode `{machine["mode"]}`;'
         ' each of its queries takes as long as one of the samples above with the same budget under'
         f' the same load, divided by {episodes["faster"]:g} and drawn at random. Busy loops:'
-        f' {phases}, again and again. A chunk is asked for when as many actions are left as the deadline is long; while it is late the'
-        f' robot holds still. {episodes["cells"][0]["episodes"]} episodes per cell, the same'
+        f' {phases}, again and again. A chunk is asked for when as many actions are left as the'
+        ' deadline is long; while it is late the robot holds still.'
+        f' {episodes["cells"][0]["episodes"]} episodes per cell, the same'
         ' initial states.',
         '',
         table(head, lines),
