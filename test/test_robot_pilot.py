@@ -257,6 +257,8 @@ def test_a_chunk_that_nobody_wants_is_not_played():
 
 def test_it_asks_in_time_and_reports_what_was_executed_in_units_of_actions():
     flight = Flight(limits__speed=0.05, chunk_timeout=0.2)
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, 'not before the first step'
+    flight.step()
     assert flight.pilot.ask(flight.k * 0.05, flight.now_ns).shape == (0, 7)
     assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, 'it was asked'
     flight.k += 5
@@ -286,6 +288,25 @@ def test_after_a_silent_pose_the_old_plan_is_not_taken_up_again():
     flight.steps(3)
     assert flight.step(pose_age=0.2) == 'holding'
     assert flight.steps(2) == ['holding'] * 2, 'waiting for a chunk of now'
+    flight.answer()
+    assert flight.step() == 'running'
+
+
+def test_after_a_hold_it_asks_at_once_for_what_is_seen_from_then_on():
+    flight = Flight()
+    flight.answer()
+    flight.steps(3)
+    flight.pilot.ask(flight.k * 0.05, flight.now_ns)
+    for _ in range(3):
+        flight.answer(late=1)  # of before, and of the time in which nothing is known of the arm
+        assert flight.step(pose_age=0.2) == 'holding'
+        assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, (
+            'not while it must not move'
+        )
+    held = flight.now_ns - PERIOD
+    assert flight.step() == 'holding', 'none of them is played'
+    assert flight.pilot.earliest == held
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is not None
     flight.answer()
     assert flight.step() == 'running'
 

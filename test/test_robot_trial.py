@@ -20,10 +20,11 @@ pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installe
 from conftest import REPOSITORY
 from robot_peer import OtherRobot
 
-from vla_prune_ros.trials import robot_client, robot_report, robot_trial
-from vla_prune_ros.trials.robot_trial import RobotEpisode
+from vla_prune_ros.trials import robot_path, robot_report, robot_trial
+from vla_prune_ros.trials.robot_path import RobotEpisode
 
 LIMIT = 170
+BRIDGE = robot_trial.given(robot_trial.BRIDGE)
 
 
 def trial(folder, *arguments, timeout=LIMIT) -> list[dict]:
@@ -52,7 +53,7 @@ def arm(request, start, namespace):
             f'interface.stiffness:={robot_trial.STIFFNESS[output]}',
         ]  # fmt: skip
         start('sim_bridge', *node_arguments(namespace, simulation, *robot_trial.DRIVER))
-        bridge = [*robot_trial.BRIDGE, f'output:={output}', *parameters]
+        bridge = [*BRIDGE, f'output:={output}', *parameters]
         return start('robot_bridge', *node_arguments(namespace, bridge))
 
     return make
@@ -122,10 +123,10 @@ def test_only_the_tabletop_can_be_driven(start, namespace):
 def test_jerk_is_that_of_the_path_and_leaves_out_what_is_irregular():
     times = 0.05 * np.arange(40)
     path = [(t, np.array([t**3, 0.0, 0.0])) for t in times]
-    assert robot_client.jerk_rms(path) == pytest.approx(6.0)
+    assert robot_path.jerk_rms(path) == pytest.approx(6.0)
     jumped = [(t + (5.0 if k > 20 else 0.0), p) for k, (t, p) in enumerate(path)]
-    assert robot_client.jerk_rms(jumped) == pytest.approx(6.0)
-    assert np.isnan(robot_client.jerk_rms(path[:3]))
+    assert robot_path.jerk_rms(jumped) == pytest.approx(6.0)
+    assert np.isnan(robot_path.jerk_rms(path[:3]))
 
 
 def test_the_page_has_every_cell_and_every_stop():
@@ -186,7 +187,8 @@ def test_whatever_is_killed_in_motion_the_arm_comes_to_rest(ros, start, namespac
         'bridge': start(
             'robot_bridge',
             *node_arguments(
-                namespace, [*robot_trial.BRIDGE, f'output:={output}', 'hold_timeout:=2.0']
+                namespace,
+                [*BRIDGE, f'output:={output}', 'hold_timeout:=2.0'],
             ),
         ),
         'policy': start('policy_node', *node_arguments(namespace, ['torch_threads:=1'])),

@@ -10,7 +10,8 @@ from typing import Any
 
 from vla_prune_ros.evaluation.statistics import wilson_interval
 from vla_prune_ros.evaluation.summary import table
-from vla_prune_ros.trials.robot_trial import BRIDGE_VALUES, RobotEpisode
+from vla_prune_ros.trials.robot_path import RobotEpisode
+from vla_prune_ros.trials.robot_trial import BRIDGE_VALUES
 
 
 def cells(episodes: Sequence[RobotEpisode]) -> list[dict[str, Any]]:
