@@ -33,7 +33,7 @@ class RobotEpisode:
 
 
 class Ledger:
-    """Episodes in a file, one a line behind what they were run with: a trial may be taken up again.
+    """Episodes in a file, one a line, behind what they were run with: a trial may go on later.
 
     Attributes:
         episodes: all of them.

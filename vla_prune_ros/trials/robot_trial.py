@@ -24,8 +24,8 @@ DESCRIPTION = """\
 Run policy_node, robot_bridge and a simulated arm that takes only pose or twist commands, over DDS
 and in real time, and report how often the tasks succeed. Output chunk is the simulator's own
 execution. With --lockstep the same parts run in this process, step by step, which gives the same
-numbers on every machine. Writes robot.json and robot.md; called again with the same --out it goes on
-where it was. Exit code 0 only if every episode ran."""
+numbers on every machine. Writes robot.json and robot.md; called again with the same --out it goes
+on where it was. Exit code 0 only if every episode ran."""
 OUTPUTS = ('chunk', 'pose', 'twist')
 JSON, PAGE, LEDGER = 'robot.json', 'robot.md', 'episodes.jsonl'
 RETRIES = 2  # of an episode that broke down by itself
@@ -240,6 +240,7 @@ def write(
         'environment': environment(),
         'load_average': [load, os.getloadavg()[0]],
         'note': args.note,
+        'lockstep': args.lockstep,
     }
     cells = robot_report.cells(episodes)
     data = {'run': run_data, 'cells': cells, 'episodes': [asdict(e) for e in episodes]}
