@@ -165,16 +165,28 @@ def test_a_trial_goes_on_where_it_was_and_not_with_other_settings(tmp_path):
         robot_path.Ledger(path, {'execution': 'open_loop'})
 
 
-def test_in_lockstep_pose_is_as_good_as_the_simulators_own_execution_on_every_machine(tmp_path):
-    arguments = ['--lockstep', '--episodes', '1', '--latency', '0,0.15']
-    first = trial(tmp_path / 'a', *arguments)
-    assert [c['successes'] for c in first] == [1] * 6
-    chunk, pose = first[0], first[2]
+def test_in_lockstep_every_output_is_as_good_as_the_simulators_own_execution(tmp_path):
+    def run(name):
+        words = [
+            '--lockstep',
+            '--episodes',
+            '1',
+            '--latency',
+            '0.15',
+            '--out',
+            f'{tmp_path}/{name}',
+        ]
+        assert robot_trial.main(words) == 0
+        return json.loads((tmp_path / name / robot_trial.JSON).read_text())['cells']
+
+    chunk, pose, twist = first = run('a')
+    assert [c['successes'] for c in first] == [1] * 3
     assert abs(chunk['steps'] - pose['steps']) <= 2
-    assert trial(tmp_path / 'b', *arguments) == first
+    assert pose['chunk_arrival_p50'] == twist['chunk_arrival_p50'] == pytest.approx(0.2)
+    assert run('b') == first, 'the same numbers on every machine'
     before = (tmp_path / 'a' / robot_trial.LEDGER).read_text()
-    trial(tmp_path / 'a', *arguments)
-    assert (tmp_path / 'a' / robot_trial.LEDGER).read_text() == before, 'nothing left to run'
+    assert run('a') == first
+    assert (tmp_path / 'a' / robot_trial.LEDGER).read_text() == before, 'nothing was left to run'
 
 
 @pytest.mark.parametrize(
