@@ -22,6 +22,7 @@ EXTRAS = {
     'sim': 'sim',
     'quantization': 'quantization',
     'view': 'view',
+    'training': 'training',
     'test': 'dev',
 }
 

@@ -83,7 +83,7 @@ class Episode:
     Attributes:
         id: unique in its data set, the same whenever it is read.
         file: where it comes from.
-        instructions: what to do; one, unless `labels` answer several.
+        instructions: what to do: one, or one for each segment, or those that `labels` answer.
         actions: float32 [T, A] in robot units, gripper 1 open, 0 closed. With `labels`, the
             first action of the first label of each step.
         proprio: float32 [T, P]; None for a robot without.

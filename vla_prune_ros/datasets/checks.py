@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vla_prune_ros.datasets.base import DataError, Episode
+from vla_prune_ros.datasets.gripper import to_policy
 
 _LFS = b'version https://git-lfs'
 
@@ -27,6 +29,18 @@ def check_file(path: Path) -> None:
         raise DataError(path, 'this is a git-LFS pointer, not the data', 'run: git lfs pull')
     if not head:
         raise DataError(path, 'the file is empty', 'copy or download it again')
+
+
+def converted(actions: np.ndarray, convention: str, **place: Any) -> np.ndarray:
+    """Actions [T, A] with the gripper in our convention.
+
+    Raises:
+        DataError: the numbers are those of another one; `place` says where.
+    """
+    try:
+        return to_policy(actions, convention)
+    except ValueError as error:
+        raise DataError(what=str(error), cure='say which one with --gripper', **place) from error
 
 
 def checked(episode: Episode) -> Episode:
@@ -60,6 +74,8 @@ def checked(episode: Episode) -> Episode:
                 'repair the recorder or leave the episode out',
                 step,
             )
+    several = len(episode.instructions) > 1 and episode.labels is None
+    assert not several or len(episode.instructions) == len(episode.segments)
     if not episode.instructions or not all(text.strip() for text in episode.instructions):
         raise _error(episode, 'there is no instruction', 'give one with --instruction')
     return episode

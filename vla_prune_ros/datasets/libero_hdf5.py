@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vla_prune_ros.datasets.base import DataError, DataSet, Episode, Picture, ReadOptions
-from vla_prune_ros.datasets.checks import checked
-from vla_prune_ros.datasets.gripper import to_policy
+from vla_prune_ros.datasets.checks import checked, converted
 from vla_prune_ros.datasets.hdf5 import array, hdf5_files, member, numbers, open_hdf5, rows
-from vla_prune_ros.datasets.pictures import Frames, check_frame, encode_jpeg, turned
+from vla_prune_ros.datasets.pictures import Frames, check_frame, turned
+from vla_prune_ros.vla.pictures import encode_jpeg
 
 CAMERAS = {'agentview': 'agentview_rgb', 'wrist': 'eye_in_hand_rgb'}
 RATE = 20.0  # Hz
@@ -105,10 +105,7 @@ class LiberoSet(DataSet):
         if offset:  # regenerated files have no no-ops
             kept = moving(actions)
             order, actions = order[kept], actions[kept]
-        try:
-            actions = to_policy(actions, self._options.gripper or 'env')
-        except ValueError as error:
-            raise DataError(what=str(error), cure='say which with --gripper', **place) from error
+        actions = converted(actions, self._options.gripper or 'env', **place)
         turn = 180 if self._options.rotate is None else self._options.rotate
         pictures = {
             name: Frames(len(order), partial(_frames, demo, f'obs/{key}', order, turn))

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from vla_prune_ros.datasets.base import DataError, Picture
+from vla_prune_ros.vla.pictures import encode_jpeg
 
 JPEG = b'\xff\xd8'
-PNG = b'\x89PNG\r\n\x1a\n'
 
 
 class Frames:
@@ -28,13 +28,6 @@ class Frames:
 
     def __iter__(self) -> Iterator[Picture]:
         return self._make()
-
-
-def encode_jpeg(frame: np.ndarray) -> bytes:
-    """JPEG of quality 95, 4:2:0, as the authors' data sets and their evaluation have it."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, 'JPEG', quality=95, subsampling='4:2:0')
-    return buffer.getvalue()
 
 
 def turned(frame: np.ndarray, degrees: int) -> np.ndarray:
@@ -56,3 +49,27 @@ def check_frame(frame: Any, **place: Any) -> np.ndarray:
             **place,
         )
     return frame
+
+
+def as_jpeg(data: bytes, turn: int = 0, **place: Any) -> bytes:
+    """An encoded picture as upright JPEG: bytes as they are, if they are a JPEG and upright.
+
+    Raises:
+        DataError: they are no RGB picture.
+    """
+    if data[:2] == JPEG and not turn:
+        return data
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            what=f'{len(data)} bytes are no whole picture: {error}', cure='copy it again', **place
+        ) from error
+    if picture.mode != 'RGB':
+        raise DataError(
+            what=f'a picture has the mode {picture.mode}, not RGB',
+            cure='name a colour camera with --cameras',
+            **place,
+        )
+    return encode_jpeg(turned(np.asarray(picture), turn))

@@ -154,10 +154,12 @@ class Store:
             if frame is not None and instruction is not None:
                 at = np.arange(label, label + entry['labels'])
                 parts.append((frame[at], at, table[instruction[at]], number))
-            else:
-                segments = entry['segments'] or [(0, entry['frames'])]
-                at = begin + chunk_starts(segments, chunk)
-                parts.append((at, at, np.full(len(at), table[0]), number))
+                continue
+            segments = entry['segments'] or [(0, entry['frames'])]
+            for part, segment in enumerate(segments):
+                at = begin + chunk_starts([segment], chunk)
+                text = table[part if len(table) > 1 else 0]
+                parts.append((at, at, np.full(len(at), text), number))
         if not any(len(at) for _, at, _, _ in parts):
             raise ValueError(f'{self.path}: no episode is as long as a chunk of {chunk} actions')
         return Samples(

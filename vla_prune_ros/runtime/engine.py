@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.runtime.capture import CudaGraphs, GraphBackend
+from vla_prune_ros.runtime.fast import operations_for
 from vla_prune_ros.runtime.stages import Stages
 from vla_prune_ros.runtime.workspace import Assemble, See, StaticSlots, Workspace
 from vla_prune_ros.vla.model import OFTNetwork, OFTOutput
+from vla_prune_ros.vla.operations import TORCH, use
 from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import TokenSelector
 from vla_prune_ros.vla.walk import Mark, unmarked
@@ -57,6 +59,20 @@ class PlainEngine:
         state = torch.from_numpy(np.asarray(proprio)).to(device, torch.float32)[None]
         pixels = self._scale(torch.as_tensor(frames).to(device))
         return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
+
+    @torch.inference_mode()
+    def again(
+        self, out: OFTOutput, selector: TokenSelector, readout_start: int | None = None
+    ) -> OFTOutput:
+        """Decode the sequence of the latest pass once more, with another selector.
+
+        Args:
+            out: what that pass returned.
+            selector: as in a pass.
+            readout_start: as in a pass.
+        """
+        space = self.model.decoder.space(out.embeddings)
+        return self.model.act(space, out.layout, selector, readout_start)
 
     def last(self) -> str:
         """How the latest pass ran, '' for plain."""
@@ -114,6 +130,15 @@ class GraphEngine(PlainEngine):
         layout = space.layout(input_ids.shape[1])
         return self.model.act(space, layout, selector, readout_start, mark, run)
 
+    @torch.inference_mode()
+    def again(
+        self, out: OFTOutput, selector: TokenSelector, readout_start: int | None = None
+    ) -> OFTOutput:
+        """See `PlainEngine.again`; the sequence is still where it was assembled."""
+        assert self._space is not None  # of that pass
+        run = self.stages.run
+        return self.model.act(self._space, out.layout, selector, readout_start, unmarked, run)
+
     def last(self) -> str:
         """See `PlainEngine.last`."""
         return self.stages.said or 'replay'
@@ -123,6 +148,7 @@ class GraphEngine(PlainEngine):
         stages = self.stages
         return {
             'runtime': self.name,
+            'kernels': self.model.decoder.layers[0].ops.name,
             'backend': stages.backend.name,
             'graphs': len(stages),
             'captures': stages.captures,
@@ -166,6 +192,7 @@ def make_engine(model: OFTNetwork, runtime: str = 'auto') -> PlainEngine:
         compile_layers(model)
     elif kind == 'cuda':
         model.decoder.fuse()
+    use(model, TORCH if runtime == 'compile' else operations_for(model.device))
     if runtime == 'graphs' or (kind == 'cuda' and runtime != 'plain'):
         return GraphEngine(model, 'compile' if runtime == 'compile' else 'graphs')
     return PlainEngine(model)
@@ -185,6 +212,6 @@ def compile_layers(model: OFTNetwork) -> None:
     for block in (*backbone.featurizer.blocks, *backbone.fused_featurizer.blocks):
         block.compile()
     for layer in model.decoder.layers:
-        if 'qkv' in vars(layer):  # by another policy on the same model
+        if 'enter' in vars(layer):  # by another policy on the same model
             continue
-        layer.qkv, layer.finish = torch.compile(layer.qkv), torch.compile(layer.finish)
+        layer.enter, layer.leave = torch.compile(layer.enter), torch.compile(layer.leave)
