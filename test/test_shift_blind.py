@@ -15,7 +15,7 @@ import torch
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
 from vla_prune_ros.evaluation.rollouts import Entry, Episode, Session, Setup
-from vla_prune_ros.evaluation.shift_report import cells
+from vla_prune_ros.evaluation.shift_report import Runs, cells
 from vla_prune_ros.pruning import MODES, PruningMethod
 from vla_prune_ros.pruning.overlay import patch_of_pixel
 from vla_prune_ros.vla.selection import PassPlan
@@ -68,11 +68,10 @@ def play(shift):
 @pytest.mark.parametrize('shift', ['jump:3', 'swap:3', 'push:3'])
 def test_a_mode_that_never_looks_at_what_changed_comes_out_last(monkeypatch, shift):
     monkeypatch.setitem(MODES, 'blind', Blind)
-    records = [
-        r for by_mode in runs.records.values() for e in by_mode.values() for r in e.values()
-    ]
-    assert not [r.error for r in records if r.error]
-    runs = replace(runs, weights=dict.fromkeys(MODES_RUN, ''), modes=dict(zip(*[MODES_RUN] * 2)))
+    weights, modes = dict.fromkeys(MODES_RUN, ''), {mode: mode for mode in MODES_RUN}
+    runs = Runs({'none': play(''), shift: play(shift)}, weights, modes)
+    for by_mode in runs.records.values():
+        assert not [r.error for records in by_mode.values() for r in records.values() if r.error]
     rows = {(row['shift'], row['entry']): row for row in cells(runs)}
     plain, blind = rows['none', 'blind'], rows[shift, 'blind']
     assert plain['success'] == rows['none', 'none']['success'] > 0.9  # nothing is seen of it there
