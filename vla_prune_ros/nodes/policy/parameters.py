@@ -29,7 +29,8 @@ FIFO_DEPTH = DEPTH
 PRUNING = Spec(
     'pruning.mode', 'none', 'visual-token pruning', read_only=False,
     choices=(  # the names of pruning.MODES, which needs torch
-        'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'fastv', 'random', 'grid',
+        'none', 'specprune', 'lightvla', 'vla_cache', 'efficient_vla', 'vla_pruner', 'scout',
+        'fastv', 'random', 'grid',
     ),
 )  # fmt: skip
 
