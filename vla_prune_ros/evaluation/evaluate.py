@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from vla_prune_ros.command_line import (
     verb_parser,
     write_json,
 )
+from vla_prune_ros.evaluation.exclusive import exclusive
 
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry, Setup
@@ -121,6 +121,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add_compute(p, ' of every worker')
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
+    p.add_argument(
+        '--shift', default='', metavar='AXIS:LEVEL,...',
+        help='a world that differs from the suite, see doc/shifts.md; levels 1 to 5, 0 and none:'
+        ' as the suite is (default: none)',
+    )  # fmt: skip
+    p.add_argument(
+        '--shift-seed', type=at_least(0), default=0, help='what shifts draw from (default: 0)'
+    )
     p.add_argument('--max-steps', type=at_least(1), help="step limit instead of the tasks' own")
     p.add_argument('--out', type=Path, default=Path('out/evaluation'), help='output directory')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
@@ -140,34 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of('evaluate', run, interrupted=kept)
 
 
-@contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """Keep an output directory to one evaluation; one that it left empty goes again.
-
-    Raises:
-        RuntimeError: another one writes there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / '.lock').open('a+') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise RuntimeError(
-                f'another evaluation writes to {out} (process {lock.read().strip() or "unknown"});'
-                ' wait for it or choose another --out'
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield
-        finally:
-            if [path.name for path in out.iterdir()] == ['.lock']:
-                (out / '.lock').unlink()
-                out.rmdir()
-
-
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Run, summarise and write everything."""
     from tqdm import tqdm
@@ -181,10 +161,14 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.evaluation.rollouts import Setup
     from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
     from vla_prune_ros.sim import backend_of
+    from vla_prune_ros.sim.shifts import check_backend, parse_shift, shift_text
 
     require_device(args.device)
     checkpoint, own = args.checkpoint, {}
-    libero = backend_of(args.suite) == 'libero'
+    backend = backend_of(args.suite)
+    libero = backend == 'libero'
+    shift = parse_shift(args.shift)
+    check_backend(shift, backend)
     if checkpoint is None:
         if libero:
             raise ValueError(f'--suite {args.suite} needs a --checkpoint; none comes with it')
@@ -195,8 +179,11 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         device=args.device,
         dtype=args.dtype,
         unnorm_key=args.unnorm_key,
+        variant=args.model_variant,
         readout_start=args.readout_start,
         seed=args.seed,
+        shift=shift_text(shift),
+        shift_seed=args.shift_seed,
         threads=args.threads,
         robot_options=robot_options(args, libero),
         videos=str(args.out / 'videos'),

@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,20 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_prune_ros import weights
-from vla_prune_ros.evaluation.auditing import note_audit
-from vla_prune_ros.evaluation.landmarks import count_landmarks
+from vla_prune_ros.evaluation.playing import run_episode
 from vla_prune_ros.evaluation.videos import wants_video, write_video
-from vla_prune_ros.sim import (
-    SimulatedRobot,
-    SimulationError,
-    backend_of,
-    make_robot,
-    to_env_action,
-)
+from vla_prune_ros.sim import SimulatedRobot, SimulationError, backend_of, make_robot
+from vla_prune_ros.sim.shifts import ShiftedRobot
 
 if TYPE_CHECKING:
-    from vla_prune_ros.evaluation.flops import PassWork, WorkMeter
-    from vla_prune_ros.policy import ActionChunk, VLAPolicy
+    from vla_prune_ros.evaluation.flops import WorkMeter
+    from vla_prune_ros.policy import VLAPolicy
 
 
 MAX_POLICIES = 2  # that a session holds in memory, beside each other
@@ -82,8 +75,13 @@ class EpisodeRecord:
     `success` is None when an exception ended the episode: such an episode says nothing about the
     policy and is counted apart. Per-layer numbers and `flops` are means over the queries;
     `timing_ms` keeps every query. `landmarks` counts, over all queries, how often the patch that
-    shows a thing was kept and how often the thing was in the picture. `audit` keeps the deviation
-    from the dense policy at every query, by group of dimensions and `overall`.
+    shows a thing was kept and how often the thing was in the picture; `landmarks_after` over the
+    queries after the first event of a shift, `landmarks_next` over the very next one. `audit`
+    keeps the deviation from the dense policy at every query, by group and `overall`.
+
+    Attributes:
+        events: [time in s, kind] of what a shift did, and when the robot was back on its way.
+        path_m: way of the hand; `jerk`: root mean square of its third derivative, m/s3.
     """
 
     episode: Episode
@@ -99,6 +97,11 @@ class EpisodeRecord:
     timing_ms: dict[str, list[float]] = field(default_factory=dict)
     landmarks: dict[str, list[int]] = field(default_factory=dict)
     audit: dict[str, list[float]] = field(default_factory=dict)
+    landmarks_after: dict[str, list[int]] = field(default_factory=dict)
+    landmarks_next: dict[str, list[int]] = field(default_factory=dict)
+    events: list[list] = field(default_factory=list)
+    path_m: float = 0.0
+    jerk: float = 0.0
     resets: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
@@ -125,8 +128,9 @@ class Setup:
     `checkpoint` is a directory or the name of an embedded policy, `sha256` the digest of its
     weights, for workers on other machines to compare. `threads` is the number of torch threads of
     each worker; more than one makes float sums depend on the machine. Of failed episodes up to
-    `max_videos` per entry are filmed into the folder `videos`. With `audit` every observation is
-    also run dense.
+    `max_videos` per entry are filmed into the folder `videos`. `shift` is how the world differs
+    from the suite, as `shift_text` writes it, and `shift_seed` what it draws from. With `audit`
+    every observation is also run dense.
     """
 
     checkpoint: str
@@ -136,8 +140,11 @@ class Setup:
     device: str = 'cpu'
     dtype: str = 'float32'
     unnorm_key: str | None = None
+    variant: str = ''
     readout_start: int | None = None
     seed: int = 7
+    shift: str = ''
+    shift_seed: int = 0
     threads: int = 1
     videos: str = ''
     max_videos: int = 0
@@ -147,6 +154,8 @@ class Setup:
         """What must be equal for episodes of two runs to be the same."""
         free = ['checkpoint', 'threads', 'videos', 'max_videos']
         free += [] if self.audit else ['audit']  # episodes without one go on as before
+        if not self.shift:  # as episodes were logged before there were any
+            free += ['shift', 'shift_seed']
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -178,7 +187,7 @@ class Session:
         self.setup = setup
         self._loaded: dict[Path, tuple[VLAPolicy, WorkMeter]] = {}  # latest use last
         self.use(None)
-        self.robot = make_robot(backend_of(setup.suite), suite=setup.suite, **setup.robot_options)
+        self.robot = make_setup_robot(setup)
 
     def use(self, checkpoint: str | None) -> VLAPolicy:
         """Take the policy of a checkpoint, None for the run's own, for what comes next."""
@@ -245,24 +254,37 @@ class Session:
         return options
 
 
+def make_setup_robot(setup: Setup) -> SimulatedRobot:
+    """The robot of a run, in the world that its shift makes."""
+    robot = make_robot(backend_of(setup.suite), suite=setup.suite, **setup.robot_options)
+    return ShiftedRobot(robot, setup.shift, setup.shift_seed) if setup.shift else robot
+
+
 def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
     """The policy of a checkpoint as a run wants it."""
     from vla_prune_ros.policy import VLAPolicy
 
-    return VLAPolicy.from_pretrained(
+    policy = VLAPolicy.from_pretrained(
         directory,
         device=setup.device,
         dtype=setup.dtype,
-        unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite),
+        unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite, setup.variant),
+        variant=setup.variant,
         readout_start=setup.readout_start,
     )
+    if policy.config.action_kind != 'delta_pose':
+        raise ValueError(
+            f'{directory} commands {policy.config.action_kind}; the simulated robots take '
+            'end-effector deltas only'
+        )
+    return policy
 
 
-def suite_statistics(directory: Path, suite: str) -> str | None:
+def suite_statistics(directory: Path, suite: str, variant: str = '') -> str | None:
     """Key of a suite's normalisation statistics; None if a checkpoint has none of that name."""
     from vla_prune_ros.vla.config import OpenVLAConfig
 
-    known = OpenVLAConfig.from_directory(directory).norm_stats
+    known = OpenVLAConfig.from_directory(directory, variant).norm_stats
     return next((key for key in (suite, f'{suite}_no_noops') if key in known), None)
 
 
@@ -271,78 +293,3 @@ def mode_options(mode: str) -> tuple[str, ...]:
     from vla_prune_ros.pruning import MODES
 
     return tuple(option.name for option in MODES[mode].options)
-
-
-def run_episode(
-    policy: VLAPolicy,
-    robot: SimulatedRobot,
-    meter: WorkMeter,
-    record: EpisodeRecord,
-    *,
-    audit: bool = False,
-) -> list[np.ndarray]:
-    """Play one episode into `record`, which names task, initial state and step limit.
-
-    Success is tested after every control step and ends the episode. With `audit` every observation
-    is also run dense, outside of the history. Returns the executed actions,
-    float64 [7] each.
-    """
-    from vla_prune_ros.evaluation.flops import mean_flops
-    from vla_prune_ros.policy import Observation
-
-    episode = record.episode
-    task = robot.tasks[episode.task]
-    limit = episode.max_steps or task.max_steps
-    observation = robot.reset(episode.task, episode.state)
-    passes: list[PassWork] = []
-    resets: Counter[str] = Counter()
-    executed: list[np.ndarray] = []
-    record.success = False
-    while not record.success and record.steps < limit:
-        chunk = policy.step(
-            Observation(
-                images=observation.images,
-                proprio=observation.proprio,
-                instruction=task.instruction,
-                stamp=observation.time,
-            )
-        )
-        record.queries += 1
-        passes.append(meter.last)
-        _note_query(record, chunk, resets)
-        count_landmarks(record.landmarks, robot, policy.settings.cameras, chunk)
-        chunk_end = min(len(chunk.actions), limit - record.steps)
-        if audit:
-            note_audit(record.audit, policy.audit(steps=chunk_end))
-        for number, action in enumerate(chunk.actions[:chunk_end], start=1):
-            # rendering costs more than physics: only frames that somebody looks at
-            render = number == chunk_end or policy.wants_frames
-            observation = robot.step(to_env_action(action), render=render)
-            policy.record_executed(action)
-            executed.append(action)
-            record.steps += 1
-            if robot.success():
-                record.success = True
-                break
-            if number < chunk_end:
-                if policy.wants_frames:
-                    policy.observe(observation.images)
-                if policy.wants_query:
-                    observation = robot.observe()
-                    break
-    record.resets = dict(resets)
-    record.kept = record.kept / record.queries
-    record.visual_rows = np.mean([p.visual_rows for p in passes], axis=0).round(3).tolist()
-    record.flops = mean_flops(policy.config, passes)
-    if episode.keep_actions:
-        record.actions = np.round(executed, 6).tolist()
-    return executed
-
-
-def _note_query(record: EpisodeRecord, chunk: ActionChunk, resets: Counter[str]) -> None:
-    record.visual_tokens = chunk.n_visual
-    record.kept += len(chunk.kept)  # a sum until the episode ends
-    for stage, ms in chunk.timing.items():
-        record.timing_ms.setdefault(stage, []).append(round(float(ms), 3))
-    if chunk.reset_reason:
-        resets[chunk.reset_reason] += 1
