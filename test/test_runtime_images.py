@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vla_prune_ros.runtime import images
 from vla_prune_ros.runtime.images import DeviceImages
 from vla_prune_ros.vla.pictures import preprocess_image
 
@@ -39,6 +40,24 @@ def test_pictures_equal_those_of_the_host(size, device):
         assert ours.device.type == device.type
         for picture, frame in zip(ours.cpu().numpy(), given, strict=True):
             np.testing.assert_array_equal(picture, preprocess_image(frame, size), str(shape))
+
+
+def test_frames_of_several_sizes_and_jpeg_in_whole_numbers(monkeypatch):
+    monkeypatch.setattr(images, 'has_decoder', lambda: False)
+    pipeline = DeviceImages(56, torch.device('cpu'))
+    given = [frames(60, 50)[0], frames(33, 90)[1], frames(60, 50)[2]]
+    for picture, frame in zip(pipeline(given).numpy(), given, strict=True):
+        np.testing.assert_array_equal(picture, preprocess_image(frame, 56))
+
+
+def test_a_decoder_of_another_kind_keeps_jpeg_on_the_host(monkeypatch):
+    assert images.decoder_agrees()
+    monkeypatch.setattr(images, 'decoder_agrees', lambda: False)
+    monkeypatch.setattr(images.jpeg, 'round_trip', lambda x: pytest.fail('another decoder'))
+    monkeypatch.setattr(images, 'has_decoder', lambda: False)
+    (frame, *_) = frames(60, 50)
+    monkeypatch.setattr(images, 'jpeg_round_trip', lambda image: image)
+    assert DeviceImages(56, torch.device('cpu'))([frame]).shape == (1, 56, 56, 3)
 
 
 def test_malformed_frames_are_refused():
