@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vla_prune_ros.runtime.fast import operations_for
 from vla_prune_ros.runtime.pinned import Sender
-from vla_prune_ros.vla import jpeg
+from vla_prune_ros.vla.jpeg import round_trip, tables
 from vla_prune_ros.vla.pictures import (
     check_frame,
     crop_table,
@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 class HostImages:
     """Camera frames to policy images on the host; on a GPU they follow at once, as bytes."""
 
-    def __init__(self, processor: Processor, device: torch.device) -> None:
-        self._processor, self._device = processor, device
+    def __init__(self, processor: Processor, device: torch.device, jpeg: bool = True) -> None:
+        self._processor, self._device, self._jpeg = processor, device, jpeg
         self._senders: dict[tuple[int, ...], Sender] = {}
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray | Tensor:
@@ -46,7 +46,7 @@ class HostImages:
         Raises:
             ValueError: not RGB frames of bytes.
         """
-        frames = self._processor.frames(images)
+        frames = self._processor.frames(images, self._jpeg)
         if self._device.type != 'cuda':
             return frames
         if frames.shape not in self._senders:
@@ -61,13 +61,13 @@ class DeviceImages:
     machine gives other pictures than these; on a CPU the decoder is faster.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._size, self._device = size, device
+    def __init__(self, size: int, device: torch.device, jpeg: bool = True) -> None:
+        self._size, self._device, self._jpeg = size, device, jpeg
         self._crop = tuple(torch.from_numpy(t).to(device) for t in crop_table(size))
         self._senders: dict[tuple[int, ...], Sender] = {}
         self._threads = ThreadPoolExecutor(4, 'jpeg')
-        self._on_host = device.type == 'cpu' if has_decoder() else False
-        if not self._on_host and not decoder_agrees():
+        self._on_host = jpeg and device.type == 'cpu' and has_decoder()
+        if jpeg and not self._on_host and not decoder_agrees():
             _log.warning('the JPEG decoder here gives other pictures: JPEG stays on the host')
             self._on_host = True
         self._steps: Any = _steps_of(device)
@@ -90,8 +90,8 @@ class DeviceImages:
     def _pictures(self, first: int, frames: np.ndarray) -> Tensor:
         """Frames of one size, the first of which is of that view."""
         x, size, steps = self._send(first, frames), self._size, self._steps
-        if not self._on_host:
-            x = steps.jpeg_round_trip(x, *jpeg.tables(self._device))
+        if self._jpeg and not self._on_host:
+            x = steps.jpeg_round_trip(x, *tables(self._device))
         if x.shape[1:3] != (size, size):
             rows, columns = (_taps(n, size, self._device) for n in x.shape[1:3])
             x = steps.resize(x, rows, columns)
@@ -110,7 +110,7 @@ class TorchSteps:
     @staticmethod
     def jpeg_round_trip(x: Tensor, divisors: Tensor, multipliers: Tensor) -> Tensor:
         """Encode and decode uint8 [V, H, W, 3], see `vla.jpeg`."""
-        return jpeg.round_trip(x)
+        return round_trip(x)
 
     @staticmethod
     def resize(x: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
@@ -158,7 +158,7 @@ def decoder_agrees() -> bool:
     if not has_decoder():
         return True
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    found = jpeg.round_trip(torch.from_numpy(noise)[None])[0]
+    found = round_trip(torch.from_numpy(noise)[None])[0]
     return np.array_equal(found.numpy(), jpeg_round_trip(noise))
 
 

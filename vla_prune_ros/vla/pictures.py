@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vla_prune_ros.vla import jpeg
+from vla_prune_ros.vla.jpeg import QUALITY, round_trip
 
 CROP_AREA = 0.9
-JPEG_QUALITY = jpeg.QUALITY
+JPEG_QUALITY = QUALITY
 _RADIUS = np.float32(3)  # of the Lanczos kernel
 _PI = np.float32(3.14159265359)
 
@@ -63,7 +63,7 @@ def decode_jpeg(data: bytes) -> np.ndarray:
 def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
     """Encode and decode; uint8 [H, W, 3] to the same."""
     if not has_decoder():
-        return jpeg.round_trip(torch.from_numpy(np.array(image))[None])[0].numpy()
+        return round_trip(torch.from_numpy(np.array(image))[None])[0].numpy()
     return decode_jpeg(encode_jpeg(image))
 
 
@@ -83,12 +83,13 @@ def check_frame(image: np.ndarray) -> None:
         raise ValueError(f'a camera frame is uint8 [H, W, 3], not {image.dtype} {image.shape}')
 
 
-def preprocess_image(image: np.ndarray, size: int = 224) -> np.ndarray:
+def preprocess_image(image: np.ndarray, size: int = 224, jpeg: bool = True) -> np.ndarray:
     """Turn an upright camera frame into the policy image.
 
     Args:
         image: uint8 RGB [H, W, 3].
         size: side of the policy image.
+        jpeg: go through JPEG first, as the published training data did.
 
     Returns:
         uint8 RGB [size, size, 3].
@@ -97,7 +98,7 @@ def preprocess_image(image: np.ndarray, size: int = 224) -> np.ndarray:
         ValueError: not an RGB frame of bytes.
     """
     check_frame(image)
-    return to_bytes(centre_crop(resize(jpeg_round_trip(image), size)))
+    return to_bytes(centre_crop(resize(jpeg_round_trip(image) if jpeg else image, size)))
 
 
 def to_bytes(cropped: np.ndarray) -> np.ndarray:
