@@ -8,11 +8,13 @@ switched on before Triton is imported. The interpreter has no correct bfloat16.
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from tiny import inputs, tiny_model
 
-from vla_prune_ros.runtime import engine, fast
+from vla_prune_ros.runtime import engine, fast, images
+from vla_prune_ros.runtime.kernels import pictures
 from vla_prune_ros.runtime.kernels.attention import attention
 from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
@@ -20,8 +22,10 @@ from vla_prune_ros.runtime.kernels.operations import TritonOperations
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.vla import jpeg
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.operations import TORCH, rotate, use
+from vla_prune_ros.vla.pictures import crop_table, preprocess_image
 from vla_prune_ros.vla.selection import PassPlan
 
 F = torch.nn.functional
@@ -106,6 +110,31 @@ def test_attention_over_the_first_keys(heads, width, m, live, dtype):
     wanted = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(live, -1)
     close(found[:live], wanted, dtype)
     assert not found[live:].any()
+
+
+# -- pictures -------------------------------------------------------------------------------
+@pytest.mark.parametrize(('height', 'width'), [(16, 16), (17, 33), (3, 5), (1, 1), (40, 24)])
+def test_pictures_to_the_last_bit(height, width):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    frames[1] = (rng.random((height, width, 1)) > 0.5) * 255
+    given = torch.from_numpy(frames).to(DEVICE)
+    decoded = pictures.jpeg_round_trip(given, *jpeg.tables(given.device))
+    assert torch.equal(decoded, jpeg.round_trip(given))
+    rows, columns = (images._taps(n, 24, given.device) for n in (height, width))
+    small = pictures.resize(given, rows, columns)
+    assert torch.equal(small, images.TorchSteps.resize(given, rows, columns))
+    crop = [torch.from_numpy(t).to(DEVICE) for t in crop_table(24)]
+    assert torch.equal(pictures.crop(small, *crop), images.TorchSteps.crop(small, *crop))
+
+
+def test_the_pipeline_with_kernels_gives_the_pictures_of_the_host(monkeypatch):
+    monkeypatch.setenv(fast.VARIABLE, 'triton')
+    pipeline = images.DeviceImages(28, torch.device(DEVICE))
+    pipeline._on_host = False
+    frames = np.random.default_rng(1).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8)
+    for picture, frame in zip(pipeline([*frames]).cpu().numpy(), frames, strict=True):
+        np.testing.assert_array_equal(picture, preprocess_image(frame, 28))
 
 
 # -- the whole network through the same seams ---------------------------------------------------

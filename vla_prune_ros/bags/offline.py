@@ -65,6 +65,7 @@ class Setup:
     runtime: str = 'auto'
     quantization: str = 'none'
     image_pipeline: str = 'exact'
+    jpeg: bool = True
 
     @property
     def period(self) -> int:

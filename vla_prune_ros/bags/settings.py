@@ -16,11 +16,17 @@ from vla_prune_ros.ros.parameters import Spec
 
 MODEL = (
     *('device', 'dtype', 'unnorm_key', 'readout_start', 'torch_threads', 'runtime'),
-    *('quantization', 'image_pipeline', 'cameras', 'finger_joints', 'control_rate', 'max_gap'),
+    *('quantization', 'image_pipeline', 'jpeg', 'cameras', 'finger_joints', 'control_rate'),
+    'max_gap',
 )
 INPUT = ('cameras', 'finger_joints', 'sync.slop', 'sync.state_slop', 'trigger')
 NAMES = tuple(dict.fromkeys(('checkpoint', *MODEL, *INPUT)))
-SAID = ('control_rate', 'quantization', 'image_pipeline')  # what a recording says of itself
+SAID = (
+    'control_rate',
+    'quantization',
+    'image_pipeline',
+    'jpeg',
+)  # what a recording says of itself
 
 
 def chosen_parameters(file: Path | None, texts: Sequence[str]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class VLAPolicy:
         runtime: str = 'auto',
         quantization: str = 'none',
         image_pipeline: str = 'exact',
+        jpeg: bool = True,
         **options: Any,
     ) -> None:
         """Put a policy together; `from_pretrained` is the usual way.
@@ -62,7 +63,8 @@ class VLAPolicy:
             checkpoint: where the weights came from, for `info`.
             runtime: how the network is run, see `make_engine`.
             quantization: none, int8 or fp8, see `quantize`; changes the model.
-            image_pipeline: exact: on the host; device: behind the JPEG on the model's device.
+            image_pipeline: exact: on the host; device: where the model is.
+            jpeg: frames go through JPEG, as those of the published training data did.
             options: options of the pruning mode.
 
         Raises:
@@ -75,6 +77,7 @@ class VLAPolicy:
         self.model, self.processor = model, processor
         self.config = model.config
         self.quantization, self.image_pipeline = quantization, image_pipeline
+        self.jpeg = jpeg
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
         self._selector: PruningMethod = make_selector(pruning, model.config, **options)
@@ -88,9 +91,9 @@ class VLAPolicy:
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device)
+        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device, jpeg)
         if image_pipeline == 'device':
-            self._pictures = DeviceImages(model.config.image_size, model.device)
+            self._pictures = DeviceImages(model.config.image_size, model.device, jpeg)
         self._sequence = 0
         self._last: Observation | None = None
 

@@ -51,6 +51,7 @@ def load_policy(config: PolicyConfig) -> Any:
         quantization=config.quantization,
         runtime=config.runtime,
         image_pipeline=config.image_pipeline,
+        jpeg=config.jpeg,
         **options,
     )
     numbers = policy.config.action_dim, policy.config.proprio_dim

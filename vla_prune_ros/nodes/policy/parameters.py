@@ -67,6 +67,9 @@ class PolicyConfig:
         'exact', 'resize and crop of the images; exact: on the host; device: where the model is',
         choices=('exact', 'device'),
     )
+    jpeg: bool = parameter(
+        True, 'whether frames go through JPEG, as those of the published training data did'
+    )
     unnorm_key: str = parameter(
         '', 'normalisation statistics to use; empty: the only set there is'
     )
