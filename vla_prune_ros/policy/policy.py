@@ -22,14 +22,13 @@ from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
 from vla_prune_ros.policy.warm_up import record_sizes
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.runtime.engine import GraphEngine, make_engine
-from vla_prune_ros.runtime.images import DeviceImages, HostImages
+from vla_prune_ros.runtime.images import make_images
 from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
 from vla_prune_ros.vla.processor import Processor
 
-IMAGE_PIPELINES = ('exact', 'device')
 _STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
 
 
@@ -70,10 +69,7 @@ class VLAPolicy:
         Raises:
             ValueError: unknown mode, option or setting, or one that does not work here.
         """
-        if image_pipeline not in IMAGE_PIPELINES:
-            raise ValueError(
-                f'unknown image_pipeline {image_pipeline!r}; valid: {", ".join(IMAGE_PIPELINES)}'
-            )
+        self._pictures = make_images(image_pipeline, processor, model.device, jpeg)
         self.model, self.processor = model, processor
         self.config = model.config
         self.quantization, self.image_pipeline = quantization, image_pipeline
@@ -91,9 +87,6 @@ class VLAPolicy:
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device, jpeg)
-        if image_pipeline == 'device':
-            self._pictures = DeviceImages(model.config.image_size, model.device, jpeg)
         self._sequence = 0
         self._last: Observation | None = None
 

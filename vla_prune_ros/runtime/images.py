@@ -30,6 +30,7 @@ from vla_prune_ros.vla.pictures import (
 )
 from vla_prune_ros.vla.processor import Processor
 
+IMAGE_PIPELINES = ('exact', 'device')
 _log = logging.getLogger(__name__)
 
 
@@ -102,6 +103,29 @@ class DeviceImages:
         if key not in self._senders:
             self._senders[key] = Sender(frames.shape, torch.uint8, self._device)
         return self._senders[key].send(frames)
+
+
+def make_images(
+    pipeline: str, processor: Processor, device: torch.device, jpeg: bool = True
+) -> HostImages | DeviceImages:
+    """What turns camera frames into policy images.
+
+    Args:
+        pipeline: exact: on the host; device: where the model is.
+        processor: for the checkpoint.
+        device: where the model is.
+        jpeg: frames go through JPEG, as those of the published training data did.
+
+    Raises:
+        ValueError: unknown pipeline.
+    """
+    if pipeline not in IMAGE_PIPELINES:
+        raise ValueError(
+            f'unknown image_pipeline {pipeline!r}; valid: {", ".join(IMAGE_PIPELINES)}'
+        )
+    if pipeline == 'device':
+        return DeviceImages(processor.config.image_size, device, jpeg)
+    return HostImages(processor, device, jpeg)
 
 
 class TorchSteps:
