@@ -26,15 +26,13 @@ from vla_prune_ros.pruning.controller import SpeedController, Thresholds
 from vla_prune_ros.pruning.frames import patch_similarity, to_patches
 from vla_prune_ros.pruning.history import History
 from vla_prune_ros.pruning.importance import Importance
-from vla_prune_ros.pruning.scaling import scaled_count
+from vla_prune_ros.pruning.scaling import scale_layers, scaled_count, whole_numbers
 from vla_prune_ros.pruning.scores import instruction_rows, top_per_view, visual_ids
 from vla_prune_ros.pruning.specprune_options import (
     OPTIONS,
     Budgets,
     budgets,
     fitting,
-    scale_layers,
-    whole_numbers,
 )
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
