@@ -33,6 +33,7 @@ def tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """
     buffer = io.BytesIO()
     Image.new('RGB', (8, 8)).save(buffer, 'JPEG', quality=QUALITY, subsampling='4:2:0')
+    buffer.seek(0)
     found = JpegImageFile(buffer).quantization  # in the order of rows
     steps = np.array([found[0], found[1]]).reshape(2, 8, 8)
     scales = np.array([[round(16384 * a * b) for b in _AAN] for a in _AAN])
