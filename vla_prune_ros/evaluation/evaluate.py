@@ -115,6 +115,10 @@ def parser() -> argparse.ArgumentParser:
         '--threads', type=at_least(1), default=1, help='torch threads per worker (default: 1)'
     )
     add_compute(p, ' of every worker')
+    p.add_argument(
+        '--quantization', default='none', choices=('none', 'int8', 'fp8'),
+        help='8-bit decoder weights (default: none)',
+    )  # fmt: skip
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
     p.add_argument('--max-steps', type=at_least(1), help="step limit instead of the tasks' own")
     p.add_argument('--out', type=Path, default=Path('out/evaluation'), help='output directory')
@@ -189,6 +193,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         suite=args.suite,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         unnorm_key=args.unnorm_key,
         readout_start=args.readout_start,
         seed=args.seed,

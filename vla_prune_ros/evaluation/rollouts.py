@@ -132,6 +132,7 @@ class Setup:
     robot_options: dict[str, Any] = field(default_factory=dict)
     device: str = 'cpu'
     dtype: str = 'float32'
+    quantization: str = 'none'
     unnorm_key: str | None = None
     readout_start: int | None = None
     seed: int = 7
@@ -142,7 +143,10 @@ class Setup:
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for episodes of two runs to be the same."""
         free = ('checkpoint', 'threads', 'videos', 'max_videos')
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        known = {key: value for key, value in asdict(self).items() if key not in free}
+        if self.quantization == 'none':  # as before there was any
+            del known['quantization']
+        return known
 
 
 def checkpoint_directory(checkpoint: str) -> Path:
@@ -247,6 +251,7 @@ def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
         directory,
         device=setup.device,
         dtype=setup.dtype,
+        quantization=setup.quantization,
         unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite),
         readout_start=setup.readout_start,
     )
