@@ -21,7 +21,9 @@ from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
 from vla_prune_ros.runtime.kernels.operations import TritonOperations
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
+from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.runtime.quantization import quantised, quantize
 from vla_prune_ros.vla import jpeg
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.operations import TORCH, rotate, use
@@ -50,6 +52,15 @@ def close(found, wanted, dtype, factor=1):
     torch.testing.assert_close(found.float(), wanted.float(), rtol=tolerance, atol=tolerance)
 
 
+def close_in_bits(small, wanted):
+    """Whether 8 bits and scales are those of torch; an edge may fall on either side."""
+    values, scales = small
+    exact = quantised(wanted, 'int8')
+    torch.testing.assert_close(scales, exact.scales, rtol=1e-5, atol=0)
+    difference = (values.int() - exact.values.int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.01
+
+
 @pytest.mark.parametrize('with_delta', [True, False])
 @pytest.mark.parametrize(('m', 'd'), SHAPES)
 def test_add_rms_norm(m, d, with_delta, dtype):
@@ -60,7 +71,15 @@ def test_add_rms_norm(m, d, with_delta, dtype):
     assert torch.equal(x, before)
     if with_delta:
         assert torch.equal(delta, total)
-    close(found, F.rms_norm(total.float(), (d,), weight.float(), 1e-6), dtype)
+    wanted = F.rms_norm(total.float(), (d,), weight.float(), 1e-6)
+    close(found, wanted, dtype)
+    if with_delta:
+        delta.copy_(total - x)  # about: the sum is rounded again
+        total = x + delta
+        wanted = F.rms_norm(total.float(), (d,), weight.float(), 1e-6)
+    close_in_bits(
+        add_rms_norm_small(x, delta if with_delta else None, weight, 1e-6, 'int8'), wanted
+    )
 
 
 @pytest.mark.parametrize('kind', ['scaled', 'plain', 'alone'])
@@ -83,6 +102,8 @@ def test_activations(m, width, dtype):
     x, bias = draw(dtype, m, 2 * width), draw(dtype, 2 * width)
     gate, up = x.float().chunk(2, -1)
     close(swiglu(x), F.silu(gate) * up, dtype)
+    small = swiglu_small(x, 'int8')
+    close_in_bits(small, F.silu(gate) * up)
     close(bias_gelu(x.clone(), bias), F.gelu(x.float() + bias.float()), dtype)
 
 
@@ -150,6 +171,19 @@ def test_the_network_gives_the_same_with_kernels():
     torch.testing.assert_close(outs[1].actions, outs[0].actions, rtol=0, atol=2e-5)
     torch.testing.assert_close(outs[1].readout, outs[0].readout, rtol=0, atol=2e-4)
     assert not torch.equal(outs[1].readout, outs[0].readout), 'no kernel was used'
+
+
+def test_a_network_in_8_bits_gives_the_same_with_kernels():
+    model = tiny_model(3).to(DEVICE)
+    quantize(model, 'int8')
+    ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
+    outs = []
+    for operations in (TORCH, TritonOperations()):
+        use(model, operations)
+        with torch.inference_mode():
+            outs.append(model(*ask).actions)
+    torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=0.02)
+    assert not torch.equal(outs[1], outs[0]), 'no kernel was used'
 
 
 class Cut:

@@ -24,6 +24,7 @@ from vla_prune_ros.runtime.kernels import (
     resize,
     rms_norm,
     rope,
+    small,
     swiglu,
 )
 
@@ -45,7 +46,14 @@ KERNELS = [
         jpeg.brightness_kernel, jpeg.colour_kernel, jpeg.rows_forward_kernel, jpeg.columns_kernel,
         jpeg.rows_back_kernel, jpeg.rgb_kernel, resize.crop_kernel)],
     (resize.filter_kernel, {'BLOCK': 256, 'ROUND': True}, 4),
+    (small.add_rms_norm_small_kernel, {'HAS_DELTA': True, 'MOST': 127.0, 'BLOCK': 4096}, 8),
+    (small.swiglu_small_kernel, {'MOST': 127.0, 'BLOCK': 16384}, 16),
 ]  # fmt: skip
+FLOAT8 = [
+    (kernel, {**constants, 'MOST': 448.0}, warps)
+    for kernel, constants, warps in KERNELS
+    if 'MOST' in constants
+]
 # Arguments of the kernels for pictures; numbers not named here or above are i32.
 _PICTURES = {'rgb': '*u8', 'blocks': '*i16', 'divisors': '*i32', 'multipliers': '*i32',
              'low': '*i64', 'high': '*i64', 'fraction': '*fp32', 'at': '*i64',
@@ -59,6 +67,8 @@ def type_of(name, constants, kernel):
         return 'constexpr'
     if kernel.__module__.endswith(('jpeg', 'resize')):
         return _PICTURES.get(name, 'i32')
+    if name in ('out', 'scales') and kernel.__module__.endswith('small'):
+        return '*fp32' if name == 'scales' else '*i8' if constants['MOST'] == 127.0 else '*fp8e4nv'
     if name == 'scale' and kernel is layer_norm.add_scale_layer_norm_kernel:
         return '*bf16'
     return _TYPES.get(name, 'i32' if name in _STRIDES else '*bf16')
@@ -97,7 +107,7 @@ def spilled(cubin):
 
 if __name__ == '__main__':
     for capability in map(int, sys.argv[1:] or CAPABILITIES):
-        for kernel, constants, warps in KERNELS:
+        for kernel, constants, warps in KERNELS + FLOAT8 * (capability >= 89):
             made = build(kernel, constants, warps, capability)
             if kernel.__module__.endswith('resize'):  # another rounding, other pictures
                 assert 'fma.rn.f32' not in made.asm['ptx'], kernel.__name__

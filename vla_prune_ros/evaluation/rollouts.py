@@ -136,6 +136,7 @@ class Setup:
     robot_options: dict[str, Any] = field(default_factory=dict)
     device: str = 'cpu'
     dtype: str = 'float32'
+    quantization: str = 'none'
     unnorm_key: str | None = None
     readout_start: int | None = None
     seed: int = 7
@@ -150,6 +151,8 @@ class Setup:
         free = ['checkpoint', 'threads', 'videos', 'max_videos']
         if not self.shift:  # as episodes were logged before there were any
             free += ['shift', 'shift_seed']
+        if self.quantization == 'none':
+            free.append('quantization')
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -261,6 +264,7 @@ def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
         directory,
         device=setup.device,
         dtype=setup.dtype,
+        quantization=setup.quantization,
         unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite),
         readout_start=setup.readout_start,
     )

@@ -25,6 +25,7 @@ from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.runtime.engine import make_engine
 from vla_prune_ros.runtime.images import make_images
+from vla_prune_ros.runtime.pinned import Receiver
 from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
@@ -89,6 +90,7 @@ class VLAPolicy(Aside):
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
+        self._home = Receiver(model.device)
         self._sequence = 0
         self._last: Observation | None = None
 
@@ -286,12 +288,11 @@ class VLAPolicy(Aside):
             self.settings.readout_start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
-        normalised = out.actions[0].double().cpu().numpy()
+        normalised, kept = self._home(out.actions[0].double(), out.kept)
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')
         self._latest = Latest(observation.stamp, out, normalised)
         actions = processor.normaliser.unnormalise_actions(normalised)
-        kept = out.kept.cpu().numpy()
         reason, sequence = self.history.reset_reason, self._sequence
         self.history.close_query(frames)
         self._last, self._sequence = observation, sequence + 1

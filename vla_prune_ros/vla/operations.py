@@ -24,13 +24,16 @@ class Operations:
 
     name = 'torch'
 
-    def add_norm(self, x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, x: Tensor, delta: Tensor | None, norm: nn.Module, to: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Add a delta, whose memory the sum may take, and norm it.
 
         Args:
             x: states [B, m, D]; they stay as they are.
             delta: [B, m, D], or None for zeros.
             norm: `RMSNorm`.
+            to: the only layer that takes the norm, if there is one: may get what only it knows.
 
         Returns:
             The sum and its norm, both of the shape of x.
@@ -67,8 +70,11 @@ class Operations:
         q, k = rotate(parts[:2], rope)  # at once; parts [3, B, heads, m, head_dim]
         return q, k, parts[2]
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up of a packed product [B, m, 2 I], which may be changed; [B, m, I]."""
+    def swiglu(self, gate_up: Tensor, to: nn.Module) -> Tensor:
+        """silu(gate) * up of a packed product [B, m, 2 I], which may be changed; [B, m, I].
+
+        `to`: the layer that takes it, see `add_norm`.
+        """
         return gated(*gate_up.chunk(2, dim=-1))
 
     def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:

@@ -55,7 +55,7 @@ class PolicyConfig:
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     quantization: str = parameter(
-        'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
+        'none', '8-bit decoder weights; fp8 needs a recent GPU',
         choices=('none', 'int8', 'fp8'),
     )
     runtime: str = parameter(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
+from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.runtime.quantization import Quantised, SmallLinear
 from vla_prune_ros.vla.operations import Operations
 
 
@@ -23,10 +26,15 @@ class TritonOperations(Operations):
 
     name = 'triton'
 
-    def add_norm(self, x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, x: Tensor, delta: Tensor | None, norm: nn.Module, to: nn.Module | None = None
+    ) -> tuple[Tensor, Any]:
         """See `Operations.add_norm`."""
         if torch.is_grad_enabled() or _watched(norm):
             return super().add_norm(x, delta, norm)
+        if isinstance(to, SmallLinear):
+            small = add_rms_norm_small(_rows(x), _rows(delta), norm.weight, norm.eps, to.kind)
+            return (x if delta is None else delta), Quantised(*small, x.dtype, x.shape)
         normed = add_rms_norm(_rows(x), _rows(delta), norm.weight, norm.eps).view(x.shape)
         return (x if delta is None else delta), normed
 
@@ -50,10 +58,13 @@ class TritonOperations(Operations):
         parts = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
         return parts[0], parts[1], parts[2]
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def swiglu(self, gate_up: Tensor, to: nn.Module) -> Any:
         """See `Operations.swiglu`."""
         if torch.is_grad_enabled():
-            return super().swiglu(gate_up)
+            return super().swiglu(gate_up, to)
+        if isinstance(to, SmallLinear):
+            shape = torch.Size((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+            return Quantised(*swiglu_small(_rows(gate_up), to.kind), gate_up.dtype, shape)
         return swiglu(_rows(gate_up)).view(*gate_up.shape[:-1], -1)
 
     def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:
