@@ -204,6 +204,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         dtype=args.dtype,
         quantization=args.quantization,
         unnorm_key=args.unnorm_key,
+        variant=args.model_variant,
         readout_start=args.readout_start,
         seed=args.seed,
         shift=shift_text(shift),

@@ -9,8 +9,6 @@ so that a sum and a norm can be one pass over memory. Modules call the operation
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -42,17 +40,21 @@ class Operations:
         return x, norm(x)
 
     def add_layer_norm(
-        self, x: Tensor, delta: Tensor | None, sum_of: Callable[..., Tensor], norm: nn.LayerNorm
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        sum_of: nn.Module | None,
+        norm: nn.LayerNorm,
     ) -> tuple[Tensor, Tensor]:
         """The same with a layer norm and a sum that may scale its delta.
 
         Args:
             x: states [B, m, D]; they stay as they are.
             delta: [B, m, D], or None for zeros.
-            sum_of: module that adds them up; a `scale_factor` [D] of it scales the delta.
+            sum_of: adds them up; a `scale_factor` [D] of it scales the delta. None without delta.
             norm: of the sum.
         """
-        x = x if delta is None else sum_of(x, delta)
+        x = x if delta is None or sum_of is None else sum_of(x, delta)
         return x, norm(x)
 
     def rotated(self, qkv: Tensor, rope: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

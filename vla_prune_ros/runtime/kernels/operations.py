@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +38,11 @@ class TritonOperations(Operations):
         return (x if delta is None else delta), normed
 
     def add_layer_norm(
-        self, x: Tensor, delta: Tensor | None, sum_of: Callable[..., Tensor], norm: nn.LayerNorm
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        sum_of: nn.Module | None,
+        norm: nn.LayerNorm,
     ) -> tuple[Tensor, Tensor]:
         """See `Operations.add_layer_norm`."""
         if torch.is_grad_enabled() or type(norm) is not nn.LayerNorm:
