@@ -159,8 +159,9 @@ def test_the_pipeline_with_kernels_gives_the_pictures_of_the_host(monkeypatch):
 
 
 # -- the whole network through the same seams ---------------------------------------------------
-def test_the_network_gives_the_same_with_kernels():
-    model = tiny_model(3).to(DEVICE)
+@pytest.mark.parametrize('film', [False, True])
+def test_the_network_gives_the_same_with_kernels(film):
+    model = tiny_model(3, film=film).to(DEVICE)
     model.decoder.fuse()
     ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
     outs = []
