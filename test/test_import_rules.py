@@ -140,7 +140,8 @@ def loaded_after_importing(modules, forbidden):
 
 
 def test_importing_the_other_rooms_pulls_no_ros():
-    rooms = [*names(lambda room: room not in WITH_ROS)]
+    kernels = 'vla_prune_ros.runtime.kernels.'  # are Triton; test_kernels.py imports them
+    rooms = [name for name in names(lambda room: room not in WITH_ROS) if kernels not in name]
     assert 'vla_prune_ros.policy' in rooms
     assert loaded_after_importing(rooms, ROS) == '[]'
 

@@ -10,7 +10,8 @@ import torch
 from tiny import inputs, tiny_model
 
 from vla_prune_ros.vla.config import LlamaConfig
-from vla_prune_ros.vla.decoder import Decoder, RMSNorm, rope_table, rotate
+from vla_prune_ros.vla.decoder import Decoder, RMSNorm, rope_table
+from vla_prune_ros.vla.operations import rotate
 from vla_prune_ros.vla.selection import (
     PassPlan,
     ScoreRequest,

@@ -78,12 +78,15 @@ def test_states_after_the_last_layer(model, case):
 def test_states_between_layers(model):
     with np.load(DATA / 'case_0.npz') as case:
         states = {}
-        for index, layer in enumerate(model.decoder.layers):
-            layer.register_forward_hook(lambda _, __, out, i=index: states.update({i: out[0]}))
+        for index, layer in enumerate(model.decoder.layers):  # what enters one left the last one
+            layer.input_layernorm.register_forward_pre_hook(
+                lambda _, args, i=index: states.update({i - 1: args[0][0]})
+            )
         with torch.inference_mode():
-            model.decoder(torch.from_numpy(case['embeddings'])[None])
+            out = model.decoder(torch.from_numpy(case['embeddings'])[None])
+        states[len(model.decoder.layers) - 1] = out.hidden[0]
         for layer in model.decoder.layers:
-            layer._forward_hooks.clear()
+            layer.input_layernorm._forward_pre_hooks.clear()
         for index, reference in enumerate(case['hidden_states']):
             assert_close(states[index], reference)
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.runtime.capture import CudaGraphs, GraphBackend
+from vla_prune_ros.runtime.fast import operations_for
 from vla_prune_ros.runtime.stages import Stages
 from vla_prune_ros.runtime.workspace import Assemble, See, StaticSlots, Workspace
 from vla_prune_ros.vla.model import OFTNetwork, OFTOutput
+from vla_prune_ros.vla.operations import TORCH, use
 from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import TokenSelector
 from vla_prune_ros.vla.walk import Mark, unmarked
@@ -123,6 +125,7 @@ class GraphEngine(PlainEngine):
         stages = self.stages
         return {
             'runtime': self.name,
+            'kernels': self.model.decoder.layers[0].ops.name,
             'backend': stages.backend.name,
             'graphs': len(stages),
             'captures': stages.captures,
@@ -166,6 +169,7 @@ def make_engine(model: OFTNetwork, runtime: str = 'auto') -> PlainEngine:
         compile_layers(model)
     elif kind == 'cuda':
         model.decoder.fuse()
+    use(model, TORCH if runtime == 'compile' else operations_for(model.device))
     if runtime == 'graphs' or (kind == 'cuda' and runtime != 'plain'):
         return GraphEngine(model, 'compile' if runtime == 'compile' else 'graphs')
     return PlainEngine(model)
@@ -185,6 +189,6 @@ def compile_layers(model: OFTNetwork) -> None:
     for block in (*backbone.featurizer.blocks, *backbone.fused_featurizer.blocks):
         block.compile()
     for layer in model.decoder.layers:
-        if 'qkv' in vars(layer):  # by another policy on the same model
+        if 'enter' in vars(layer):  # by another policy on the same model
             continue
-        layer.qkv, layer.finish = torch.compile(layer.qkv), torch.compile(layer.finish)
+        layer.enter, layer.leave = torch.compile(layer.enter), torch.compile(layer.leave)

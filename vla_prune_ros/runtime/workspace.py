@@ -60,6 +60,7 @@ class Workspace(Space):
         )
         self.states = [sequence, torch.zeros_like(sequence), torch.zeros_like(sequence)]
         self.at, self.ids = torch.zeros_like(self.everything), torch.zeros_like(self.everything)
+        self.live = torch.zeros(1, dtype=torch.int32, device=device)
         self._slots, self.caches = slots, slots.caches
         self.scale = PixelScale(device)
         self._send_frames = Sender(self.frames.shape, torch.uint8, device)
@@ -109,6 +110,7 @@ class Workspace(Space):
     def cut(self, at: Tensor, ids: Tensor, rows: Rows) -> None:
         """See `Space.cut`; behind the live rows comes filling."""
         live = len(ids)
+        self.live.fill_(live)
         self.at[:live].copy_(at)
         self.ids[:live].copy_(ids)
         self.at[live : rows.count].zero_()  # any row; finite, as a weight of 0 hides no NaN

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vla_prune_ros.vla.config import LlamaConfig
 from vla_prune_ros.vla.fusing import as_one_matrix, lay_side_by_side
+from vla_prune_ros.vla.operations import TORCH, Operations, add, gated, rotate
 from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
 from vla_prune_ros.vla.walk import DecoderOutput, Mark, Run, Space, directly, unmarked, walk
 
@@ -56,14 +57,9 @@ def rope_table(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.d
     return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(dtype)
 
 
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Apply rotary embedding in the half-split layout; x [..., n, head_dim]."""
-    low, high = x.chunk(2, dim=-1)
-    return torch.addcmul(x * rope[0], torch.cat([high, low], dim=-1), rope[1])
-
-
 class _Attention(nn.Module):
     GROUP = ('q_proj', 'k_proj', 'v_proj')
+    ops: Operations = TORCH
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -86,18 +82,18 @@ class _Attention(nn.Module):
                 for linear in self.inward
             )
             return rotate(q, rope), rotate(k, rope), v
-        parts = whole.view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(parts[:2], rope)  # at once; parts [3, B, heads, m, head_dim]
-        return q, k, parts[2]
+        return self.ops.rotated(whole, rope, self.heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, live: Tensor | None = None
+    ) -> Tensor:
         """Fused attention of live rows over the attended keys; [B, m, D]."""
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        return self.o_proj(self.ops.attention(q, k, v, mask, live))
 
 
 class _Mlp(nn.Module):
     GROUP = ('gate_proj', 'up_proj')
+    ops: Operations = TORCH
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -114,13 +110,8 @@ class _Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         whole = _one_product(self, x)
         if whole is None:
-            gate, up = (linear(x) for linear in self.inward)
-        else:
-            gate, up = whole.chunk(2, dim=-1)
-        if torch.is_grad_enabled():
-            return self.down_proj(nn.functional.silu(gate) * up)
-        # In place: fresh memory for states this wide costs more than the arithmetic.
-        return self.down_proj(nn.functional.silu(gate, inplace=True).mul_(up))
+            return self.down_proj(gated(*(linear(x) for linear in self.inward)))
+        return self.down_proj(self.ops.swiglu(whole))
 
 
 def _one_product(block: _Attention | _Mlp, x: Tensor) -> Tensor | None:
@@ -132,7 +123,12 @@ def _one_product(block: _Attention | _Mlp, x: Tensor) -> Tensor | None:
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm layer: attention over the attended keys, then a gated MLP."""
+    """One pre-norm layer: attention over the attended keys, then a gated MLP.
+
+    It takes and leaves its states as a sum of two, `x` and `delta`, see `operations`.
+    """
+
+    ops: Operations = TORCH
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -141,19 +137,43 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = _Mlp(config)
 
+    def enter(
+        self, x: Tensor, delta: Tensor | None, rope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States [B, m, D] of the layer, and its queries, keys and values."""
+        x, normed = self.ops.add_norm(x, delta, self.input_layernorm)
+        return x, *self.self_attn.qkv(normed, rope)
+
+    def leave(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        live: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Complete the layer from its queries and the attended keys and values: x and delta.
+
+        Args:
+            x: from `enter`.
+            q: queries.
+            k: keys.
+            v: values.
+            mask: bias or bool, see `Operations.attention`.
+            live: see there.
+        """
+        attended = self.self_attn.attend(q, k, v, mask, live)
+        x, normed = self.ops.add_norm(x, attended, self.post_attention_layernorm)
+        return x, self.mlp(normed)
+
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the states [B, m, D] that enter the layer."""
-        return self.self_attn.qkv(self.input_layernorm(x), rope)
-
-    def finish(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Complete the layer from its queries and the attended keys and values; [B, m, D]."""
-        x = x + self.self_attn.attend(q, k, v, mask)
-        rest = self.mlp(self.post_attention_layernorm(x))
-        return x + rest if torch.is_grad_enabled() else x.add_(rest)
+        return self.enter(x, None, rope)[1:]
 
     def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the layer with every row live; x [B, n, D]."""
-        return self.finish(x, *self.qkv(x, rope), mask)
+        return add(*self.leave(*self.enter(x, None, rope), mask))
 
 
 class Decoder(nn.Module):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vla_prune_ros.vla.operations import add
 from vla_prune_ros.vla.selection import (
     LayerScores,
     PassPlan,
@@ -94,6 +95,7 @@ class Space:
         everything: 0, 1, 2, ...
         at: rows of the source that the latest cut left, int64 [rows].
         ids: their absolute ids; that of filling is the length of the sequence.
+        live: int32 [1], how many rows are no filling.
         caches: slot caches by number.
     """
 
@@ -102,6 +104,7 @@ class Space:
         self.rope, self.key_mask = rope, key_mask
         self.everything = torch.arange(sequence.shape[1], device=sequence.device)
         self.at = self.ids = self.everything
+        self.live: Tensor | None = None  # here nothing is filled
         self.caches: dict[int, SlotCache] = {}
 
     def put(self, place: int, x: Tensor) -> None:
@@ -154,21 +157,21 @@ class Segment(Stage):
         x, (ids, there) = space.rows(rows), space.tokens(rows)
         rope = space.rope[..., ids, :] if rows.cut else space.rope[..., :n, :]
         cache = None if self.cache is None else space.caches[self.cache]
-        mask = None if there is None or cache is not None else there[:, None, None]
+        bias = None if there is None or cache is not None else bias_of(there, x.dtype)
+        live = space.live if rows.filled and cache is None else None
         requests, found = dict(self.scores), []
+        delta = None
         for index in self.layers:
             layer, request = network.layers[index], requests.get(index)  # type: ignore[index]
-            if cache is None and request is None:
-                x = layer(x, rope, mask)
-                continue
-            q, k, v = layer.qkv(x, rope)
+            x, q, k, v = layer.enter(x, delta, rope)
             key_ids, shown = ids, there
             if cache is not None:
                 k, v = cache.write(index, ids, k, v)
                 key_ids, shown = space.everything[:n], None
             if request is not None:
                 found += side_product(q[0], k[0], request, ids, key_ids, shown)
-            x = layer.finish(x, q, k, v, mask)
+            x, delta = layer.leave(x, q, k, v, bias, live)
+        x = add(x, delta)
         space.put(rows.after.source, x)
         return found
 
@@ -252,6 +255,15 @@ def walk(
         selector.end(TokenState(layout, ids, hidden[0], scores))
         mark('select')
     return DecoderOutput(hidden, ids, entered, rows, tuple(segments))
+
+
+def bias_of(shown: Tensor, dtype: torch.dtype) -> Tensor:
+    """What hides keys from everyone, made once for all layers; bool [B, keys] to [B, 1, 1, keys].
+
+    Torch would make it of a bool mask in every layer.
+    """
+    nothing = torch.zeros(shown.shape, dtype=dtype, device=shown.device)
+    return nothing.masked_fill_(~shown, -torch.inf)[:, None, None]
 
 
 def side_product(

@@ -1,0 +1,183 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels against torch on odd shapes: in Triton's interpreter on a CPU, or on a GPU.
+
+Not collected by itself: test_kernels.py runs it in a process of its own, with the interpreter
+switched on before Triton is imported. The interpreter has no correct bfloat16.
+"""
+
+import os
+
+import pytest
+import torch
+from tiny import inputs, tiny_model
+
+from vla_prune_ros.runtime import engine, fast
+from vla_prune_ros.runtime.kernels.attention import attention
+from vla_prune_ros.runtime.kernels.gelu import bias_gelu
+from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
+from vla_prune_ros.runtime.kernels.operations import TritonOperations
+from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
+from vla_prune_ros.runtime.kernels.rope import rope
+from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.vla.decoder import rope_table
+from vla_prune_ros.vla.operations import TORCH, rotate, use
+from vla_prune_ros.vla.selection import PassPlan
+
+F = torch.nn.functional
+DEVICE = os.environ.get('KERNEL_DEVICE', 'cpu')
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+TYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == 'cuda' else [])]
+SHAPES = [(1, 32), (5, 100), (3, 4096), (2, 1152)]
+
+
+@pytest.fixture(params=TYPES, ids=str)
+def dtype(request):
+    torch.manual_seed(0)
+    return request.param
+
+
+def draw(dtype, *shape):
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def close(found, wanted, dtype, factor=1):
+    tolerance = factor * TOLERANCE[dtype]
+    torch.testing.assert_close(found.float(), wanted.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('with_delta', [True, False])
+@pytest.mark.parametrize(('m', 'd'), SHAPES)
+def test_add_rms_norm(m, d, with_delta, dtype):
+    wide, delta, weight = draw(dtype, m, d + 7), draw(dtype, m, d), draw(dtype, d)
+    x = wide[:, :d]  # rows that are apart
+    before, total = x.clone(), x + delta if with_delta else x
+    found = add_rms_norm(x, delta if with_delta else None, weight, 1e-6)
+    assert torch.equal(x, before)
+    if with_delta:
+        assert torch.equal(delta, total)
+    close(found, F.rms_norm(total.float(), (d,), weight.float(), 1e-6), dtype)
+
+
+@pytest.mark.parametrize('kind', ['scaled', 'plain', 'alone'])
+@pytest.mark.parametrize(('m', 'd'), SHAPES)
+def test_add_scale_layer_norm(m, d, kind, dtype):
+    x, delta, weight, bias, scale = (draw(dtype, *s) for s in ((m, d), (m, d), (d,), (d,), (d,)))
+    scale = scale if kind == 'scaled' else None
+    wanted = x if kind == 'alone' else x + delta if scale is None else x.addcmul(delta, scale)
+    found = add_scale_layer_norm(x, None if kind == 'alone' else delta, scale, weight, bias, 1e-6)
+    if kind != 'alone':
+        close(delta, wanted, dtype)
+    wanted = F.layer_norm(
+        (x if kind == 'alone' else delta).float(), (d,), weight.float(), bias.float(), 1e-6
+    )
+    close(found, wanted, dtype, 4)
+
+
+@pytest.mark.parametrize(('m', 'width'), [(3, 56), (2, 1500), (1, 11008)])
+def test_activations(m, width, dtype):
+    x, bias = draw(dtype, m, 2 * width), draw(dtype, 2 * width)
+    gate, up = x.float().chunk(2, -1)
+    close(swiglu(x), F.silu(gate) * up, dtype)
+    close(bias_gelu(x.clone(), bias), F.gelu(x.float() + bias.float()), dtype)
+
+
+@pytest.mark.parametrize(('heads', 'width', 'm'), [(4, 8, 7), (3, 20, 5), (32, 128, 2)])
+def test_rope(heads, width, m, dtype):
+    qkv, ids = draw(dtype, m, 3 * heads * width), torch.randint(0, 600, (m,), device=DEVICE)
+    table = rope_table(torch.arange(600, device=DEVICE), width, 1e4, dtype)[..., ids, :]
+    parts = qkv.view(1, m, 3, heads, width).permute(2, 0, 3, 1, 4)
+    wanted, values = rotate(parts[:2].float(), table.float()), parts[2].clone()
+    rope(qkv, table, heads)
+    close(parts[:2], wanted, dtype)
+    assert torch.equal(parts[2], values)
+
+
+@pytest.mark.parametrize(
+    ('heads', 'width', 'm', 'live'),
+    [(2, 24, 9, 9), (3, 128, 70, 65), (1, 16, 130, 3), (2, 8, 1, 1)],
+)
+def test_attention_over_the_first_keys(heads, width, m, live, dtype):
+    packed = draw(dtype, m, 3, heads, width)
+    packed[live:] = torch.nan  # nothing behind the count is read
+    q, k, v = packed.permute(1, 2, 0, 3)
+    found = attention(q, k, v, torch.tensor([live], dtype=torch.int32, device=DEVICE))
+    q, k, v = (t[:, :live].float() for t in (q, k, v))
+    wanted = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(live, -1)
+    close(found[:live], wanted, dtype)
+    assert not found[live:].any()
+
+
+# -- the whole network through the same seams ---------------------------------------------------
+def test_the_network_gives_the_same_with_kernels():
+    model = tiny_model(3).to(DEVICE)
+    model.decoder.fuse()
+    ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
+    outs = []
+    for operations in (TORCH, TritonOperations()):
+        use(model, operations)
+        with torch.inference_mode():
+            outs.append(model(*ask))
+    torch.testing.assert_close(outs[1].actions, outs[0].actions, rtol=0, atol=2e-5)
+    torch.testing.assert_close(outs[1].readout, outs[0].readout, rtol=0, atol=2e-4)
+    assert not torch.equal(outs[1].readout, outs[0].readout), 'no kernel was used'
+
+
+class Cut:
+    """Leaves some visual tokens before layer 1 and fewer before layer 2."""
+
+    def begin(self, layout, embeddings):
+        return PassPlan(frozenset({1, 2}))
+
+    def select(self, point, tokens):
+        count = 11 if point == 1 else 5
+        return tokens.layout.keep(torch.arange(1, 1 + count, device=tokens.ids.device))
+
+    def end(self, tokens):
+        pass
+
+
+class Again:
+    """Stands for a graph where none can be recorded: does the work once more."""
+
+    name = 'again'
+
+    def __init__(self, device):
+        pass
+
+    def capture(self, work, written=()):
+        graph = Again(None)
+        graph.work, graph.outputs = work, list(work())
+        return graph
+
+    def replay(self):
+        for output, result in zip(self.outputs, self.work(), strict=True):
+            output.copy_(result)
+
+    def used_bytes(self):
+        return 0
+
+
+def test_filled_rows_change_nothing_with_kernels(monkeypatch):
+    if DEVICE == 'cpu':
+        monkeypatch.setitem(engine.BACKENDS, 'cpu', Again)
+    model = tiny_model(3).to(DEVICE)
+    model.decoder.fuse()
+    frames = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8).numpy()
+    ask = frames, inputs(model.config)[1], torch.zeros(8).numpy()
+    use(model, TORCH)
+    wanted = engine.PlainEngine(model)(*ask, Cut())
+    use(model, TritonOperations())
+    filled = engine.GraphEngine(model)
+    for _ in range(2):
+        found = filled(*ask, Cut())
+        torch.testing.assert_close(found.actions, wanted.actions, rtol=0, atol=2e-5)
+        assert torch.equal(found.kept, wanted.kept)
+    assert filled._space.live.item() == len(wanted.position_ids)
+
+
+def test_the_switch_finds_the_kernels(monkeypatch):
+    monkeypatch.setenv(fast.VARIABLE, 'triton')
+    assert fast.operations_for(torch.device(DEVICE)).name == 'triton'
+    monkeypatch.setenv(fast.VARIABLE, 'torch')
+    assert fast.operations_for(torch.device(DEVICE)) is TORCH

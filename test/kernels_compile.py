@@ -1,0 +1,81 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles every kernel for every supported GPU, without one, and prints what it needs.
+
+test_kernels.py runs it in a process of its own. A line: capability, kernel, bytes of shared
+memory, bytes of stack and local memory (spilled registers).
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vla_prune_ros.runtime.kernels import attention, gelu, layer_norm, rms_norm, rope, swiglu
+
+_STRIDES = (
+    'q_head', 'q_row', 'k_head', 'k_row', 'v_head', 'v_row', 'out_head', 'out_row', 'width',
+    'x_row', 'row_size', 'table_row', 'table_part', 'half',
+)  # fmt: skip
+# Kernel -> constants at the published sizes, warps. Pointers are bfloat16 unless named below.
+KERNELS = [
+    (rms_norm.add_rms_norm_kernel, {'HAS_DELTA': True, 'BLOCK': 4096}, 8),
+    (rope.rope_kernel, {'HEADS': 32, 'HALF': 64}, 4),
+    (swiglu.swiglu_kernel, {'BLOCK': 1024}, 4),
+    (layer_norm.add_scale_layer_norm_kernel,
+     {'HAS_DELTA': True, 'HAS_SCALE': True, 'BLOCK': 2048}, 4),
+    (gelu.bias_gelu_kernel, {'BLOCK': 1024}, 4),
+    (attention.attention_kernel,
+     {'ROWS': 64, 'KEYS': 64, 'WIDTH': 128, 'PRECISION': 'tf32'}, 8),
+]  # fmt: skip
+_TYPES = {'eps': 'fp32', 'scale': 'fp32', 'count': '*i32', 'heads': 'i32', 'rows': 'i32'}
+CAPABILITIES = (80, 86, 87, 89, 90, 100, 120)
+
+
+def type_of(name, constants, kernel):
+    if name in constants:
+        return 'constexpr'
+    if name == 'scale' and kernel is layer_norm.add_scale_layer_norm_kernel:
+        return '*bf16'
+    return _TYPES.get(name, 'i32' if name in _STRIDES else '*bf16')
+
+
+def build(kernel, constants, warps, capability):
+    """What a launch at the published sizes compiles: widths and strides are multiples of 16."""
+    names = kernel.arg_names
+    signature = {name: type_of(name, constants, kernel) for name in names}
+    whole = {
+        (i,): [['tt.divisibility', 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith('*') or name in _STRIDES
+    }
+    values = {(names.index(name),): value for name, value in constants.items()}
+    return triton.compile(
+        ASTSource(kernel, signature, constexprs=values, attrs=whole),
+        target=GPUTarget('cuda', capability, 32),
+        options={'num_warps': warps, 'num_stages': 2},
+    )
+
+
+def spilled(cubin):
+    """Bytes of stack and of local memory, from the bundled tool."""
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run(
+            [tool, '--dump-resource-usage', file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return [int(re.search(rf'{what}:(\d+)', said)[1]) for what in ('STACK', 'LOCAL')]
+
+
+if __name__ == '__main__':
+    for capability in map(int, sys.argv[1:] or CAPABILITIES):
+        for kernel, constants, warps in KERNELS:
+            made = build(kernel, constants, warps, capability)
+            print(capability, kernel.__name__, made.metadata.shared, *spilled(made.asm['cubin']))

@@ -1,0 +1,84 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""The operations between products as kernels; what a kernel cannot do, torch does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vla_prune_ros.runtime.kernels.attention import attention
+from vla_prune_ros.runtime.kernels.gelu import bias_gelu
+from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
+from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
+from vla_prune_ros.runtime.kernels.rope import rope
+from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.vla.operations import Operations
+
+
+class TritonOperations(Operations):
+    """See `Operations`; gradients and batches of several rotary tables go to torch."""
+
+    name = 'triton'
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """See `Operations.add_norm`."""
+        if torch.is_grad_enabled() or _watched(norm):
+            return super().add_norm(x, delta, norm)
+        normed = add_rms_norm(_rows(x), _rows(delta), norm.weight, norm.eps).view(x.shape)
+        return (x if delta is None else delta), normed
+
+    def add_layer_norm(
+        self, x: Tensor, delta: Tensor | None, sum_of: Callable[..., Tensor], norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """See `Operations.add_layer_norm`."""
+        if torch.is_grad_enabled() or type(norm) is not nn.LayerNorm:
+            return super().add_layer_norm(x, delta, sum_of, norm)
+        normed = add_scale_layer_norm(
+            _rows(x), _rows(delta), getattr(sum_of, 'scale_factor', None), norm.weight, norm.bias,
+            norm.eps,
+        )  # fmt: skip
+        return (x if delta is None else delta), normed.view(x.shape)
+
+    def rotated(self, qkv: Tensor, table: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Operations.rotated`."""
+        if torch.is_grad_enabled() or len(qkv) != 1:
+            return super().rotated(qkv, table, heads)
+        rope(_rows(qkv), table, heads)
+        parts = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+        return parts[0], parts[1], parts[2]
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """See `Operations.swiglu`."""
+        if torch.is_grad_enabled():
+            return super().swiglu(gate_up)
+        return swiglu(_rows(gate_up)).view(*gate_up.shape[:-1], -1)
+
+    def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:
+        """See `Operations.linear_gelu`."""
+        if torch.is_grad_enabled() or type(linear) is not nn.Linear or linear.bias is None:
+            return super().linear_gelu(x, linear)
+        product = nn.functional.linear(x, linear.weight)
+        return bias_gelu(_rows(product), linear.bias).view(product.shape)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
+    ) -> Tensor:
+        """See `Operations.attention`; keys are cut by the count where there is one."""
+        if live is None or torch.is_grad_enabled() or len(q) != 1:
+            return super().attention(q, k, v, bias, live)
+        return attention(q[0], k[0], v[0], live)[None]
+
+
+def _rows(x: Tensor | None) -> Tensor | None:
+    """[B, m, D] as [B m, D], without copying; the rows of one sample may be apart."""
+    if x is None or x.ndim == 2:
+        return x
+    return x[0] if len(x) == 1 else x.view(-1, x.shape[-1])
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see what enters a module."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)

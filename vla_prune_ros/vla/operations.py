@@ -1,0 +1,122 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""What happens between the matrix products of a layer, in torch: the place of faster versions.
+
+Residual sums travel as a pair: a layer hands `(x, delta)` to the next one, whose norm adds them,
+so that a sum and a norm can be one pass over memory. Modules call the operations of their `ops`;
+`runtime.kernels` has the same in Triton. Only inference uses what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Operations:
+    """Torch as it stands; the result is that of the modules, bit for bit.
+
+    Attributes:
+        name: for statistics.
+    """
+
+    name = 'torch'
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """Add a delta, whose memory the sum may take, and norm it.
+
+        Args:
+            x: states [B, m, D]; they stay as they are.
+            delta: [B, m, D], or None for zeros.
+            norm: `RMSNorm`.
+
+        Returns:
+            The sum and its norm, both of the shape of x.
+        """
+        x = add(x, delta)
+        return x, norm(x)
+
+    def add_layer_norm(
+        self, x: Tensor, delta: Tensor | None, sum_of: Callable[..., Tensor], norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """The same with a layer norm and a sum that may scale its delta.
+
+        Args:
+            x: states [B, m, D]; they stay as they are.
+            delta: [B, m, D], or None for zeros.
+            sum_of: module that adds them up; a `scale_factor` [D] of it scales the delta.
+            norm: of the sum.
+        """
+        x = x if delta is None else sum_of(x, delta)
+        return x, norm(x)
+
+    def rotated(self, qkv: Tensor, rope: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotary embedding of a packed product, which may be changed in place.
+
+        Args:
+            qkv: [B, m, 3 D].
+            rope: of its rows, see `decoder.rope_table`.
+            heads: number of heads.
+
+        Returns:
+            q, k, v: each [B, heads, m, head_dim].
+        """
+        parts = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = rotate(parts[:2], rope)  # at once; parts [3, B, heads, m, head_dim]
+        return q, k, parts[2]
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of a packed product [B, m, 2 I], which may be changed; [B, m, I]."""
+        return gated(*gate_up.chunk(2, dim=-1))
+
+    def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:
+        """gelu(linear(x)), the exact one."""
+        return nn.functional.gelu(linear(x))
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
+    ) -> Tensor:
+        """Softmax attention; [B, m, heads * head_dim].
+
+        Args:
+            q: [B, heads, m, head_dim].
+            k: [B, heads, keys, head_dim].
+            v: of the shape of k.
+            bias: added to the logits, [B, 1, 1, keys], -inf hides a key; None: all are seen.
+            live: int32 [1]: the bias hides all keys from that one on, and no more; else None.
+        """
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return out.transpose(1, 2).flatten(2)
+
+
+def add(x: Tensor, delta: Tensor | None) -> Tensor:
+    """Sum of both; without gradients in the memory of the delta, which nobody else has."""
+    if delta is None:
+        return x
+    return x + delta if torch.is_grad_enabled() else delta.add_(x)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Apply rotary embedding in the half-split layout; x [..., n, head_dim]."""
+    low, high = x.chunk(2, dim=-1)
+    return torch.addcmul(x * rope[0], torch.cat([high, low], dim=-1), rope[1])
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    if torch.is_grad_enabled():
+        return nn.functional.silu(gate) * up
+    # In place: fresh memory for states this wide costs more than the arithmetic.
+    return nn.functional.silu(gate, inplace=True).mul_(up)
+
+
+TORCH = Operations()
+
+
+def use(model: nn.Module, operations: Operations) -> None:
+    """Let all modules of a model that have `ops` use these."""
+    for module in model.modules():
+        if hasattr(type(module), 'ops'):
+            module.ops = operations  # type: ignore[assignment]
