@@ -43,6 +43,7 @@ class Robot(Peer):
         for kind, topic in [
             (Image, 'agentview/image_raw'),
             (Image, 'wrist/image_raw'),
+            (CameraInfo, 'agentview/camera_info'),
             (CameraInfo, 'wrist/camera_info'),
             (JointState, 'joint_states'),
             (PoseStamped, 'ee_pose'),

@@ -19,7 +19,10 @@ from vla_prune_ros.execution.playing import Execution
 from vla_prune_ros.nodes.simulation.episodes import Episodes
 from vla_prune_ros.nodes.simulation.inbox import Answer, Inbox
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
+from vla_prune_ros.sim import make_robot, to_policy_gripper
+from vla_prune_ros.sim.shifts import ShiftedRobot
 from vla_prune_ros.sim.tabletop import TabletopRobot
+from vla_prune_ros.sim.tabletop.expert import expert_action
 
 PERIOD = 50_000_000
 
@@ -42,6 +45,7 @@ class Policy:
         self.images: list[bool] = []
         self.reports: list[EpisodeStatus] = []
         self.warnings: list[str] = []
+        self.instructions: list[str] = []
         self.failure: Exception | None = None
         self.over = threading.Event()
 
@@ -79,7 +83,7 @@ class Policy:
         self.warnings.append(text)
 
     def instruct(self, text):
-        pass
+        self.instructions.append(text)
 
     def report(self, status, stamp):
         self.reports.append(replace(status))
@@ -265,3 +269,24 @@ def test_nothing_is_sent_before_all_readers_have_what_was_sent():
     (status,) = policy.done
     assert (status.result, status.step) == ('step_limit', 12)
     assert len(policy.images) == 2 and not policy.warnings
+
+
+def test_a_change_within_an_episode_reaches_the_policy_and_the_report():
+    """Another block is asked for: the policy is told, and the episode gets the steps for it."""
+    robot = ShiftedRobot(make_robot('tabletop', render=False), 'instruction:1')
+
+    def expert(stamp, executed):
+        inner = robot.inner
+        task = next(t for t in inner.tasks if t.instruction == inner.instruction)
+        action = expert_action(task, inner.scene())
+        action[6] = to_policy_gripper(action[6])
+        yield Answer(stamp, np.tile(action, (8, 1)))
+
+    policy = run(Policy([plan(120, mode='receding', horizon=1)], expert), make=lambda: robot)
+    (done,) = policy.done
+    assert done.result == 'success'
+    assert policy.instructions == ['pick up the red block', done.instruction]
+    assert done.instruction not in ('pick up the red block', '')
+    assert (done.max_steps, done.extra_steps) == (200, 80)
+    kinds = [event.split()[0] for event in done.events.split(', ')]
+    assert kinds == ['instruction', 'recovered']

@@ -16,7 +16,8 @@ from conftest import REPOSITORY
 
 from vla_prune_ros.__main__ import VERBS
 from vla_prune_ros.nodes import launch_arguments
-from vla_prune_ros.nodes.policy.parameters import POLICY, PRUNING, pruning_specs
+from vla_prune_ros.nodes.policy.modes import pruning_specs
+from vla_prune_ros.nodes.policy.parameters import POLICY, PRUNING
 from vla_prune_ros.nodes.robot.parameters import ROBOT
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.pruning import MODES

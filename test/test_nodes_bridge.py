@@ -200,9 +200,8 @@ def test_both_nodes_run_episodes_to_their_step_limit(start, checkpoint, namespac
         '-p', f'checkpoint:={checkpoint}', '-p', 'pruning.mode:=random',
     )  # fmt: skip
     assert watcher.wait_for(lambda: watcher.info, 60.0), policy.log  # so we hear its statistics
-    simulation = start(
-        'sim_bridge', *bridge(namespace, *params, mode=mode, episodes=2, max_steps=24)
-    )
+    limits = {'episodes': 2, 'max_steps': 24, 'recorder': 'peer'}  # it hears both episodes
+    simulation = start('sim_bridge', *bridge(namespace, *params, mode=mode, **limits))
     ended = lambda: [e for e in watcher.episodes if e['state'] == 'done']  # noqa: E731
     assert watcher.wait_for(lambda: len(ended()) == 2, 60.0), policy.log + simulation.log
     assert [(e['result'], e['step']) for e in ended()] == [('step_limit', '24')] * 2

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
@@ -21,6 +22,9 @@ from peer import PERIOD
 from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.ros import messages as m
+from vla_prune_ros.ros.images import decode_rgb
+from vla_prune_ros.sim import make_robot
+from vla_prune_ros.sim.shifts import ShiftedRobot
 
 
 @pytest.fixture
@@ -151,10 +155,51 @@ def test_parameters_are_described_validated_and_misspelt_ones_reported(start, na
         ('initial_state', 50, '0..49'),
         ('mode', 'fast', 'lockstep, realtime'),
         ('backend', 'libero', 'read-only'),
+        ('shift', 'sepia:2', "unknown axis 'sepia'; valid: layout"),
+        ('shift', 'camera:7', 'camera needs a level from 0 to 5'),
+        ('shift__seed', -1, ''),
     ]:
         (refused,) = robot.set_parameters('sim_bridge', **{name: value})
         assert not refused.successful and reason in refused.reason, (name, refused.reason)
     assert robot.get_parameter('execution.mode', 'sim_bridge') == 'open_loop'
+
+
+def test_the_world_shifts_from_one_episode_to_the_next(start, namespace, robot):
+    """The pictures on the topics are those of the same shift without ROS."""
+    process = start('sim_bridge', *bridge(namespace, episodes=0, max_steps=8))
+    process.wait_for_log('is ready')
+    here = ShiftedRobot(make_robot('tabletop'))
+    for asked, (shift, seed) in enumerate([('noise:2,camera:4', 3), ('', 0)]):
+        set_them = robot.set_parameters('sim_bridge', shift=shift, shift__seed=seed)
+        assert all(r.successful for r in set_them)
+        number = robot.trigger('sim_bridge/reset_episode').message.split()[1]
+        stamp = robot.answer(asked, some_actions(0))
+        done = lambda e=number: (  # noqa: E731
+            robot.episodes[-1]['episode'] == e and robot.episodes[-1]['state'] == 'done'
+        )
+        assert robot.wait_for(done), process.log
+        assert robot.episodes[-1]['shift'] == shift
+        here.change(shift, seed)
+        for camera, pixels in here.reset(0, 0).images.items():
+            got = decode_rgb(robot.seen[f'{camera}/image_raw'][stamp])
+            np.testing.assert_array_equal(got, pixels)
+    here.close()
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ({'shift': 'sepia:1'}, "parameter shift: shift 'sepia:1': unknown axis 'sepia'"),
+        ({'shift': 'jump:1', 'backend': 'libero'}, "'jump' does not apply to libero"),
+        ({'shift': 'noise:1', 'interface': 'pose'}, "'noise:1' needs interface chunk"),
+    ],
+)
+def test_a_shift_that_cannot_be_played_ends_the_bridge_with_the_cause(
+    start, namespace, given, message
+):
+    process = start('sim_bridge', *bridge(namespace, **given))
+    assert process.popen.wait(30) == 1
+    assert message in process.log
 
 
 def test_a_suite_that_is_not_there_ends_the_bridge_with_the_cause(start, namespace):

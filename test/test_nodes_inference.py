@@ -16,7 +16,8 @@ from vla_prune_ros.execution.executed import Executed
 from vla_prune_ros.nodes.policy.answering import Picture
 from vla_prune_ros.nodes.policy.assembler import MAX_BYTES
 from vla_prune_ros.nodes.policy.conversation import Conversation
-from vla_prune_ros.nodes.policy.inference import Inference, is_lasting
+from vla_prune_ros.nodes.policy.gpu import is_lasting
+from vla_prune_ros.nodes.policy.inference import Inference
 from vla_prune_ros.nodes.policy.trigger import MAX_BETWEEN
 
 MS = 1_000_000

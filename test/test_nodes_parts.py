@@ -15,12 +15,12 @@ from vla_prune_ros.execution.checks import ACTION_HIGH, ACTION_LOW, ChunkError, 
 from vla_prune_ros.nodes.policy.answering import Picture, Prepared, observation_of, unpacked
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.latency import LatencyWindow
+from vla_prune_ros.nodes.policy.modes import pruning_specs
 from vla_prune_ros.nodes.policy.parameters import (
     LONGEST_INSTRUCTION,
     POLICY,
     PolicyConfig,
     clean_instruction,
-    pruning_specs,
 )
 from vla_prune_ros.nodes.policy.trigger import Executed, Tick
 from vla_prune_ros.ros.images import ImageError, decode_rgb
@@ -120,7 +120,8 @@ def test_every_number_has_a_range_and_those_with_a_dimension_name_their_unit():
         if isinstance(spec.default, int | float) and not isinstance(spec.default, bool):
             assert spec.minimum is not None and spec.maximum is not None, spec.name
         if isinstance(spec.default, float):
-            assert re.search(r'\((s|Hz|m|rad|raw)\b', spec.description), spec.name
+            unit = re.search(r'\((s|Hz|m|rad|raw)\b|\bshare\b|\bnormalised\b', spec.description)
+            assert unit, spec.name
 
 
 def test_an_instruction_becomes_one_line():

@@ -19,7 +19,8 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.policy.modes import pruning_specs
+from vla_prune_ros.nodes.policy.parameters import POLICY
 from vla_prune_ros.ros import messages as m
 from vla_prune_ros.ros.images import decode_rgb
 
@@ -256,6 +257,8 @@ def test_diagnostics_keep_the_conventions_of_the_updater(peer):
     assert float(inputs['agentview: rate (Hz)']) >= 0 and 'ee_pose: age (s)' in inputs
     assert peer.wait_for_report('Pruning', lambda r: r[2]['mode'] == 'none')
     assert float(peer.wait_for_report('Device', lambda r: True)[2]['resident memory (MB)']) > 50
-    assert set(peer.reports) == {'Node', 'Inference', 'Inputs', 'Pruning', 'Device'}
+    assert set(peer.reports) == {
+        'Node', 'Inference', 'Inputs', 'Pruning', 'Budget', 'Device',
+    }  # fmt: skip
     peer.hardware_ids.clear()  # none is known while the model is being loaded
     assert peer.wait_for(lambda: peer.hardware_ids) and all(peer.hardware_ids)

@@ -17,7 +17,8 @@ import yaml
 from conftest import REPOSITORY
 
 from vla_prune_ros.__main__ import VERBS
-from vla_prune_ros.nodes.policy.parameters import POLICY, pruning_specs
+from vla_prune_ros.nodes.policy.modes import pruning_specs
+from vla_prune_ros.nodes.policy.parameters import POLICY
 from vla_prune_ros.nodes.robot.parameters import ROBOT
 from vla_prune_ros.nodes.simulation.parameters import BRIDGE
 from vla_prune_ros.ros.parameters import Spec

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 VERBS = {
     'demo': ('vla_prune_ros.trials.demo', 'both nodes, several tasks and pruning modes'),
     'evaluate': ('vla_prune_ros.evaluation.evaluate', 'success rates of pruning modes'),
+    'shifts': ('vla_prune_ros.evaluation.shifts', 'worlds that differ from the suite'),
     'bench': ('vla_prune_ros.benchmark.bench', 'latency of pruning modes, by stage'),
     'gpu_check': ('vla_prune_ros.benchmark.gpu_check', 'tests and times of a GPU, unattended'),
     'latency': ('vla_prune_ros.trials.latency_sweep', 'success in real time against latency'),

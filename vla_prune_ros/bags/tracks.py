@@ -152,7 +152,8 @@ def _read_track(bag: Bag, name: str, chunks: str | None, stats: str, info: str |
         try:
             number = int(values.get('sequence', -1))
             output = output_of(stamp, nearest[1], values)
-            moments.append(replace(_moment(output, time, infos), seen=_seen(stamp, values)))
+            moment = _moment(output, time, infos, values.get('budget'))
+            moments.append(replace(moment, seen=_seen(stamp, values)))
         except (
             KeyError,
             ValueError,
@@ -200,9 +201,16 @@ def output_of(stamp: int, actions: np.ndarray, values: Mapping[str, str]) -> Tic
 
 
 def _moment(
-    output: TickOutput, time: int, infos: Sequence[tuple[int, Mapping[str, str]]]
+    output: TickOutput,
+    time: int,
+    infos: Sequence[tuple[int, Mapping[str, str]]],
+    budget: str | None,
 ) -> Moment:
-    """The mode's options from the description that was in force when the chunk came."""
+    """The mode's options from the description that was in force when the chunk came.
+
+    The budget is that of the chunk itself: it may follow a deadline or an audit, and a replay
+    takes what was decided.
+    """
     from vla_prune_ros.evaluation.entries import parse_value
 
     mode, options, sha256 = output.mode, {}, ''
@@ -217,6 +225,8 @@ def _moment(
                 if key.startswith(prefix) and not _is_retired(key, value)
             }
             break
+    if budget is not None and 'budget' in options:
+        options['budget'] = float(budget)
     return Moment(mode, options, output.reset_reason in FRESH, sha256)
 
 

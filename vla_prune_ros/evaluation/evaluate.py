@@ -116,6 +116,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add_compute(p, ' of every worker')
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
+    p.add_argument(
+        '--shift', default='', metavar='AXIS:LEVEL,...',
+        help='a world that differs from the suite, see doc/shifts.md; levels 1 to 5, 0 and none:'
+        ' as the suite is (default: none)',
+    )  # fmt: skip
+    p.add_argument(
+        '--shift-seed', type=at_least(0), default=0, help='what shifts draw from (default: 0)'
+    )
     p.add_argument('--max-steps', type=at_least(1), help="step limit instead of the tasks' own")
     p.add_argument('--out', type=Path, default=Path('out/evaluation'), help='output directory')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
@@ -176,10 +184,14 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.evaluation.rollouts import Setup
     from vla_prune_ros.evaluation.workers import EpisodeLog, run_episodes
     from vla_prune_ros.sim import backend_of
+    from vla_prune_ros.sim.shifts import check_backend, parse_shift, shift_text
 
     require_device(args.device)
     checkpoint, own = args.checkpoint, {}
-    libero = backend_of(args.suite) == 'libero'
+    backend = backend_of(args.suite)
+    libero = backend == 'libero'
+    shift = parse_shift(args.shift)
+    check_backend(shift, backend)
     if checkpoint is None:
         if libero:
             raise ValueError(f'--suite {args.suite} needs a --checkpoint; none comes with it')
@@ -192,6 +204,8 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         unnorm_key=args.unnorm_key,
         readout_start=args.readout_start,
         seed=args.seed,
+        shift=shift_text(shift),
+        shift_seed=args.shift_seed,
         threads=args.threads,
         robot_options=robot_options(args, libero),
         videos=str(args.out / 'videos'),

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,13 @@ from vla_prune_ros.sim import SimulatedRobot
 
 if TYPE_CHECKING:
     from vla_prune_ros.policy import ActionChunk
+
+
+def add_counts(total: dict[str, list[int]], more: Mapping[str, Sequence[int]]) -> None:
+    """Add [kept, seen] by name."""
+    for name, counts in more.items():
+        kept, seen = total.get(name, (0, 0))
+        total[name] = [kept + counts[0], seen + counts[1]]
 
 
 def count_landmarks(

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vla_prune_ros.sim import SimulatedRobot
+from vla_prune_ros.sim.shifts import applies, parse_shift
+
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry, Episode, Setup
 
@@ -33,6 +36,7 @@ def describe(setup: Setup, entries: Sequence[Entry]) -> tuple[dict, list[Entry]]
             'dimension_names': list(info['dimension_names']),
             'chunk_len': session.policy.config.chunk_len,
             'tasks': [task.name for task in robot.tasks],
+            'shifted_tasks': shifted_tasks(robot, setup.shift),
             'suite': setup.suite,
             'notice': robot.notice,
             'unnorm_key': info['unnorm_key'],
@@ -60,6 +64,16 @@ def describe(setup: Setup, entries: Sequence[Entry]) -> tuple[dict, list[Entry]]
             torch.cuda.empty_cache()
 
 
+def shifted_tasks(robot: SimulatedRobot, shift: str) -> list[int]:
+    """Indices of the tasks in which every axis of a shift has something to change."""
+    axes = [axis for axis, _ in parse_shift(shift)]
+    return [
+        number
+        for number, task in enumerate(robot.tasks)
+        if all(applies(axis, task.family) for axis in axes)
+    ]
+
+
 def make_plan(entries: Sequence[Entry], facts: dict, args: argparse.Namespace) -> list[Episode]:
     """All episodes, those of one initial state together, so that an interrupted run is paired.
 
@@ -68,7 +82,9 @@ def make_plan(entries: Sequence[Entry], facts: dict, args: argparse.Namespace) -
     from vla_prune_ros.evaluation.rollouts import Episode
 
     tasks = [_task_index(t, facts['tasks']) for t in args.tasks.split(',')] if args.tasks else None
-    tasks = tasks or list(range(len(facts['tasks'])))
+    tasks = [k for k in tasks or range(len(facts['tasks'])) if k in facts['shifted_tasks']]
+    if not tasks:
+        raise ValueError('the shift changes nothing in any of these tasks')
     episodes = args.trials * len(tasks) if args.trials is not None else args.episodes
     last = args.first_state + (episodes - 1) // len(tasks)
     if episodes < 1 or args.first_state < 0 or last >= facts['n_initial_states']:
@@ -107,6 +123,8 @@ def notes(facts: dict, entries: Sequence[Entry], plan: Sequence[Episode], done: 
             f'actions are scaled by the statistics {facts["unnorm_key"]!r}, which are not'
             f' those of {facts["suite"]}'
         )
+    if len(facts['shifted_tasks']) < len(facts['tasks']):
+        remarks.append('tasks in which the shift changes nothing are left out')
     if done:
         remarks.append(f'{done} of {len(plan)} episodes were taken over from an earlier run')
     return remarks

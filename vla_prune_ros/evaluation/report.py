@@ -65,6 +65,7 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
         *([f'**{run["notice"]}**', ''] if run.get('notice') else []),
         f'    {run["command"]}',
         '',
+        *([f'**In a shifted world: `{run["shift"]}`**', ''] if run.get('shift') else []),
         *_checkpoints(run, rows),
         environment_line(env),
         f'- {env["cpu"]}, {env["cores"]} cores, GPU {env["gpu"] or "none"}; device'

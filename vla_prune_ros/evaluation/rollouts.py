@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,20 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_prune_ros import weights
-from vla_prune_ros.evaluation.landmarks import count_landmarks
+from vla_prune_ros.evaluation.playing import run_episode
 from vla_prune_ros.evaluation.videos import wants_video, write_video
-from vla_prune_ros.sim import (
-    SimulatedRobot,
-    SimulationError,
-    backend_of,
-    make_robot,
-    to_env_action,
-)
+from vla_prune_ros.sim import SimulatedRobot, SimulationError, backend_of, make_robot
+from vla_prune_ros.sim.shifts import ShiftedRobot
 
 if TYPE_CHECKING:
-    from vla_prune_ros.evaluation.flops import PassWork, WorkMeter
-    from vla_prune_ros.policy import ActionChunk, VLAPolicy
-    from vla_prune_ros.vla.config import OpenVLAConfig
+    from vla_prune_ros.evaluation.flops import WorkMeter
+    from vla_prune_ros.policy import VLAPolicy
 
 
 MAX_POLICIES = 2  # that a session holds in memory, beside each other
@@ -82,7 +75,12 @@ class EpisodeRecord:
     `success` is None when an exception ended the episode: such an episode says nothing about the
     policy and is counted apart. Per-layer numbers and `flops` are means over the queries;
     `timing_ms` keeps every query. `landmarks` counts, over all queries, how often the patch that
-    shows a thing was kept and how often the thing was in the picture.
+    shows a thing was kept and how often the thing was in the picture; `landmarks_after` over the
+    queries after the first event of a shift, `landmarks_next` over the very next one.
+
+    Attributes:
+        events: [time in s, kind] of what a shift did, and when the robot was back on its way.
+        path_m: way of the hand; `jerk`: root mean square of its third derivative, m/s3.
     """
 
     episode: Episode
@@ -97,6 +95,11 @@ class EpisodeRecord:
     flops: dict[str, float] = field(default_factory=dict)
     timing_ms: dict[str, list[float]] = field(default_factory=dict)
     landmarks: dict[str, list[int]] = field(default_factory=dict)
+    landmarks_after: dict[str, list[int]] = field(default_factory=dict)
+    landmarks_next: dict[str, list[int]] = field(default_factory=dict)
+    events: list[list] = field(default_factory=list)
+    path_m: float = 0.0
+    jerk: float = 0.0
     resets: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
@@ -123,7 +126,8 @@ class Setup:
     `checkpoint` is a directory or the name of an embedded policy, `sha256` the digest of its
     weights, for workers on other machines to compare. `threads` is the number of torch threads of
     each worker; more than one makes float sums depend on the machine. Of failed episodes up to
-    `max_videos` per entry are filmed into the folder `videos`.
+    `max_videos` per entry are filmed into the folder `videos`. `shift` is how the world differs
+    from the suite, as `shift_text` writes it, and `shift_seed` what it draws from.
     """
 
     checkpoint: str
@@ -135,13 +139,17 @@ class Setup:
     unnorm_key: str | None = None
     readout_start: int | None = None
     seed: int = 7
+    shift: str = ''
+    shift_seed: int = 0
     threads: int = 1
     videos: str = ''
     max_videos: int = 0
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for episodes of two runs to be the same."""
-        free = ('checkpoint', 'threads', 'videos', 'max_videos')
+        free = ['checkpoint', 'threads', 'videos', 'max_videos']
+        if not self.shift:  # as episodes were logged before there were any
+            free += ['shift', 'shift_seed']
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -173,7 +181,7 @@ class Session:
         self.setup = setup
         self._loaded: dict[Path, tuple[VLAPolicy, WorkMeter]] = {}  # latest use last
         self.use(None)
-        self.robot = make_robot(backend_of(setup.suite), suite=setup.suite, **setup.robot_options)
+        self.robot = make_setup_robot(setup)
 
     def use(self, checkpoint: str | None) -> VLAPolicy:
         """Take the policy of a checkpoint, None for the run's own, for what comes next."""
@@ -239,6 +247,12 @@ class Session:
         return options
 
 
+def make_setup_robot(setup: Setup) -> SimulatedRobot:
+    """The robot of a run, in the world that its shift makes."""
+    robot = make_robot(backend_of(setup.suite), suite=setup.suite, **setup.robot_options)
+    return ShiftedRobot(robot, setup.shift, setup.shift_seed) if setup.shift else robot
+
+
 def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
     """The policy of a checkpoint as a run wants it."""
     from vla_prune_ros.policy import VLAPolicy
@@ -265,77 +279,3 @@ def mode_options(mode: str) -> tuple[str, ...]:
     from vla_prune_ros.pruning import MODES
 
     return tuple(option.name for option in MODES[mode].options)
-
-
-def run_episode(
-    policy: VLAPolicy, robot: SimulatedRobot, meter: WorkMeter, record: EpisodeRecord
-) -> list[np.ndarray]:
-    """Play one episode into `record`, which names task, initial state and step limit.
-
-    Success is tested after every control step and ends the episode. Returns the executed actions,
-    float64 [7] each.
-    """
-    from vla_prune_ros.policy import Observation
-
-    episode = record.episode
-    task = robot.tasks[episode.task]
-    limit = episode.max_steps or task.max_steps
-    observation = robot.reset(episode.task, episode.state)
-    passes: list[PassWork] = []
-    resets: Counter[str] = Counter()
-    executed: list[np.ndarray] = []
-    record.success = False
-    while not record.success and record.steps < limit:
-        chunk = policy.step(
-            Observation(
-                images=observation.images,
-                proprio=observation.proprio,
-                instruction=task.instruction,
-                stamp=observation.time,
-            )
-        )
-        record.queries += 1
-        passes.append(meter.last)
-        _note_query(record, chunk, resets)
-        count_landmarks(record.landmarks, robot, policy.settings.cameras, chunk)
-        chunk_end = min(len(chunk.actions), limit - record.steps)
-        for number, action in enumerate(chunk.actions[:chunk_end], start=1):
-            # rendering costs more than physics: only frames that somebody looks at
-            render = number == chunk_end or policy.wants_frames
-            observation = robot.step(to_env_action(action), render=render)
-            policy.record_executed(action)
-            executed.append(action)
-            record.steps += 1
-            if robot.success():
-                record.success = True
-                break
-            if number < chunk_end:
-                if policy.wants_frames:
-                    policy.observe(observation.images)
-                if policy.wants_query:
-                    observation = robot.observe()
-                    break
-    record.resets = dict(resets)
-    record.kept = record.kept / record.queries
-    record.visual_rows = np.mean([p.visual_rows for p in passes], axis=0).round(3).tolist()
-    record.flops = mean_flops(policy.config, passes)
-    if episode.keep_actions:
-        record.actions = np.round(executed, 6).tolist()
-    return executed
-
-
-def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, float]:
-    """Mean FLOPs per query of each part."""
-    from vla_prune_ros.evaluation.flops import query_flops
-
-    parts = [query_flops(config, work) for work in passes]
-    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-
-
-def _note_query(record: EpisodeRecord, chunk: ActionChunk, resets: Counter[str]) -> None:
-    record.visual_tokens = chunk.n_visual
-    record.kept += len(chunk.kept)  # a sum until the episode ends
-    for stage, ms in chunk.timing.items():
-        record.timing_ms.setdefault(stage, []).append(round(float(ms), 3))
-    if chunk.reset_reason:
-        resets[chunk.reset_reason] += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vla_prune_ros.evaluation.landmarks import add_counts
 from vla_prune_ros.evaluation.rollouts import Entry, EpisodeRecord
 from vla_prune_ros.evaluation.statistics import PairedComparison, percentiles, wilson_interval
 
@@ -133,10 +134,7 @@ def _per_task(records: Sequence[EpisodeRecord]) -> dict[str, list[int]]:
 def _landmarks(records: Sequence[EpisodeRecord]) -> dict[str, list[int]]:
     total: dict[str, list[int]] = {}
     for record in records:
-        for name, (kept, seen) in record.landmarks.items():
-            count = total.setdefault(name, [0, 0])
-            count[0] += kept
-            count[1] += seen
+        add_counts(total, record.landmarks)
     return total
 
 

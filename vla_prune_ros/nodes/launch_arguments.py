@@ -49,6 +49,7 @@ SIMULATION = _choose(
     'episodes',
     'mode',
     'latency',
+    'shift',
     execution='execution.mode',
 )
 

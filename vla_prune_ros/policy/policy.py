@@ -8,7 +8,7 @@ thread-safe: one thread makes all calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vla_prune_ros.policy.aside import Aside
+from vla_prune_ros.policy.audit import Latest
 from vla_prune_ros.policy.description import describe
 from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
-from vla_prune_ros.policy.warm_up import record_sizes
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
-from vla_prune_ros.runtime.engine import GraphEngine, make_engine
+from vla_prune_ros.runtime.engine import make_engine
 from vla_prune_ros.runtime.images import DeviceImages, HostImages
 from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer
@@ -33,7 +35,7 @@ IMAGE_PIPELINES = ('exact', 'device')
 _STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
 
 
-class VLAPolicy:
+class VLAPolicy(Aside):
     """OpenVLA-OFT with a pruning mode and a history."""
 
     def __init__(
@@ -166,7 +168,7 @@ class VLAPolicy:
         Returns:
             What `observe` takes as `prepared`; None if the mode does not look at such images.
         """
-        return self._pictures(self._images(images)) if self._selector.every_frame else None
+        return self.pictures(images) if self._selector.every_frame else None
 
     def observe(self, images: Mapping[str, np.ndarray], prepared: Any = None) -> None:
         """Show the camera images of a control step at which no chunk is asked for.
@@ -242,38 +244,7 @@ class VLAPolicy:
         """Forget everything across ticks, as at the start of an episode."""
         self.history.reset(reason)
         self._selector.reset()
-        self._last = None
-
-    def warm_up(
-        self,
-        n_views: int | None = None,
-        instruction: str | None = None,
-        budgets: Sequence[float] = (),
-    ) -> None:
-        """Run one dense pass on black images; neither history nor selector takes part.
-
-        Args:
-            n_views: number of cameras; default those of the settings.
-            instruction: one that will be asked for. A runtime that records stages then records
-                those of the pruning mode for all its buckets.
-            budgets: shares that will be asked for, too, such as `pruning.CLASSES`.
-        """
-        config = self.config
-        views = len(self.settings.cameras) if n_views is None else n_views
-        frames = np.zeros((views, config.image_size, config.image_size, 3), np.uint8)
-        ids = torch.full((1, 32), config.eos_id)
-        if instruction is not None:
-            ids, _ = self.processor.prompt(instruction)
-        proprio, start = np.zeros(config.proprio_dim), self.settings.readout_start
-        self._engine(frames, ids, proprio, None, start).actions.cpu()
-        if instruction is not None and isinstance(self._engine, GraphEngine):
-            record_sizes(
-                lambda pictures, selector: self._engine(pictures, ids, proprio, selector, start),
-                make_selector(self.settings.mode, config, **self.settings.options),
-                self.processor.prompt(instruction)[1],
-                frames.shape,
-                budgets,
-            )
+        self._last = self._latest = None
 
     def runtime_stats(self) -> dict[str, int | str]:
         """Recorded stages: how many, what they hold in memory, what ran without and why."""
@@ -302,7 +273,7 @@ class VLAPolicy:
 
     def _infer(self, observation: Observation, timer: StageTimer) -> ActionChunk:
         processor, engine = self.processor, self._engine
-        frames = self._pictures(self._images(observation.images))
+        frames = self.pictures(observation.images)
         ids, template_tokens = processor.prompt(observation.instruction)
         proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
         timer.mark('preprocess')
@@ -322,6 +293,7 @@ class VLAPolicy:
         normalised = out.actions[0].double().cpu().numpy()
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')
+        self._latest = Latest(observation.stamp, out, normalised)
         actions = processor.normaliser.unnormalise_actions(normalised)
         kept = out.kept.cpu().numpy()
         reason, sequence = self.history.reset_reason, self._sequence
@@ -343,13 +315,20 @@ class VLAPolicy:
             reset_reason=reason,
             n_visual=out.layout.n_visual,
             stats=stats,
+            rows=out.rows,
+            dense=out.dense,
         )
 
-    def _images(self, images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def pictures(self, images: Mapping[str, np.ndarray]) -> np.ndarray | Tensor:
+        """Policy images uint8 [views, S, S, 3] of camera images, as every query makes them.
+
+        Raises:
+            ValueError: a camera is missing or an image malformed.
+        """
         missing = [name for name in self.settings.cameras if name not in images]
         if missing:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
-        return [images[name] for name in self.settings.cameras]
+        return self._pictures([images[name] for name in self.settings.cameras])
 
     def _proprio(self, observation: Observation) -> np.ndarray:
         proprio = np.asarray(observation.proprio, dtype=np.float64)

@@ -43,6 +43,8 @@ class ActionChunk:
         n_visual: visual tokens before pruning.
         stats: numbers of the pruning mode about this pass; with recorded stages also `runtime`
             (replay, capture, or why a stage ran without a graph) and `graph_bytes`.
+        rows: rows that the decoder computed per layer, the mean over all layers.
+        dense: it computed every row in every layer.
     """
 
     actions: np.ndarray
@@ -54,6 +56,8 @@ class ActionChunk:
     reset_reason: str | None
     n_visual: int
     stats: dict[str, bool | int | float | str] = field(default_factory=dict)
+    rows: float = 0.0
+    dense: bool = False
 
 
 @dataclass(frozen=True)

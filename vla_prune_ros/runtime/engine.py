@@ -60,6 +60,20 @@ class PlainEngine:
         pixels = self._scale(torch.as_tensor(frames).to(device))
         return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
 
+    @torch.inference_mode()
+    def again(
+        self, out: OFTOutput, selector: TokenSelector, readout_start: int | None = None
+    ) -> OFTOutput:
+        """Decode the sequence of the latest pass once more, with another selector.
+
+        Args:
+            out: what that pass returned.
+            selector: as in a pass.
+            readout_start: as in a pass.
+        """
+        space = self.model.decoder.space(out.embeddings)
+        return self.model.act(space, out.layout, selector, readout_start)
+
     def last(self) -> str:
         """How the latest pass ran, '' for plain."""
         return ''
@@ -115,6 +129,15 @@ class GraphEngine(PlainEngine):
         mark('assemble')
         layout = space.layout(input_ids.shape[1])
         return self.model.act(space, layout, selector, readout_start, mark, run)
+
+    @torch.inference_mode()
+    def again(
+        self, out: OFTOutput, selector: TokenSelector, readout_start: int | None = None
+    ) -> OFTOutput:
+        """See `PlainEngine.again`; the sequence is still where it was assembled."""
+        assert self._space is not None  # of that pass
+        run = self.stages.run
+        return self.model.act(self._space, out.layout, selector, readout_start, unmarked, run)
 
     def last(self) -> str:
         """See `PlainEngine.last`."""

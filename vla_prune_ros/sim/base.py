@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from vla_prune_ros.sim.scene import MujocoScene
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class SimObservation:
     time: float
 
 
+@dataclass(frozen=True)
+class Event:
+    """Something that happened within an episode, `time` seconds after the reset."""
+
+    time: float
+    kind: str
+
+
 class SimulationError(RuntimeError):
     """The simulator failed. It says nothing about the policy; the next `reset` starts anew."""
 
@@ -71,10 +82,14 @@ class SimulatedRobot(ABC):
     Attributes:
         notice: what every print and file with results must say; empty if there is nothing to say.
         slow_task_change: whether episodes of one task had better follow each other.
+        events: what happened in this episode that the policy did not cause.
+        extra_steps: control steps that are allowed beyond the limit of the task, for that.
     """
 
     notice: str = ''
     slow_task_change: bool = False
+    events: tuple[Event, ...] = ()
+    extra_steps: int = 0
     suite: str
     control_hz: float
     tasks: tuple[Task, ...]
@@ -96,8 +111,13 @@ class SimulatedRobot(ABC):
             )
         return index
 
+    @property
     @abstractmethod
-    def reset(self, task: int | str, initial_state: int) -> SimObservation:
+    def instruction(self) -> str:
+        """What is asked of the robot now."""
+
+    @abstractmethod
+    def reset(self, task: int | str, initial_state: int, render: bool = True) -> SimObservation:
         """Start an episode from fixed initial state `initial_state` of `task`."""
 
     @abstractmethod
@@ -111,6 +131,10 @@ class SimulatedRobot(ABC):
     @abstractmethod
     def observe(self, render: bool = True) -> SimObservation:
         """The observation of the current instant, with images if `render`."""
+
+    @abstractmethod
+    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
+        """The images of this instant, drawn when they are asked for, even much later."""
 
     @abstractmethod
     def success(self) -> bool:
@@ -137,6 +161,10 @@ class SimulatedRobot(ABC):
         For scripted experts, never for a policy. Empty where a simulator does not say.
         """
         return {}
+
+    def mujoco_scene(self) -> MujocoScene | None:
+        """The simulation of the running episode, where it is one of MuJoCo."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_prune_ros.ros.children import Children, isolate
+from vla_prune_ros.sim.shifts import check_backend, parse_shift
 from vla_prune_ros.trials import command
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument('--suite', default='', help='task suite; default: the first of the backend')
     p.add_argument(
+        '--shift', default='', metavar='AXIS:LEVEL,...',
+        help='a world that differs from the suite, see doc/shifts.md (default: none)',
+    )  # fmt: skip
+    p.add_argument(
         '--record', type=Path, default=None, metavar='DIR',
         help='record all topics of the policy into a new bag, in a process of its own',
     )  # fmt: skip
@@ -67,6 +72,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.trials.demo_client import DemoClient, Wanted
 
     modes, plan = chosen_modes(args.modes), chosen_episodes(args)
+    check_backend(parse_shift(args.shift), args.backend)
     for name in (RESULTS, ANIMATION, STRIP):
         (args.out / name).unlink(missing_ok=True)  # nothing old may pass for a result of this run
     print(
@@ -114,7 +120,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.record is not None:
         print(f'demo: recorded into {args.record}:\n{(args.out / "record.log").read_text()}')
     good = command.ended_well('demo', codes)
-    write_everything(args.out, modes, episodes, policies, argv, notice)
+    facts = {'notice': notice, 'shift': args.shift}
+    write_everything(args.out, modes, episodes, policies, argv, facts)
     print(f'demo: done in {time.monotonic() - started:.0f} s')
     return 0 if good else 1
 
@@ -125,7 +132,7 @@ def write_everything(
     episodes: Sequence[DemoEpisode],
     policies: Sequence[dict],
     argv: Sequence[str],
-    notice: str = '',
+    facts: dict[str, str],
 ) -> None:
     """Print the table; write the results, the animation and the strip of pictures."""
     from vla_prune_ros.command_line import command_line, environment
@@ -136,11 +143,13 @@ def write_everything(
         'command': command_line(argv, 'demo'),
         'environment': environment(),
         'policies': list(policies),
-        'notice': notice,
+        **facts,
     }
     print(f'\n{demo_report.demo_table(rows)}\n')
-    if notice:
-        print(f'{notice}\n')
+    if facts['shift']:
+        print(f'in a shifted world: {facts["shift"]}\n')
+    if facts['notice']:
+        print(f'{facts["notice"]}\n')
     demo_report.write_results(out / RESULTS, run, rows, episodes)
     demo_report.write_animation(out / ANIMATION, demo_report.choose_episode(episodes))
     demo_report.write_strip(out / STRIP, episodes)
@@ -212,7 +221,7 @@ def parameters_of(name: str, args: argparse.Namespace) -> list[str]:
     if name == 'sim_bridge':
         recorder = 'recorder' if args.record else ''  # who must hear everything
         values = {'backend': args.backend, 'suite': args.suite, 'assets': args.assets}
-        values |= {'recorder': recorder}
+        values |= {'recorder': recorder, 'shift': args.shift}
         return [*NODES[name], *(f'{key}:={value}' for key, value in values.items() if value)]
     cores = len(os.sched_getaffinity(0))
     # The simulation renders on the other cores; threads that wait for a core cost most.

@@ -46,6 +46,8 @@ class OFTOutput:
         kept: absolute ids of the visual tokens that entered the last layer, ascending, int64.
         position_ids: position ids of the rows that left the last layer, int64 [m].
         layout: the complete sequence.
+        rows: rows computed per layer, the mean over all layers; those that only fill up a
+            recorded stage count, too, as they take time.
     """
 
     actions: Tensor
@@ -54,6 +56,12 @@ class OFTOutput:
     kept: Tensor
     position_ids: Tensor
     layout: TokenLayout
+    rows: float
+
+    @property
+    def dense(self) -> bool:
+        """Whether every row was computed in every layer."""
+        return self.rows >= self.layout.length
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,7 @@ class OFTNetwork(nn.Module):
         mark('head')
         # The tail behind the visual tokens and BOS are always there: no device sync needed.
         n_kept = len(decoded.entered) - (layout.length - layout.n_visual)
+        computed = sum(len(part.layers) * part.rows.count for part in decoded.segments)
         return OFTOutput(
             actions=actions,
             readout=readout,
@@ -239,6 +248,7 @@ class OFTNetwork(nn.Module):
             kept=decoded.entered[1 : 1 + n_kept],
             position_ids=decoded.ids,
             layout=layout,
+            rows=computed / len(self.decoder.layers),
         )
 
 

@@ -21,6 +21,7 @@ class Health:
             'Inference': self._inference,
             'Inputs': self._inputs,
             'Pruning': self._pruning,
+            'Budget': self._budget,
             'Device': self._device,
         }
 
@@ -94,6 +95,26 @@ class Health:
             'last reset': chunk.reset_reason or 'none',
             **chunk.stats,
         }
+
+    def _budget(self, report: Report) -> None:
+        """What governor and audit do; WARN where no budget holds the deadline."""
+        self._in_use(report)
+        budgeting, config = self._node.inference.budgeting, self._node.config
+        report.values |= budgeting.values()
+        report.values['governor'] = 'on' if config.governed else 'off'
+        report.values['audit'] = 'on' if config.audit_enabled else 'off'
+        decision = budgeting.decision
+        if decision is not None and decision.state == 'infeasible':
+            left, needed = (1e3 * max(0.0, s) for s in (decision.deadline, decision.predicted))
+            report.raise_to(
+                WARN,
+                f'no budget holds the deadline: {left:.0f} ms are left and {decision.share:g} of '
+                f'the tokens take {needed:.0f} ms',
+            )
+        limit = config.audit_threshold
+        if config.watched and budgeting.deviation > limit:
+            text = f'pruning changed the actions by {budgeting.deviation:.3f}, above {limit:g}'
+            report.raise_to(WARN, text)
 
     def _device(self, report: Report) -> None:
         self._memory(report)

@@ -11,7 +11,6 @@ the thread; only a GPU that has failed for good ends the process, so that it is 
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,9 @@ import numpy as np
 from vla_prune_ros.execution.checks import safe_actions
 from vla_prune_ros.nodes.policy.answering import Prepared, observation_of, unpacked
 from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
+from vla_prune_ros.nodes.policy.budgeting import Budgeting
 from vla_prune_ros.nodes.policy.conversation import Conversation, Request
+from vla_prune_ros.nodes.policy.gpu import is_lasting, release_memory
 from vla_prune_ros.nodes.policy.latency import LatencyWindow
 from vla_prune_ros.nodes.policy.loading import load_policy
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
@@ -49,6 +50,7 @@ class Answer:
         stages: ms that the node spent in front of the policy, by stage.
         offered: `time.perf_counter` when the observation was complete.
         cold: the first inference after loading or after a change of the mode.
+        budget: what governor and audit say, for the statistics.
     """
 
     chunk: Any
@@ -59,6 +61,7 @@ class Answer:
     stages: dict[str, float]
     offered: float
     cold: bool
+    budget: dict[str, Any]
 
 
 class Inference:
@@ -103,6 +106,7 @@ class Inference:
         self.last_error = ''
         self.counts = {'stale': 0, 'future': 0, 'failed': 0, 'late': 0, 'discarded': 0}
         self.latency = LatencyWindow()
+        self.budgeting = Budgeting(log)
         self._epoch = 0  # how often the conversation had forgotten when the policy did
         self._applied: tuple[str, dict] | None = None  # pruning mode that the policy runs
         self._cold = True
@@ -164,13 +168,25 @@ class Inference:
             self._keep_up(config)
         except BaseException as error:
             self._log.error(f'reset or change of the mode: {type(error).__name__}: {error}')
-        return self._answer_next(config) or self._prepare_next(config)
+        busy = self._answer_next(config) or self._prepare_next(config)
+        try:
+            if self.budgeting.measure(self.policy):
+                self._on_change()
+            elif not busy:  # what comes meanwhile waits for a stage of a pass at most
+                self.budgeting.audit(self.policy, lambda: self._is_wanted(config))
+        except BaseException as error:
+            self._complain('budget', f'measurement or audit: {type(error).__name__}: {error}')
+        return busy or self.budgeting.measuring
 
     def _load(self) -> None:
         config = self._config()
         self.policy = load_policy(config)
         self._applied, self._cold = config.pruning, True
         self._epoch = self._conversation.forgotten[0]
+        self.budgeting.load()
+        self.budgeting.apply(self.policy, config, self._conversation.instruction)
+        while self.budgeting.measuring:
+            self.budgeting.measure(self.policy)
         self.latency.clear()
         self._on_change()
         # The objects of torch and of the model stay: no collection has to walk over them again.
@@ -181,7 +197,7 @@ class Inference:
         self.policy = self._applied = None
         self._prepared.clear()
         gc.unfreeze()
-        _release_memory()
+        release_memory()
 
     def _keep_up(self, config: PolicyConfig) -> None:
         """Do what was acknowledged: forget, change the mode."""
@@ -189,15 +205,26 @@ class Inference:
         if epoch != self._epoch:
             self._epoch = epoch
             self._prepared.clear()
+            self.budgeting.forget()
             self.policy.reset(reason)
-        if self._applied != config.pruning:
+        if changed := self._applied != config.pruning:
             self._prepared.clear()
             self._applied = config.pruning  # even if it fails: not again at every tick
-            mode, options = config.pruning
-            self.policy.set_pruning(mode, **options)
+            self.policy.set_pruning(config.pruning[0], **config.pruning[1])
             self._cold = True
             self.latency.clear()
-            self._on_change()
+        try:
+            changed |= self.budgeting.apply(self.policy, config, self._conversation.instruction)
+        finally:
+            if changed:
+                self._on_change()
+
+    def _is_wanted(self, config: PolicyConfig) -> bool:
+        """Whether there is something better to do; frames are prepared as if nothing ran."""
+        if self._worker.called or self._conversation.next() is not None:
+            return True
+        self._prepare_next(config)
+        return False
 
     def _prepare_next(self, config: PolicyConfig) -> bool:
         """What the mode wants of a frame that nobody asked for yet is done ahead."""
@@ -235,8 +262,12 @@ class Inference:
             self.failures = 0
             late = bool(config.inference_timeout) and took > config.inference_timeout
             publish = None if late else lambda: self._on_answer(answer)
-            if not self._conversation.finish(request, tick, publish):
+            left = self._conversation.finish(request, tick, publish)
+            if not left:
                 self.counts['late' if late else 'discarded'] += 1
+            self.budgeting.after(
+                answer, request.observation.stamp, begun, left, time.perf_counter()
+            )
         except BaseException as error:  # whatever it is, this thread has to live
             self._started = None
             self._on_failure(error)
@@ -252,6 +283,7 @@ class Inference:
         begun: float,
     ) -> Answer:
         policy = self.policy
+        self.budgeting.before(policy, config, tick, begun - request.offered)
         seen = replace(tick, observation=observation)
         asked = observation_of(policy, seen, config.cameras, self._prepared)
         stepping = time.perf_counter()
@@ -267,7 +299,8 @@ class Inference:
             'step': (stepped - stepping) * 1e3,
             'check': (time.perf_counter() - stepped) * 1e3,
         }
-        return Answer(chunk, actions, clipped, seen, requery, stages, request.offered, cold)
+        extra = stages, request.offered, cold, self.budgeting.values()
+        return Answer(chunk, actions, clipped, seen, requery, *extra)
 
     def _is_fresh(self, stamp: int, config: PolicyConfig) -> bool:
         """Whether an observation is young enough; one from the future waits for the clock."""
@@ -307,7 +340,7 @@ class Inference:
         try:
             self._prepared.clear()
             self.policy.reset('exception')
-            _release_memory()
+            release_memory()
         except Exception as second:
             self._log.error(f'reset after the failure: {type(second).__name__}: {second}')
 
@@ -315,21 +348,3 @@ class Inference:
 def period_of(config: PolicyConfig) -> int:
     """Control period in ns."""
     return round(NANOSECONDS / config.control_rate)
-
-
-def is_lasting(error: BaseException) -> bool:
-    """Whether CUDA will fail from now on whatever it is asked: only a new process helps."""
-    if not isinstance(error, RuntimeError) or 'CUDA error' not in str(error):
-        return False
-    try:
-        sys.modules['torch'].cuda.synchronize()  # an error that stays comes again
-    except Exception:
-        return True
-    return False
-
-
-def _release_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get('torch')
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

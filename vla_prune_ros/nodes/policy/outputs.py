@@ -90,6 +90,8 @@ class Outputs:
             'mode': chunk.mode,
             'tokens_kept': len(chunk.kept),
             'tokens_total': chunk.n_visual,
+            'rows': round(chunk.rows, 3),
+            'budget': chunk.stats.get('budget', 0.0),
             'reset_reason': chunk.reset_reason or '',
             'requery': answer.requery,
             'clipped': answer.clipped,
@@ -97,6 +99,7 @@ class Outputs:
             **{f'node.{stage}_ms': round(ms, 4) for stage, ms in stages.items()},
             'node_ms': round((time.perf_counter() - answer.offered) * 1e3, 4),
             **{f'{chunk.mode}.{name}': value for name, value in chunk.stats.items()},
+            **answer.budget,
             **counts,
             'between': ' '.join(str(frame.stamp) for frame in answer.tick.between),
             'executed': ' '.join(map(str, answer.tick.reports)),
@@ -109,8 +112,10 @@ class Outputs:
             )
         )  # fmt: skip
 
-    def info(self, policy: Any, instruction: str, config: PolicyConfig) -> None:
-        """Publish what is running and what its numbers mean."""
+    def info(
+        self, policy: Any, instruction: str, config: PolicyConfig, more: dict[str, Any]
+    ) -> None:
+        """Publish what is running and what its numbers mean, and what else is to be said."""
         info = policy.info()
         options = info.pop('options')
         values = info | {f'pruning.{info["mode"]}.{k}': v for k, v in options.items()}
@@ -120,6 +125,7 @@ class Outputs:
             **config.action.values(),
             'control_rate': config.control_rate,
             'hardware': self.hardware,
+            **more,
         }
         self._deliver()
         self._info.publish(

@@ -7,9 +7,8 @@ The options of the pruning modes come from their registry, as `pruning.<mode>.<o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -182,6 +181,41 @@ class PolicyConfig:
         3, 'failed inferences in a row that deactivate the node; 0: never',
         0, 1000, read_only=False,
     )
+    governor_deadline: float = parameter(
+        0.0, 'time that a chunk may take, from the complete observation to the chunk (s); the '
+        'budget of the mode follows; 0: no fixed deadline',
+        0.0, 60.0, name='governor.deadline', read_only=False,
+    )
+    governor_auto: bool = parameter(
+        False, 'also hold the deadline that the actions left to play set, as the robot reports '
+        'them', name='governor.auto', read_only=False,
+    )
+    governor_reserve: float = parameter(
+        0.01, 'governor.auto: time kept for the way of observation and chunk (s)',
+        0.0, 10.0, name='governor.reserve', read_only=False,
+    )
+    governor_floor: float = parameter(
+        0.0, 'smallest share of the visual tokens, whatever the deadline',
+        0.0, 1.0, name='governor.floor', read_only=False,
+    )
+    governor_floor_fine: float = parameter(
+        0.25, 'smallest share in fine motion: slow, and not upwards',
+        0.0, 1.0, name='governor.floor_fine', read_only=False,
+    )
+    audit_enabled: bool = parameter(
+        False, 'run observations dense, too, in idle time, and publish what pruning changed',
+        name='audit.enabled', read_only=False,
+    )
+    audit_threshold: float = parameter(
+        0.0, 'smoothed deviation (of normalised actions) above which more tokens are computed; '
+        '0: it is only published',
+        0.0, 2.0, name='audit.threshold', read_only=False,
+    )
+    audit_response: str = parameter(
+        'class', 'above the threshold; class: one class of the budget more with every chunk; '
+        'dense: all tokens until the deviation is below half of it',
+        choices=('class', 'dense'), name='audit.response', read_only=False,
+    )
     overlay_rate: float = parameter(
         5.0, 'at most so many pictures on ~/pruning_overlay (Hz)',
         0.1, 60.0, name='overlay.rate',
@@ -232,6 +266,25 @@ class PolicyConfig:
         return Semantics.from_values({PREFIX + n: getattr(self, f'action_{n}') for n in names})
 
     @property
+    def governed(self) -> bool:
+        """Whether the budget follows a deadline."""
+        return bool(self.governor_deadline) or self.governor_auto
+
+    @property
+    def watched(self) -> bool:
+        """Whether the budget follows the audit."""
+        return self.audit_enabled and bool(self.audit_threshold)
+
+    @property
+    def budgeting(self) -> tuple[Any, ...]:
+        """All that decides about the budget, but for the mode."""
+        return tuple(
+            getattr(self, f.name)
+            for f in fields(self)
+            if f.name.startswith(('governor_', 'audit_'))
+        )
+
+    @property
     def pruning(self) -> tuple[str, dict[str, Any]]:
         """Mode and its options."""
         return self.pruning_mode, dict(self.pruning_options)
@@ -258,38 +311,9 @@ def clean_instruction(text: str) -> str:
     return words
 
 
-def pruning_specs() -> tuple[Spec, ...]:
-    """The mode and the options of every registered pruning mode. Imports torch."""
-    from vla_prune_ros.pruning import MODES
-
-    specs = [replace(PRUNING, choices=tuple(MODES))]  # also those that a program added
-    for mode, method in MODES.items():
-        specs += [
-            Spec(
-                f'pruning.{mode}.{option.name}', option.default, option.description,
-                option.min, option.max, option.choices, read_only=False,
-            )
-            for option in method.options
-        ]  # fmt: skip
-    return tuple(specs)
-
-
 def pruning_choice(values: Mapping[str, Any], mode: str | None = None) -> tuple[str, dict]:
     """A pruning mode, by default the one chosen, and its options, from parameter values."""
     mode = mode or values['pruning.mode']
     prefix = f'pruning.{mode}.'
     options = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     return mode, options
-
-
-def check_pruning(values: Mapping[str, Any], changed: Mapping[str, Any], config: Any) -> None:
-    """ValueError if a mode that a change would affect cannot be made for a model's `config`."""
-    from vla_prune_ros.pruning import make_selector
-
-    touched = {name.split('.')[1] for name in changed if name.startswith('pruning.')}
-    values = {**values, **changed}
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # nothing runs on these selectors
-        for mode in touched and touched - {'mode'} | {values['pruning.mode']}:
-            name, options = pruning_choice(values, mode)
-            make_selector(name, config, **options)

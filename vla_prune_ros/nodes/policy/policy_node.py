@@ -38,15 +38,10 @@ from vla_prune_ros.nodes.policy.health import Health
 from vla_prune_ros.nodes.policy.inference import Answer, Inference
 from vla_prune_ros.nodes.policy.inputs import NO_EVENTS, Inputs
 from vla_prune_ros.nodes.policy.loading import hardware
+from vla_prune_ros.nodes.policy.modes import check_pruning, pruning_specs
 from vla_prune_ros.nodes.policy.outputs import Outputs
 from vla_prune_ros.nodes.policy.overlay import Overlay
-from vla_prune_ros.nodes.policy.parameters import (
-    POLICY,
-    PolicyConfig,
-    check_pruning,
-    clean_instruction,
-    pruning_specs,
-)
+from vla_prune_ros.nodes.policy.parameters import POLICY, PolicyConfig, clean_instruction
 from vla_prune_ros.ros.diagnostics import Diagnostics
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 from vla_prune_ros.ros.parameter_service import BatchParameterService
@@ -83,7 +78,9 @@ class PolicyNode(LifecycleNode):
         super().__init__('vla_policy', start_parameter_services=False)
         self._stop = stop
         self._specs = {spec.name: spec for spec in (*POLICY, *pruning_specs())}
-        self.config = PolicyConfig.from_values(declare(self, self._specs.values()))
+        values = declare(self, self._specs.values())
+        self.config = PolicyConfig.from_values(values)
+        check_pruning(values, {})
         report_unknown(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self._parameter_service = BatchParameterService(self, self._apply_parameters)
@@ -276,8 +273,8 @@ class PolicyNode(LifecycleNode):
         try:
             for name, value in changed.items():
                 self._specs[name].check(value)
-            if self.inference.policy is not None:
-                check_pruning(self._values(), changed, self.inference.policy.config)
+            policy = self.inference.policy
+            check_pruning(self._values(), changed, None if policy is None else policy.config)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -314,7 +311,8 @@ class PolicyNode(LifecycleNode):
     def _publish_info(self) -> None:
         policy = self.inference.policy
         if policy is not None:
-            self._outputs.info(policy, self.instruction, self.config)
+            more = self.inference.budgeting.info()
+            self._outputs.info(policy, self.instruction, self.config, more)
 
     # -- watchdog ------------------------------------------------------------------------------
     def _watch(self) -> None:

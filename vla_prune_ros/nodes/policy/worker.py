@@ -40,6 +40,11 @@ class Worker(threading.Thread):
                 self._changed.notify()
         return future
 
+    @property
+    def called(self) -> bool:
+        """Whether a job waits, or the end."""
+        return bool(self._jobs) or self._stopping
+
     def wake(self) -> None:
         """There may be something to do."""
         with self._changed:

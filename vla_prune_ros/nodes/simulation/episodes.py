@@ -118,10 +118,12 @@ class Episodes(threading.Thread):
             'realtime' if settings.realtime else 'lockstep',
             settings.execution.mode,
             settings.latency,
+            shift=plan.shift,
         )
         self._report(status)
         try:
             observation = robot.reset(plan.task, plan.initial_state)
+            status.follow(robot)
             self._wait_for_policy(status)
             play = self._play_realtime if settings.realtime else self._play_lockstep
             play(robot, observation, status)
@@ -179,9 +181,13 @@ class Episodes(threading.Thread):
             )
         return usable
 
-    def _step(self, robot: SimulatedRobot, action: np.ndarray, render: bool) -> SimObservation:
+    def _step(
+        self, robot: SimulatedRobot, action: np.ndarray, render: bool, status: EpisodeStatus
+    ) -> SimObservation:
         observation = robot.step(to_env_action(action), render=render)
         self._now += round(NANOSECONDS / robot.control_hz)
+        if status.follow(robot):
+            self._link.instruct(status.instruction)
         return observation
 
     # -- lockstep ------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ class Episodes(threading.Thread):
             action = player.next()
             assert action is not None  # an answer came, or an exception
             render = player.is_due or self._link.every_step()  # costs more than the physics
-            observation = self._step(robot, action, render)
+            observation = self._step(robot, action, render, status)
             executed.append(action)
             status.step += 1
             status.success = robot.success()
@@ -309,7 +315,7 @@ class Episodes(threading.Thread):
                     'steps)',
                 )
             hold = np.concatenate([np.zeros(6), action[6:]])
-            observation = self._step(robot, action, render=True)
+            observation = self._step(robot, action, True, status)
             executed.append(action)
             status.step += 1
             status.success = robot.success()

@@ -27,12 +27,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run next; `max_steps` 0 means the task's own limit."""
+    """What to run next; `max_steps` 0 means the task's own limit, `shift` is in force already."""
 
     task: int
     initial_state: int
     max_steps: int
     settings: Settings
+    shift: str = ''
 
 
 @dataclass
@@ -47,6 +48,8 @@ class EpisodeStatus:
         starved: steps on which the robot held still for want of an action.
         late: steps of real time for which the simulation itself was too slow.
         refused: chunks with bad content; `unknown`: chunks that answer no observation.
+        shift: how the world differs from the suite; `events`: what happened within the episode
+            and when (s); `extra_steps`: steps that `max_steps` got for that.
     """
 
     episode: int
@@ -70,6 +73,18 @@ class EpisodeStatus:
     refused: int = 0
     unknown: int = 0
     error: str = ''
+    shift: str = ''
+    extra_steps: int = 0
+    events: str = ''
+
+    def follow(self, robot: SimulatedRobot) -> bool:
+        """See what the world did to the robot; whether another instruction is in force now."""
+        self.max_steps += robot.extra_steps - self.extra_steps
+        self.extra_steps = robot.extra_steps
+        self.events = ', '.join(f'{event.kind} {event.time:.2f}' for event in robot.events)
+        changed = robot.instruction != self.instruction
+        self.instruction = robot.instruction
+        return changed
 
 
 class Link(Protocol):

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from vla_prune_ros.execution.playing import EXECUTION_MODES
-from vla_prune_ros.ros.parameters import MAX_INT, Spec
+from vla_prune_ros.ros.parameters import MAX_INT, ParameterError, Spec
 from vla_prune_ros.sim import BACKENDS
 
 BRIDGE = (
@@ -45,6 +48,15 @@ BRIDGE = (
         'schedule', 'sweep',
         'after an episode; sweep: next task, after the last the next initial state; fixed: again',
         choices=('sweep', 'fixed'), read_only=False,
+    ),
+    Spec(
+        'shift', '',
+        'how the world differs from the suite, AXIS:LEVEL[,AXIS:LEVEL]; see doc/shifts.md; empty '
+        'or none: not at all. From the next episode', read_only=False,
+    ),
+    Spec(
+        'shift.seed', 0, 'what a shift draws from. From the next episode', 0, MAX_INT,
+        read_only=False,
     ),
     Spec(
         'max_steps', 0, 'step limit of an episode; 0: the limit of the task', 0, MAX_INT,
@@ -99,3 +111,20 @@ BRIDGE = (
     ),
     Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
 )  # fmt: skip
+
+
+def check_shift(shift: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a shift that this bridge cannot play.
+
+    Raises:
+        ParameterError: not a shift, or not for this backend or interface.
+    """
+    from vla_prune_ros.sim.shifts import check_backend, parse_shift
+
+    try:
+        plan = parse_shift(shift)
+        check_backend(plan, settings['backend'])
+    except ValueError as error:
+        raise ParameterError(f'parameter shift: {error}') from error
+    if plan and settings['interface'] != 'chunk':
+        raise ParameterError(f'parameter shift: {shift!r} needs interface chunk')

@@ -43,7 +43,7 @@ from vla_prune_ros.execution.playing import Execution
 from vla_prune_ros.nodes.simulation.answers import STATISTICS, Answers
 from vla_prune_ros.nodes.simulation.episodes import Episodes
 from vla_prune_ros.nodes.simulation.link import EpisodeStatus, Plan, Settings
-from vla_prune_ros.nodes.simulation.parameters import BRIDGE
+from vla_prune_ros.nodes.simulation.parameters import BRIDGE, check_shift
 from vla_prune_ros.nodes.simulation.sensors import Sensors
 from vla_prune_ros.ros.delivery import acknowledged, wait_acknowledged
 from vla_prune_ros.ros.messages import (
@@ -58,6 +58,7 @@ from vla_prune_ros.ros.parameters import ParameterError, declare, report_unknown
 from vla_prune_ros.ros.process import run_node
 from vla_prune_ros.ros.throttle import Throttled
 from vla_prune_ros.sim import SimObservation, SimulatedRobot, make_robot
+from vla_prune_ros.sim.shifts import ShiftedRobot
 
 DESCRIPTION = 'ROS 2 node sim_bridge: a simulated robot with cameras, clock and language tasks.'
 ACKNOWLEDGED = 1.0  # s in which readers have what is said, if they are there at all
@@ -72,6 +73,7 @@ class SimBridge(Node):
         self._stop = stop
         self._specs = {spec.name: spec for spec in BRIDGE}
         settings = self.settings = declare(self, BRIDGE)
+        check_shift(settings['shift'], settings)
         report_unknown(self)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.failed = False
@@ -103,7 +105,8 @@ class SimBridge(Node):
 
             self._episodes: Episodes = driver_episodes(self, self._sensors, settings)
         else:
-            self._episodes = Episodes(lambda: make_robot(settings['backend'], **options), self)
+            backend = settings['backend']
+            self._episodes = Episodes(lambda: ShiftedRobot(make_robot(backend, **options)), self)
 
     def start(self) -> None:
         """Start the simulation."""
@@ -172,6 +175,9 @@ class SimBridge(Node):
             task = robot.task_index(self._value('task') or 0)
             state = self._value('initial_state')
         self._left -= self._left > 0 and not requested
+        shift = self._value('shift')
+        if isinstance(robot, ShiftedRobot):  # the arm of a driver has none
+            robot.change(shift, self._value('shift.seed'))
         settings = Settings(  # as they are now
             realtime=self._value('mode') == 'realtime',
             chunk_timeout=self._value('chunk_timeout'),
@@ -182,7 +188,7 @@ class SimBridge(Node):
             ),
         )
         self.answers.latency = settings.latency
-        self._plan = Plan(task, state, self._value('max_steps'), settings)
+        self._plan = Plan(task, state, self._value('max_steps'), settings, shift)
         return self._plan
 
     def every_step(self) -> bool:
@@ -272,6 +278,8 @@ class SimBridge(Node):
             for parameter in parameters:
                 if parameter.name in self._specs:
                     self._specs[parameter.name].check(parameter.value)
+                if parameter.name == 'shift':
+                    check_shift(parameter.value, self.settings)
                 if self._robot is not None:
                     _check_choice(self._robot, parameter.name, parameter.value)
         except ValueError as error:

@@ -33,13 +33,14 @@ from vla_prune_ros.sim.libero.assets import (
     reportable,
     versions,
 )
+from vla_prune_ros.sim.libero.resets import ResetStream
 from vla_prune_ros.sim.libero.suites import LiberoTask, load_initial_states, load_tasks
+from vla_prune_ros.sim.scene import Decoration, MujocoScene, decorate
 
 SETTLE_STEPS = 10
 SEED = 0  # of each task's environment, fixed in the reference evaluation
 HOLD_STILL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 VIEWS = {'agentview': 'agentview', 'wrist': 'robot0_eye_in_hand'}  # ours -> LIBERO's
-ATTEMPTS = 100  # to place the objects of a scene at random
 
 
 class LiberoRobot(SimulatedRobot):
@@ -95,10 +96,11 @@ class LiberoRobot(SimulatedRobot):
         self._env: Any = None
         self._task: LiberoTask | None = None
         self._states = np.zeros((0, 0))
-        self._resets = _ResetStream(seed)
+        self._resets = ResetStream(seed)
         self._images_wanted = True
         self._seen: dict[str, Any] = {}  # camera -> simulation data at the last sampling
         self._observation: dict[str, np.ndarray] = {}
+        self._decorations: list[Decoration] = []
         self._done = False
         self._steps = 0
         # As LIBERO's problem classes and robosuite's Panda set them; checked at every reset.
@@ -108,7 +110,12 @@ class LiberoRobot(SimulatedRobot):
         )
 
     # -- SimulatedRobot ------------------------------------------------------------------------
-    def reset(self, task: int | str, initial_state: int) -> SimObservation:
+    @property
+    def instruction(self) -> str:
+        """That of the task; '' before the first reset."""
+        return self._task.instruction if self._task else ''
+
+    def reset(self, task: int | str, initial_state: int, render: bool = True) -> SimObservation:
         """Start an episode from an official initial state; returns the observation after settling.
 
         Raises:
@@ -126,13 +133,15 @@ class LiberoRobot(SimulatedRobot):
             if initial_state >= len(self._states):
                 name = self.tasks[index].states.name
                 raise SimulationError(f'{name} has {len(self._states)} states')
-            self._images_wanted = self._render and self._settle == 0
+            render = render and self._render
+            self._images_wanted = render and self._settle == 0
+            self._decorations.clear()
             self._resets.perform(self._env.env, initial_state)
             self._watch_cameras()
             observation = self._env.set_init_state(self._states[initial_state])
             self._done = bool(self._env.check_success())
             for step in range(self._settle):
-                self._images_wanted = self._render and step == self._settle - 1
+                self._images_wanted = render and step == self._settle - 1
                 observation, _, self._done, _ = self._env.step(HOLD_STILL)
             self._steps, self._observation = 0, observation
             return self._packed(render=self._images_wanted)
@@ -160,6 +169,41 @@ class LiberoRobot(SimulatedRobot):
                 for name, camera in VIEWS.items():
                     self._observation[f'{camera}_image'] = self._draw(camera, self._seen[name])
             return self._packed(render and self._render)
+
+    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
+        """The images of the last sampling, drawn later."""
+        seen = {name: SimpleNamespace(_data=copy.copy(s._data)) for name, s in self._seen.items()}
+        return lambda: {
+            name: np.ascontiguousarray(self._draw(camera, seen[name])[::-1, ::-1])
+            for name, camera in VIEWS.items()
+        }
+
+    def mujoco_scene(self) -> MujocoScene:
+        """The simulation of this episode; the next one has another model."""
+        with self._guard('mujoco_scene'):
+            import mujoco
+
+            sim = self._env.sim
+            model, data = sim.model._model, sim.data._data
+
+            def refresh() -> None:  # pictures are drawn from copies
+                for one in (data, *(seen._data for seen in self._seen.values())):
+                    mujoco.mj_camlight(model, one)
+
+            free = mujoco.mjtJoint.mjJNT_FREE
+            return MujocoScene(
+                model,
+                data,
+                refresh,
+                self._decorations,
+                cameras={'agentview': sim.model.camera_name2id(VIEWS['agentview'])},
+                arm=sim.model.body_name2id('robot0_base'),
+                movable={
+                    name: body
+                    for name, body in self._env.env.obj_body_id.items()
+                    if model.body_jntnum[body] and model.jnt_type[model.body_jntadr[body]] == free
+                },
+            )
 
     def success(self) -> bool:
         """LIBERO's goal predicate after the last step."""
@@ -207,7 +251,7 @@ class LiberoRobot(SimulatedRobot):
             camera_widths=self._size,
             ignore_done=True,  # a step limit beyond 1000 is the caller's choice
         )
-        self._resets = _ResetStream(self._seed)
+        self._resets = ResetStream(self._seed)
 
     def _watch_cameras(self) -> None:
         """Let the two image sensors of the environment draw only when somebody looks.
@@ -241,7 +285,15 @@ class LiberoRobot(SimulatedRobot):
         now = context.data
         try:
             context.data = data or now
-            return sim.render(camera_name=camera, width=self._size, height=self._size)
+            image = sim.render(camera_name=camera, width=self._size, height=self._size)
+            if self._decorations:  # once more, with what is not of the model
+                import mujoco
+
+                decorate(context.scn, self._decorations)
+                view = mujoco.MjrRect(0, 0, self._size, self._size)
+                mujoco.mjr_render(view, context.scn, context.con)
+                image = context.read_pixels(self._size, self._size)
+            return image
         finally:
             context.data = now
 
@@ -279,49 +331,3 @@ class LiberoRobot(SimulatedRobot):
                 f'LIBERO failed in {what} of {self.suite}/{name}: {type(error).__name__}: {error}'
             )
             raise SimulationError(text) from error
-
-
-class _ResetStream:
-    """Random numbers of one task's environment, so that its k-th reset can be repeated.
-
-    LIBERO draws from numpy's global generator, and its list of joint initialisers grows with every
-    reset; both are put back to what they were before that reset.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._before: list[tuple] = []  # (generator state, resets tried so far), before reset k
-        self._seed = seed
-        self._initialisers: list[Any] | None = None  # those of one loading of the model
-
-    def perform(self, env: Any, k: int) -> None:
-        """Reset a robosuite environment as its k-th reset after seeding would."""
-        theirs = np.random.get_state()
-        try:
-            if self._initialisers is None:
-                self._initialisers = list(env.object_property_initializers)
-                np.random.seed(self._seed)
-                self._before = [(np.random.get_state(), 0)]
-            while len(self._before) <= k:  # only what draws random numbers, which is quick
-                self._attempt(env, len(self._before) - 1, env._reset_internal, loads=False)
-            self._attempt(env, k, env.reset, loads=True)
-        finally:
-            np.random.set_state(theirs)
-
-    def _attempt(self, env: Any, k: int, reset: Callable[[], Any], loads: bool) -> None:
-        from robosuite.utils.errors import RandomizationError
-
-        state, tried = self._before[k]
-        np.random.set_state(state)
-        for _ in range(ATTEMPTS):
-            # The constructor loaded once, each reset once more; a real one does so by itself.
-            env.object_property_initializers = self._initialisers * (tried + (1 if loads else 2))
-            tried += 1
-            try:
-                reset()
-                break
-            except RandomizationError:  # LIBERO's wrapper would try for ever
-                continue
-        else:
-            raise SimulationError(f'no place for the objects in {ATTEMPTS} attempts')
-        if len(self._before) == k + 1:
-            self._before.append((np.random.get_state(), tried))

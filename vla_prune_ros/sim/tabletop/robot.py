@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Callable
 from importlib import resources
 
 import numpy as np
@@ -22,6 +24,7 @@ from vla_prune_ros.sim.base import (
     SimulatedRobot,
     quaternion_to_axis_angle,
 )
+from vla_prune_ros.sim.scene import Decoration, MujocoScene, decorate
 from vla_prune_ros.sim.tabletop.arm import FINGER_OPEN, Arm
 from vla_prune_ros.sim.tabletop.tasks import (
     BLOCK_REST_HEIGHT,
@@ -63,6 +66,7 @@ class TabletopRobot(SimulatedRobot):
         self.arm = Arm(self.model, self.data, self._site, posture=HOME)
         self._substeps = round(1.0 / self.control_hz / self.model.opt.timestep)
         self._task = self.tasks[0]
+        self._decorations: list[Decoration] = []
         self.cameras = tuple(
             Camera(n, image_size, image_size, float(self.model.camera(n).fovy[0]))
             for n in ('agentview', 'wrist')
@@ -70,7 +74,12 @@ class TabletopRobot(SimulatedRobot):
         self._renderer = mujoco.Renderer(self.model, image_size, image_size) if render else None
 
     # -- SimulatedRobot ------------------------------------------------------------------------
-    def reset(self, task: int | str, initial_state: int) -> SimObservation:
+    @property
+    def instruction(self) -> str:
+        """That of the task."""
+        return self._task.instruction
+
+    def reset(self, task: int | str, initial_state: int, render: bool = True) -> SimObservation:
         """Start an episode; the arm is at rest, the blocks lie on the table."""
         index = self.task_index(task)
         self._task = self.tasks[index]
@@ -86,7 +95,7 @@ class TabletopRobot(SimulatedRobot):
             )  # fmt: skip
         mujoco.mj_forward(self.model, self.data)
         self.arm.rest()
-        return self.observe()
+        return self.observe(render)
 
     def step(self, action: np.ndarray, render: bool = True) -> SimObservation:
         """Apply one action for 50 ms; values outside [-1, 1] are clipped."""
@@ -126,6 +135,25 @@ class TabletopRobot(SimulatedRobot):
             for name, body in bodies.items()
         }
 
+    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
+        """The images of this instant, drawn later."""
+        data = copy.copy(self.data)
+        return lambda: self._draw(data)
+
+    def mujoco_scene(self) -> MujocoScene:
+        """The simulation; the task's block is the target, the plate can be set elsewhere."""
+        return MujocoScene(
+            self.model,
+            self.data,
+            lambda: mujoco.mj_forward(self.model, self.data),
+            self._decorations,
+            cameras={'agentview': self.model.camera('agentview').id},
+            arm=self.model.body('link0').id,
+            movable={colour: body.id for colour, body in self._blocks.items()},
+            target=self._task.colour,
+            goal=self._plate,
+        )
+
     def close(self) -> None:
         """Free the rendering context."""
         if self._renderer is not None:
@@ -144,6 +172,10 @@ class TabletopRobot(SimulatedRobot):
         else:
             self.arm.grip(self.arm.opening)
         self.arm.run(self._substeps)
+
+    def assign(self, task: int | str) -> None:
+        """From now on another task is asked for; nothing moves."""
+        self._task = self.tasks[self.task_index(task)]
 
     def scene(self) -> Scene:
         """Positions of everything that a task or an expert may ask about."""
@@ -185,13 +217,8 @@ class TabletopRobot(SimulatedRobot):
         position = self.data.site_xpos[self._site].copy()
         quaternion = _quaternion(self.data.site_xmat[self._site].reshape(3, 3))
         fingers = self.data.qpos[7:9].copy()
-        images = {}
-        if render and self._renderer is not None:
-            for camera in self.cameras:
-                self._renderer.update_scene(self.data, camera.name)
-                images[camera.name] = self._renderer.render()
         return SimObservation(
-            images=images,
+            images=self._draw(self.data) if render else {},
             proprio=np.concatenate([position, quaternion_to_axis_angle(quaternion), fingers]),
             joint_positions=self.data.qpos[:7].copy(),
             finger_positions=fingers,
@@ -199,6 +226,16 @@ class TabletopRobot(SimulatedRobot):
             ee_quaternion=quaternion,
             time=float(self.data.time),
         )
+
+    def _draw(self, data: mujoco.MjData) -> dict[str, np.ndarray]:
+        images: dict[str, np.ndarray] = {}
+        if (renderer := self._renderer) is None:
+            return images
+        for camera in self.cameras:
+            renderer.update_scene(data, camera.name)
+            decorate(renderer.scene, self._decorations)
+            images[camera.name] = renderer.render()
+        return images
 
 
 def _quaternion(rotation: np.ndarray) -> np.ndarray:

@@ -1,0 +1,112 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""One closed-loop episode: ask, play the whole chunk, ask again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vla_prune_ros.evaluation.landmarks import add_counts, count_landmarks
+from vla_prune_ros.evaluation.motion import path_length, rms_jerk
+from vla_prune_ros.sim import SimulatedRobot, to_env_action
+
+if TYPE_CHECKING:
+    from vla_prune_ros.evaluation.flops import PassWork, WorkMeter
+    from vla_prune_ros.evaluation.rollouts import EpisodeRecord
+    from vla_prune_ros.policy import ActionChunk, VLAPolicy
+    from vla_prune_ros.vla.config import OpenVLAConfig
+
+
+def run_episode(
+    policy: VLAPolicy, robot: SimulatedRobot, meter: WorkMeter, record: EpisodeRecord
+) -> list[np.ndarray]:
+    """Play one episode into `record`, which names task, initial state and step limit.
+
+    Success is tested after every control step and ends the episode. What happens within it may
+    allow more steps. Returns the executed actions, float64 [7] each.
+    """
+    from vla_prune_ros.policy import Observation
+
+    episode = record.episode
+    limit = episode.max_steps or robot.tasks[episode.task].max_steps
+    observation = robot.reset(episode.task, episode.state)
+    record.instruction = robot.instruction
+    passes: list[PassWork] = []
+    resets: Counter[str] = Counter()
+    executed: list[np.ndarray] = []
+    places = [observation.ee_position]
+    record.success = False
+    while not record.success and record.steps < limit + robot.extra_steps:
+        chunk = policy.step(
+            Observation(
+                images=observation.images,
+                proprio=observation.proprio,
+                instruction=robot.instruction,
+                stamp=observation.time,
+            )
+        )
+        record.queries += 1
+        passes.append(meter.last)
+        _note_query(record, chunk, resets)
+        _note_landmarks(record, robot, policy.settings.cameras, chunk)
+        chunk_end = min(len(chunk.actions), limit + robot.extra_steps - record.steps)
+        for number, action in enumerate(chunk.actions[:chunk_end], start=1):
+            # rendering costs more than physics: only frames that somebody looks at
+            render = number == chunk_end or policy.wants_frames
+            observation = robot.step(to_env_action(action), render=render)
+            policy.record_executed(action)
+            executed.append(action)
+            places.append(observation.ee_position)
+            record.steps += 1
+            if robot.success():
+                record.success = True
+                break
+            if number < chunk_end:
+                if policy.wants_frames:
+                    policy.observe(observation.images)
+                if policy.wants_query:
+                    observation = robot.observe()
+                    break
+    record.resets = dict(resets)
+    record.events = [[round(event.time, 4), event.kind] for event in robot.events]
+    record.path_m = round(path_length(places), 4)
+    record.jerk = round(rms_jerk(places, robot.control_hz), 3)
+    record.kept = record.kept / record.queries
+    record.visual_rows = np.mean([p.visual_rows for p in passes], axis=0).round(3).tolist()
+    record.flops = mean_flops(policy.config, passes)
+    if episode.keep_actions:
+        record.actions = np.round(executed, 6).tolist()
+    return executed
+
+
+def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, float]:
+    """Mean FLOPs per query of each part."""
+    from vla_prune_ros.evaluation.flops import query_flops
+
+    parts = [query_flops(config, work) for work in passes]
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
+def _note_query(record: EpisodeRecord, chunk: ActionChunk, resets: Counter[str]) -> None:
+    record.visual_tokens = chunk.n_visual
+    record.kept += len(chunk.kept)  # a sum until the episode ends
+    for stage, ms in chunk.timing.items():
+        record.timing_ms.setdefault(stage, []).append(round(float(ms), 3))
+    if chunk.reset_reason:
+        resets[chunk.reset_reason] += 1
+
+
+def _note_landmarks(
+    record: EpisodeRecord, robot: SimulatedRobot, views: Sequence[str], chunk: ActionChunk
+) -> None:
+    counts: dict[str, list[int]] = {}
+    count_landmarks(counts, robot, views, chunk)
+    add_counts(record.landmarks, counts)
+    if robot.events:
+        if not record.landmarks_after:
+            record.landmarks_next = counts
+        add_counts(record.landmarks_after, counts)

@@ -1,0 +1,69 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `shifts`: what shifted worlds there are, and how they look."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vla_prune_ros.command_line import exit_code_of, verb_parser
+
+DESCRIPTION = """\
+List the axes of shifted worlds, or draw what each looks like."""
+
+EXAMPLES = """\
+examples:
+  shifts list
+  shifts picture --out doc/shifts.png"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = verb_parser('shifts', DESCRIPTION, EXAMPLES)
+    verbs = p.add_subparsers(dest='what', required=True, metavar='list|picture')
+    verbs.add_parser('list', help='axes with the severities of levels 1 to 5')
+    picture = verbs.add_parser('picture', help='one picture with every axis at every level')
+    picture.add_argument('--out', type=Path, default=Path('out/shifts.png'), help='PNG file')
+    picture.add_argument('--task', default='put_red_on_plate', help='task that is shown')
+    picture.add_argument('--state', type=int, default=3, help='initial state (default: 3)')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    verbs = {'list': _list, 'picture': _picture}
+    return exit_code_of(
+        'shifts', lambda: verbs[args.what](args), interrupted='nothing was written'
+    )
+
+
+def _list(args: argparse.Namespace) -> int:
+    from vla_prune_ros.evaluation.summary import table
+    from vla_prune_ros.sim.shifts import AXES
+
+    rows = [
+        [
+            name,
+            shift.summary,
+            shift.unit,
+            ', '.join(f'{level:g}' for level in shift.levels),
+            ', '.join(shift.backends),
+        ]
+        for name, shift in AXES.items()
+    ]
+    print(table(['axis', 'what', 'unit', 'levels 1 to 5', 'robots'], rows))
+    return 0
+
+
+def _picture(args: argparse.Namespace) -> int:
+    from vla_prune_ros.evaluation.shift_pictures import contact_sheet
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(args.task, args.state).save(args.out, optimize=True)
+    print(f'written: {args.out}')
+    return 0
