@@ -184,8 +184,8 @@ class BagSet(DataSet):
                 if stamp not in needed or stamp in found:
                     continue
                 try:
-                    frame = decode(typestore().deserialize_cdr(entry.data, kind))
-                except ImageError as error:
+                    frame = decode(_message(bag, entry))
+                except (ImageError, MessageError) as error:
                     raise DataError(
                         segment.bag,
                         f'{topic}: {error}',
@@ -325,8 +325,17 @@ def _find(bag: Bag, name: str) -> str:
 
 
 def _message(bag: Bag, entry: Entry) -> Any:
+    """A message; unlike the typestore's own function it allows the bytes that rclpy leaves behind.
+
+    Raises:
+        MessageError: it cannot be read.
+    """
+    store = typestore()
+    definition = store.get_msgdef(bag.types[entry.topic])
+    little = entry.data[1] & 1
+    read = definition.deserialize_cdr_le if little else definition.deserialize_cdr_be
     try:
-        return typestore().deserialize_cdr(entry.data, bag.types[entry.topic])
+        return read(entry.data[4:], 0, definition.cls, store)[0]
     except Exception as error:  # of any kind: it is a library's parser on damaged bytes
         raise MessageError(f'{entry.topic}: a message cannot be read: {error}') from error
 

@@ -187,7 +187,8 @@ class _Mcap:
         self, topics: Collection[str] | None, since: int, end: int | None
     ) -> Iterator[Recorded]:
         """Messages in the order of their recording, of that time."""
-        for _, channel, message in self._reader.iter_messages(topics, since, end):
+        span = {'starting_at': since, 'ending_before': end}
+        for _, channel, message in self._reader.iter_messages(topics, **span):
             yield _recorded(channel.topic, message)
 
 
