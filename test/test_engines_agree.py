@@ -58,6 +58,16 @@ MODES = st.one_of(
         st.fixed_dictionaries({'layers': st.sampled_from(['', '2', '3'])}),
     ),
     st.tuples(st.just('fastv'), st.fixed_dictionaries({'keep': st.integers(1, PATCHES)})),
+    st.tuples(
+        st.just('vla_pruner'),
+        st.fixed_dictionaries(
+            {'keep': st.floats(0.1, 1.0), 'redundancy': st.booleans(), 'joint': st.booleans()}
+        ),
+    ),
+    st.tuples(
+        st.just('scout'),
+        st.fixed_dictionaries({'keep': st.floats(0.1, 1.0), 'explore': st.floats(0.0, 1.0)}),
+    ),
     st.tuples(st.just('grid'), st.fixed_dictionaries({'stride': st.integers(1, 5)})),
 )
 TURNS = st.fixed_dictionaries(

@@ -30,6 +30,8 @@ KEEP_ALL = {
     'fastv': {'prune_ratio': 0.0},
     'random': {'keep_ratio': 1.0},
     'grid': {'stride': 1},
+    'scout': {'keep': 1.0},
+    'vla_pruner': {'keep': 1.0},
 }  # fmt: skip
 
 

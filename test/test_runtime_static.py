@@ -270,6 +270,8 @@ class HostWaits(TorchDispatchMode):
         ('none', 0),
         ('random', 0),
         ('grid', 0),
+        ('scout', 0),
+        ('vla_pruner', 0),
         ('fastv', 0),
         ('efficient_vla', 0),
         ('lightvla keep', 0),

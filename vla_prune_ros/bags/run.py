@@ -34,9 +34,10 @@ from vla_prune_ros.bags.offline import (
     fingerprint,
     load,
     run_track,
+    setup_of,
 )
 from vla_prune_ros.bags.plan import GOLDEN, chosen_switches, chosen_tracks
-from vla_prune_ros.bags.settings import INPUT, MODEL, chosen_parameters, device_of, said_by
+from vla_prune_ros.bags.settings import chosen_parameters, device_of, said_by
 from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import (
     RECORDED,
@@ -81,9 +82,7 @@ class Replay:
     def _prepare(self) -> None:
         args = self.args
         given = chosen_parameters(args.params_file, args.param)
-        read = {name.removeprefix('sync.'): given[name] for name in INPUT if name in given}
         self.settings = FeedSettings(
-            **read,
             namespace=args.namespace,
             remap=dict(text.split(':=', 1) for text in args.remap),
             instruction=args.instruction.strip(),
@@ -104,8 +103,8 @@ class Replay:
         values = said_by(self.recorded.info) | given
         if args.compare == GOLDEN and given.get('device', 'auto') == 'auto':
             values |= device_of(info) | ({'dtype': given['dtype']} if 'dtype' in given else {})
-        chosen = {name: values[name] for name in MODEL if name in values}
-        self.setup = Setup(self.checkpoint, **chosen)
+        self.setup = setup_of(self.checkpoint, values)
+        self.settings = self.settings.for_node(self.setup.config, given)
         self.feed = Feed(self.bag, self.settings, self.recorded.stamps, self.recorded.seen)
         self.switches = chosen_switches(args.switch)
         self.results: dict[str, Track] = {}

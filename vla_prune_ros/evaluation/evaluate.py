@@ -202,6 +202,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         device=args.device,
         dtype=args.dtype,
         unnorm_key=args.unnorm_key,
+        variant=args.model_variant,
         readout_start=args.readout_start,
         seed=args.seed,
         shift=shift_text(shift),

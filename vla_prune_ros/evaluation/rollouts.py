@@ -137,6 +137,7 @@ class Setup:
     device: str = 'cpu'
     dtype: str = 'float32'
     unnorm_key: str | None = None
+    variant: str = ''
     readout_start: int | None = None
     seed: int = 7
     shift: str = ''
@@ -257,20 +258,27 @@ def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
     """The policy of a checkpoint as a run wants it."""
     from vla_prune_ros.policy import VLAPolicy
 
-    return VLAPolicy.from_pretrained(
+    policy = VLAPolicy.from_pretrained(
         directory,
         device=setup.device,
         dtype=setup.dtype,
-        unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite),
+        unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite, setup.variant),
+        variant=setup.variant,
         readout_start=setup.readout_start,
     )
+    if policy.config.action_kind != 'delta_pose':
+        raise ValueError(
+            f'{directory} commands {policy.config.action_kind}; the simulated robots take '
+            'end-effector deltas only'
+        )
+    return policy
 
 
-def suite_statistics(directory: Path, suite: str) -> str | None:
+def suite_statistics(directory: Path, suite: str, variant: str = '') -> str | None:
     """Key of a suite's normalisation statistics; None if a checkpoint has none of that name."""
     from vla_prune_ros.vla.config import OpenVLAConfig
 
-    known = OpenVLAConfig.from_directory(directory).norm_stats
+    known = OpenVLAConfig.from_directory(directory, variant).norm_stats
     return next((key for key in (suite, f'{suite}_no_noops') if key in known), None)
 
 

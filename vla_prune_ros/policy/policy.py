@@ -43,7 +43,7 @@ class VLAPolicy(Aside):
         model: OpenVLAOFT,
         processor: Processor,
         pruning: str = 'none',
-        cameras: tuple[str, ...] = ('agentview', 'wrist'),
+        cameras: tuple[str, ...] | None = None,
         readout_start: int | None = None,
         max_gap: float = 5.0,
         checkpoint: str | Path | None = None,
@@ -58,7 +58,8 @@ class VLAPolicy(Aside):
             model: the network.
             processor: for the same checkpoint.
             pruning: name of the pruning mode.
-            cameras: names of the images in an observation, third-person view first.
+            cameras: names of the images in an observation, in the order of the training;
+                default those of the checkpoint.
             readout_start: see `OpenVLAOFT.read_out`.
             max_gap: seconds between observations after which the history is dropped.
             checkpoint: where the weights came from, for `info`.
@@ -76,6 +77,12 @@ class VLAPolicy(Aside):
             )
         self.model, self.processor = model, processor
         self.config = model.config
+        cameras = self.config.cameras if cameras is None else tuple(cameras)
+        if len(cameras) != self.config.n_views:
+            raise ValueError(
+                f'the checkpoint is for {self.config.n_views} camera(s), '
+                f'{", ".join(self.config.cameras)}; cameras are {", ".join(cameras) or "none"}'
+            )
         self.quantization, self.image_pipeline = quantization, image_pipeline
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
@@ -83,7 +90,7 @@ class VLAPolicy(Aside):
         self.settings = PolicySettings(
             pruning,
             self._selector.values,
-            tuple(cameras),
+            cameras,
             processor.unnorm_key,
             readout_start,
             max_gap,
@@ -104,6 +111,7 @@ class VLAPolicy(Aside):
         device: torch.device | str = 'cpu',
         dtype: torch.dtype | str = torch.float32,
         unnorm_key: str | None = None,
+        variant: str = '',
         **settings: Any,
     ) -> VLAPolicy:
         """Load a checkpoint directory with its tokenizer.
@@ -114,6 +122,7 @@ class VLAPolicy(Aside):
             device: where the model runs.
             dtype: of the weights, as torch.dtype or by name ('float32', 'bfloat16').
             unnorm_key: statistics to use; may be left out when there is one set.
+            variant: what the files do not say of the checkpoint, see `vla.variant.declared`.
             settings: further arguments of `VLAPolicy`, options of the mode included.
 
         Raises:
@@ -125,7 +134,7 @@ class VLAPolicy(Aside):
             if not isinstance(named, torch.dtype) or not named.is_floating_point:
                 raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
             dtype = named
-        model = OpenVLAOFT.from_pretrained(directory, dtype, device)
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant)
         processor = Processor.from_directory(directory, model.config, unnorm_key)
         return cls(model, processor, pruning, checkpoint=directory, **settings)
 
@@ -275,7 +284,7 @@ class VLAPolicy(Aside):
         processor, engine = self.processor, self._engine
         frames = self.pictures(observation.images)
         ids, template_tokens = processor.prompt(observation.instruction)
-        proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
+        proprio = processor.state(observation.proprio)
         timer.mark('preprocess')
         self._selector.observe(Tick(frames, template_tokens, self.history))
         timer.mark('select')
@@ -329,10 +338,3 @@ class VLAPolicy(Aside):
         if missing:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
         return self._pictures([images[name] for name in self.settings.cameras])
-
-    def _proprio(self, observation: Observation) -> np.ndarray:
-        proprio = np.asarray(observation.proprio, dtype=np.float64)
-        dim = self.config.proprio_dim
-        if proprio.shape != (dim,) or not np.isfinite(proprio).all():
-            raise ValueError(f'proprio must be {dim} finite numbers')
-        return proprio

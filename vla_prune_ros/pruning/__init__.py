@@ -15,8 +15,10 @@ from vla_prune_ros.pruning.history import History
 from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.pruning.none import NoPruning
 from vla_prune_ros.pruning.random import RandomDrop
+from vla_prune_ros.pruning.scout import Scout
 from vla_prune_ros.pruning.specprune import SpecPrune
 from vla_prune_ros.pruning.vla_cache import VLACache
+from vla_prune_ros.pruning.vla_pruner import VLAPruner
 from vla_prune_ros.vla.config import OpenVLAConfig
 
 MODES: dict[str, type[PruningMethod]] = {
@@ -27,6 +29,8 @@ MODES: dict[str, type[PruningMethod]] = {
         LightVLA,
         VLACache,
         EfficientVLA,
+        VLAPruner,
+        Scout,
         FastV,
         RandomDrop,
         GridDrop,

@@ -9,16 +9,13 @@ layers; all three are scaled to the model at hand.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vla_prune_ros.pruning.base import BUDGET, Option
 from vla_prune_ros.pruning.scaling import (
-    PUBLISHED_LAYERS,
     PUBLISHED_PATCHES,
     scaled_count,
-    scaled_layer,
 )
 
 OPTIONS = (
@@ -116,33 +113,3 @@ def fitting(options: Any, patches: int, most: int, lists: Budgets) -> Budgets:
 
     held = bisect_left(steps, True, key=too_many)
     return _sizes(options, steps[held - 1] if held else 0.0, patches)
-
-
-def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Read a list such as `14,31`.
-
-    Raises:
-        ValueError: empty, or not whole numbers from 0.
-    """
-    parts = [part.strip() for part in text.split(',')]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f'option {name}={text!r} is not a list of whole numbers such as 5,10')
-    return tuple(int(part) for part in parts)
-
-
-def scale_layers(
-    name: str, printed: Iterable[int], depth: int, first: int, last: int
-) -> tuple[int, ...]:
-    """Map published layer numbers to a model of `depth` layers, and into first..last.
-
-    Several may meet in one layer; they stay apart in the result.
-
-    Raises:
-        ValueError: a number is not a layer of the published model.
-    """
-    printed = sorted(printed)
-    if printed and printed[-1] >= PUBLISHED_LAYERS:
-        raise ValueError(
-            f'option {name}: {printed[-1]} is not a layer of a {PUBLISHED_LAYERS}-layer model'
-        )
-    return tuple(min(max(scaled_layer(layer, depth), first), last) for layer in printed)

@@ -38,7 +38,7 @@ class PlainEngine:
         self,
         frames: np.ndarray | Tensor,
         input_ids: Tensor,
-        proprio: np.ndarray,
+        proprio: np.ndarray | None,
         selector: TokenSelector | None = None,
         readout_start: int | None = None,
         mark: Mark = unmarked,
@@ -48,7 +48,7 @@ class PlainEngine:
         Args:
             frames: policy images uint8 [views, S, S, 3], of numpy or on the device.
             input_ids: int64 [1, L], on the CPU.
-            proprio: normalised state [proprio_dim].
+            proprio: normalised state [proprio_dim]; None for a model that takes none.
             selector: see `OFTNetwork.forward`.
             readout_start: see `OFTNetwork.read_out`.
             mark: see `OFTNetwork.forward`.
@@ -56,7 +56,9 @@ class PlainEngine:
         device = self.model.device
         if self._ids is None or self._ids[0] is not input_ids:
             self._ids = (input_ids, input_ids.to(device))
-        state = torch.from_numpy(np.asarray(proprio)).to(device, torch.float32)[None]
+        state = None
+        if proprio is not None:
+            state = torch.from_numpy(np.asarray(proprio)).to(device, torch.float32)[None]
         pixels = self._scale(torch.as_tensor(frames).to(device))
         return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
 
@@ -113,7 +115,7 @@ class GraphEngine(PlainEngine):
         self,
         frames: np.ndarray | Tensor,
         input_ids: Tensor,
-        proprio: np.ndarray,
+        proprio: np.ndarray | None,
         selector: TokenSelector | None = None,
         readout_start: int | None = None,
         mark: Mark = unmarked,
