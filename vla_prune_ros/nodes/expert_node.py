@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -36,8 +36,9 @@ from vla_prune_ros.ros.parameters import MAX_INT, Spec, declare
 from vla_prune_ros.ros.process import run_node
 from vla_prune_ros.sim.base import to_policy_gripper
 from vla_prune_ros.sim.libero.expert import BOWL, PLATE, BowlExpert, Situation
-from vla_prune_ros.sim.tabletop.expert import Demonstrator
-from vla_prune_ros.sim.tabletop.tasks import COLOURS, TASKS, Scene, TabletopTask
+
+if TYPE_CHECKING:
+    from vla_prune_ros.sim.tabletop.tasks import Scene, TabletopTask
 
 DESCRIPTION = (
     'ROS 2 node expert_node: a scripted expert with privileged state, for demonstrations.'
@@ -61,11 +62,16 @@ class ExpertNode(Node):
     """Answers an `executed_actions` request as soon as pose and objects of its stamp are there."""
 
     def __init__(self, stop: threading.Event) -> None:
+        from vla_prune_ros.sim.tabletop.expert import Demonstrator  # needs mujoco
+        from vla_prune_ros.sim.tabletop.tasks import COLOURS, TASKS
+
         super().__init__('vla_policy')
         self.failed = False
         settings = declare(self, PARAMETERS)
         self._bowls = BowlExpert()
         self._blocks = Demonstrator(settings['noise'], settings['seed'])
+        self._tasks = {task.instruction: task for task in TASKS}
+        self._things = {colour: f'{colour}_block' for colour in COLOURS}
         self._task: TabletopTask | None = None
         self._waiting: dict[str, Any] = {}  # topic -> its newest message
         self._last, self._answer = 0, np.zeros((0, 7))
@@ -89,8 +95,7 @@ class ExpertNode(Node):
         """Nothing runs beside the executor."""
 
     def _instruct(self, message: String) -> None:
-        known = {task.instruction: task for task in TASKS}
-        self._task = known.get(message.data.strip())
+        self._task = self._tasks.get(message.data.strip())
 
     def _take(self, topic: str, message: Any) -> None:
         self._waiting[topic] = message
@@ -114,7 +119,7 @@ class ExpertNode(Node):
                 self._bowls.reset()
             situation = Situation(*poses['hand'], poses[BOWL][0], poses[PLATE][0])
             return self._bowls.chunk(situation, CHUNK)
-        if poses.keys() >= {'plate', *(f'{colour}_block' for colour in COLOURS)}:
+        if poses.keys() >= {'plate', *self._things.values()}:
             if self._task is None:
                 return None  # the instruction comes, and the request again
             if new_episode:
@@ -127,12 +132,14 @@ class ExpertNode(Node):
         return None
 
     def _scene(self, poses: dict[str, tuple[np.ndarray, np.ndarray]]) -> Scene:
+        from vla_prune_ros.sim.tabletop.tasks import Scene
+
         hand, orientation = poses['hand']
         return Scene(
             hand=hand,
             hand_rotation=_rotation(orientation),
             fingers=joints_from(self._waiting['joint_states'], FINGERS),
-            blocks={colour: poses[f'{colour}_block'][0] for colour in COLOURS},
+            blocks={colour: poses[name][0] for colour, name in self._things.items()},
             plate=poses['plate'][0],
         )
 
