@@ -66,6 +66,7 @@ class Setup:
     runtime: str = 'auto'
     quantization: str = 'none'
     image_pipeline: str = 'exact'
+    jpeg: bool = True
     others: tuple[tuple[str, Any], ...] = ()  # parameters of the variant and their values
 
     @property

@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         '--threads', type=at_least(1), default=1, help='torch threads per worker (default: 1)'
     )
     add_compute(p, ' of every worker')
+    p.add_argument('--quantization', default='none', help='none, int8 or fp8 (default: none)')
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
     p.add_argument(
         '--shift', default='', metavar='AXIS:LEVEL,...',
@@ -178,6 +179,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         suite=args.suite,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         unnorm_key=args.unnorm_key,
         variant=args.model_variant,
         readout_start=args.readout_start,

@@ -139,6 +139,7 @@ class Setup:
     robot_options: dict[str, Any] = field(default_factory=dict)
     device: str = 'cpu'
     dtype: str = 'float32'
+    quantization: str = 'none'
     unnorm_key: str | None = None
     variant: str = ''
     readout_start: int | None = None
@@ -156,6 +157,8 @@ class Setup:
         free += [] if self.audit else ['audit']  # episodes without one go on as before
         if not self.shift:  # as episodes were logged before there were any
             free += ['shift', 'shift_seed']
+        if self.quantization == 'none':
+            free.append('quantization')
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -268,6 +271,7 @@ def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
         directory,
         device=setup.device,
         dtype=setup.dtype,
+        quantization=setup.quantization,
         unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite, setup.variant),
         variant=setup.variant,
         readout_start=setup.readout_start,

@@ -184,6 +184,7 @@ class _Models:
                 first.processor,
                 readout_start=self._setup.readout_start,
                 checkpoint=directory,
+                quantization=self._setup.quantization,
             )
             return own, meter
 
