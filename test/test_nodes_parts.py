@@ -14,13 +14,12 @@ import pytest
 from vla_prune_ros.execution.checks import ACTION_HIGH, ACTION_LOW, ChunkError, safe_actions
 from vla_prune_ros.nodes.policy.answering import Picture, Prepared, observation_of, unpacked
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
+from vla_prune_ros.nodes.policy.instructions import LONGEST_INSTRUCTION, clean_instruction
 from vla_prune_ros.nodes.policy.latency import LatencyWindow
 from vla_prune_ros.nodes.policy.modes import pruning_specs
 from vla_prune_ros.nodes.policy.parameters import (
-    LONGEST_INSTRUCTION,
     POLICY,
     PolicyConfig,
-    clean_instruction,
 )
 from vla_prune_ros.nodes.policy.trigger import Executed, Tick
 from vla_prune_ros.ros.images import ImageError, decode_rgb

@@ -50,7 +50,10 @@ def add_modes(parser: argparse.ArgumentParser, line: str) -> None:
 
 
 def add_compute(parser: argparse.ArgumentParser, whose: str = '') -> None:
-    """Add `--device`, `--dtype` and `--unnorm-key`; `whose` says which processes they are for."""
+    """Add `--device`, `--dtype`, `--unnorm-key` and `--model-variant`.
+
+    `whose` says which processes they are for.
+    """
     parser.add_argument('--device', default='cpu', help=f'torch device{whose} (default: cpu)')
     parser.add_argument(
         '--dtype', default='float32', help='of the weights: float32, bfloat16 or float16'
@@ -59,6 +62,10 @@ def add_compute(parser: argparse.ArgumentParser, whose: str = '') -> None:
     parser.add_argument(
         '--unnorm-key', help='key of the normalisation statistics, where several exist'
     )
+    parser.add_argument(
+        '--model-variant', default='', metavar='NAME[,KEY=VALUE...]',
+        help='what the files of the checkpoint do not say; see doc/variants.md',
+    )  # fmt: skip
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -21,7 +21,6 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.bags.files import Bag
 from vla_prune_ros.bags.streams import (
-    STATES,
     FeedSettings,
     Stream,
     deserialise,
@@ -126,7 +125,7 @@ class Feed:
         settings = self.settings
         assembler = Assembler(
             settings.cameras,
-            STATES,
+            settings.state.streams,
             slop=round(settings.slop * NANOSECONDS),
             state_slop=round(settings.state_slop * NANOSECONDS),
         )

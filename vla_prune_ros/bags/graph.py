@@ -10,9 +10,9 @@ exactly what was matched when the bag was read. Modes change by parameter, reset
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,13 @@ from vla_prune_ros.ros import children
 from vla_prune_ros.ros.children import Children
 from vla_prune_ros.ros.client import Client, GraphError
 from vla_prune_ros.ros.delivery import acknowledged
-from vla_prune_ros.ros.messages import PROMPT, executed_message, image_message, to_time
+from vla_prune_ros.ros.messages import (
+    ACTION_NAMES,
+    PROMPT,
+    executed_message,
+    image_message,
+    to_time,
+)
 from vla_prune_ros.ros.peers import Policy, Robot
 
 
@@ -41,7 +47,7 @@ def isolate(domain_id: int | None) -> None:
 
 def parameters(setup: Setup) -> list[str]:
     """Of a policy node that answers whatever and whenever it is asked."""
-    values = asdict(setup) | {
+    values = setup.parameters | {
         'trigger': 'request',
         'queue': 'fifo',
         'sync.slop': 0.0,
@@ -78,7 +84,11 @@ class Player:
             self._children.start_node('policy_node', parameters(self._setup))
             stack.enter_context(self._client)
             self._policy = Policy(self._client)
-            self._robot = Robot(self._client, self._policy, self._setup.cameras, PROMPT)
+            config = self._setup.config
+            self._robot = Robot(
+                self._client, self._policy, config.cameras, PROMPT,
+                config.state.streams, config.action.names,
+            )  # fmt: skip
             self._robot.wait_until_connected()
             self._stack = stack.pop_all()
         return self
@@ -127,7 +137,9 @@ class Player:
             self._client.wait(
                 lambda: acknowledged(robot.publishers.values()), 'the policy node to take a frame'
             )
-        robot.publishers['executed_actions'].publish(request(values_of(tick), self._setup.period))
+        names = self._setup.config.action.names
+        asked = request(values_of(tick), self._setup.period, names)
+        robot.publishers['executed_actions'].publish(asked)
         chunk, said = robot.answer(stamp)
         others = sorted({m.stamp for inbox in (robot.chunks, stats) for m in inbox} - {stamp})
         if others or len(robot.chunks.at(stamp)) > 1 or len(stats.at(stamp)) > 1:
@@ -145,7 +157,7 @@ class Player:
             self._robot.publishers[name].publish(message)
 
 
-def request(tick: Tick, period: int) -> JointTrajectory:
+def request(tick: Tick, period: int, names: Sequence[str] = ACTION_NAMES) -> JointTrajectory:
     """An executed-actions message with all that was executed before a tick."""
     done = sorted(
         (end, k, action)
@@ -153,7 +165,8 @@ def request(tick: Tick, period: int) -> JointTrajectory:
         for end, action in zip(e.ends, e.actions.tolist(), strict=True)
     )
     stamp = tick.observation.stamp
-    message = executed_message(np.reshape([a for *_, a in done], (-1, 7)), stamp, period)
+    actions = np.reshape([a for *_, a in done], (-1, len(names)))
+    message = executed_message(actions, stamp, period, names)
     ends = [end for end, *_ in done]
     if ends and all(b > a for a, b in pairwise(ends)):
         starts = [min(ends[0], stamp) - period, *ends[:-1]]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ import vla_prune_ros
 from vla_prune_ros.bags.compare import TickOutput
 from vla_prune_ros.bags.feed import Feed, Sample, values_of
 from vla_prune_ros.bags.files import file_digest
+from vla_prune_ros.bags.settings import MODEL, VARIANT, policy_config
 from vla_prune_ros.bags.streams import STATES
 from vla_prune_ros.bags.tracks import Moment, Track
-from vla_prune_ros.execution.checks import safe_actions
+from vla_prune_ros.evaluation.auditing import OVERALL
 from vla_prune_ros.execution.executed import Executed
-from vla_prune_ros.nodes.policy.answering import observation_of
+from vla_prune_ros.nodes.policy.answering import observation_of, publishable
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
 from vla_prune_ros.nodes.policy.loading import hardware, load_policy
-from vla_prune_ros.nodes.policy.parameters import POLICY, PolicyConfig
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.ros.images import decode_rgb
 from vla_prune_ros.ros.messages import (
@@ -65,11 +66,31 @@ class Setup:
     runtime: str = 'auto'
     quantization: str = 'none'
     image_pipeline: str = 'exact'
+    jpeg: bool = True
+    others: tuple[tuple[str, Any], ...] = ()  # parameters of the variant and their values
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the node, by name."""
+        values = asdict(self)
+        return values | dict(values.pop('others'))
+
+    @cached_property
+    def config(self) -> PolicyConfig:
+        """The node's configuration."""
+        return policy_config(self.parameters)
 
     @property
     def period(self) -> int:
         """Control period, ns."""
         return round(1e9 / self.control_rate)
+
+
+def setup_of(checkpoint: str, values: Mapping[str, Any]) -> Setup:
+    """The setup by parameters of the node, of which some do not count here."""
+    chosen = {name: values[name] for name in MODEL if name in values}
+    others = tuple((name, values[name]) for name in VARIANT if name in values)
+    return Setup(checkpoint, **chosen, others=others)
 
 
 def load(setup: Setup) -> Any:
@@ -79,10 +100,8 @@ def load(setup: Setup) -> Any:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    values = {spec.name: spec.default for spec in POLICY}
-    values |= asdict(setup) | {'pruning.mode': 'none'}
     gc.collect()
-    return load_policy(PolicyConfig.from_values(values))
+    return load_policy(setup.config)
 
 
 def fingerprint(policy: Any) -> dict[str, str]:
@@ -160,8 +179,10 @@ def run(
     ticks: Iterable[Tick],
     schedule: Schedule,
     setup: Setup,
+    *,
+    audit: bool = False,
 ) -> Iterator[tuple[TickOutput, Moment]]:
-    """Answer ticks one after another, from a policy without a history."""
+    """Answer ticks one after another, from a policy without a history; see `answer`."""
     policy.set_pruning('none')
     policy.reset('start')
     for index, tick in enumerate(ticks):
@@ -170,15 +191,19 @@ def run(
             policy.reset('reset')
         policy.set_pruning(moment.mode, **moment.options)
         yield (
-            answer(policy, values_of(tick), setup),
+            answer(policy, values_of(tick), setup, audit=audit),
             replace(moment, options=dict(policy.settings.options)),
         )
 
 
-def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
-    """The chunk for a tick, as the node would publish it."""
+def answer(policy: Any, tick: Tick, setup: Setup, *, audit: bool = False) -> TickOutput:
+    """The chunk for a tick, as the node publishes it, and with `audit` what pruning changed."""
     chunk = policy.step(observation_of(policy, tick, setup.cameras))
-    actions, _ = safe_actions(chunk.actions, setup.period)
+    actions, _ = publishable(chunk.actions, setup.config, setup.period)
+    deviation = {}
+    if audit:
+        found = policy.audit(steps=policy.requery_after(actions))
+        deviation = {**found.groups, OVERALL: found.overall}
     return TickOutput(
         tick.observation.stamp,
         chunk.mode,
@@ -188,6 +213,7 @@ def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
         chunk.reset_reason or '',
         dict(chunk.timing),
         inputs_digest(tick),
+        deviation,
     )
 
 
@@ -213,14 +239,20 @@ def run_track(
     progress: Callable[[], None] = lambda: None,
     *,
     by_messages: bool = False,
+    audit: bool = False,
 ) -> Track:
     """T1: all ticks of a bag; T0, `by_messages`: with everything made a message and read again."""
-    ticks = (through_messages(tick, setup.period) for tick in feed) if by_messages else feed
+    ticks = (
+        (through_messages(tick, setup.config, setup.period) for tick in feed)
+        if by_messages
+        else feed
+    )
     pairs = []
-    for output, moment in run(policy, ticks, schedule, setup):
+    for output, moment in run(policy, ticks, schedule, setup, audit=audit):
         if by_messages:
-            message = _cdr(chunk_message(output.actions, output.stamp, setup.period))
-            output = replace(output, actions=actions_from(message))
+            names = setup.config.action.names
+            chunk = chunk_message(output.actions, output.stamp, setup.period, names=names)
+            output = replace(output, actions=actions_from(_cdr(chunk), names))
         pairs.append((output, moment))
         progress()
     return _track(name, policy, pairs)
@@ -244,14 +276,14 @@ def _text(value: Any) -> str:
 
 
 # -- T0 ----------------------------------------------------------------------------------------
-def through_messages(tick: Tick, period: int) -> Tick:
+def through_messages(tick: Tick, config: PolicyConfig, period: int) -> Tick:
     """The tick after everything in it was made a message, CDR bytes, and read again."""
-    executed = []
+    executed, names = [], config.action.names
     for e in tick.executed:
         # The converters know the times at which actions begin; the first is one period long.
         stamp = e.ends[-1] if e.ends else tick.observation.stamp
-        message = executed_message(e.actions, stamp, period)
-        executed.append(Executed(executed_from(_cdr(message)).actions, e.ends))
+        message = executed_message(e.actions, stamp, period, names)
+        executed.append(Executed(executed_from(_cdr(message), names).actions, e.ends))
     return replace(
         tick,
         observation=_round(tick.observation),

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_prune_ros.bags import report
+from vla_prune_ros.bags.auditing import audit_report
 from vla_prune_ros.bags.compare import (
     TickComparison,
     Tolerance,
@@ -34,9 +35,10 @@ from vla_prune_ros.bags.offline import (
     fingerprint,
     load,
     run_track,
+    setup_of,
 )
-from vla_prune_ros.bags.plan import GOLDEN, chosen_switches, chosen_tracks
-from vla_prune_ros.bags.settings import INPUT, MODEL, chosen_parameters, device_of, said_by
+from vla_prune_ros.bags.plan import GOLDEN, ReplayError, chosen_switches, chosen_tracks
+from vla_prune_ros.bags.settings import chosen_parameters, device_of, said_by
 from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import (
     RECORDED,
@@ -47,10 +49,6 @@ from vla_prune_ros.bags.tracks import (
     start_of,
     write_golden,
 )
-
-
-class ReplayError(RuntimeError):
-    """A replay that cannot be done as asked; the text says why and what to do."""
 
 
 class Replay:
@@ -81,9 +79,7 @@ class Replay:
     def _prepare(self) -> None:
         args = self.args
         given = chosen_parameters(args.params_file, args.param)
-        read = {name.removeprefix('sync.'): given[name] for name in INPUT if name in given}
         self.settings = FeedSettings(
-            **read,
             namespace=args.namespace,
             remap=dict(text.split(':=', 1) for text in args.remap),
             instruction=args.instruction.strip(),
@@ -104,8 +100,8 @@ class Replay:
         values = said_by(self.recorded.info) | given
         if args.compare == GOLDEN and given.get('device', 'auto') == 'auto':
             values |= device_of(info) | ({'dtype': given['dtype']} if 'dtype' in given else {})
-        chosen = {name: values[name] for name in MODEL if name in values}
-        self.setup = Setup(self.checkpoint, **chosen)
+        self.setup = setup_of(self.checkpoint, values)
+        self.settings = self.settings.for_node(self.setup.config, given)
         self.feed = Feed(self.bag, self.settings, self.recorded.stamps, self.recorded.seen)
         self.switches = chosen_switches(args.switch)
         self.results: dict[str, Track] = {}
@@ -259,12 +255,14 @@ class Replay:
                 )  # fmt: skip
             compared[name] = self._compare('T1', name, track, reference)
         print(f'\n{report.difference_table(compared, names)}\n')
+        if self.args.audit:
+            print(audit_report(self.bag, self.settings, self.results, self.lines))
         if self.args.update_golden:
             self._update_golden()
 
     def _offline(self, name: str) -> Track:
         if name not in self.results:
-            self.results[name] = self._run(name, 'T1')
+            self.results[name] = self._run(name, 'T1', audit=self.args.audit)
             if not self.results[name].outputs:
                 raise ReplayError('\n'.join([self.feed.nothing(), *self.feed.warnings()]))
         return self.results[name]

@@ -11,16 +11,29 @@ from typing import Any
 import yaml
 
 from vla_prune_ros.bags.plan import UsageError
-from vla_prune_ros.nodes.policy.parameters import POLICY
-from vla_prune_ros.ros.parameters import Spec
+from vla_prune_ros.nodes.policy.parameters import POLICY, PolicyConfig
+from vla_prune_ros.ros.parameters import ParameterError, Spec
 
 MODEL = (
     *('device', 'dtype', 'unnorm_key', 'readout_start', 'torch_threads', 'runtime'),
-    *('quantization', 'image_pipeline', 'cameras', 'finger_joints', 'control_rate', 'max_gap'),
+    *('quantization', 'image_pipeline', 'jpeg', 'cameras', 'finger_joints', 'control_rate'),
+    'max_gap',
 )
-INPUT = ('cameras', 'finger_joints', 'sync.slop', 'sync.state_slop', 'trigger')
-NAMES = tuple(dict.fromkeys(('checkpoint', *MODEL, *INPUT)))
-SAID = ('control_rate', 'quantization', 'image_pipeline')  # what a recording says of itself
+VARIANT = (
+    *('variant', 'state.kind', 'state.joints', 'action.kind', 'action.joints', 'action.units'),
+    *('gripper.joints', 'gripper.state_closed', 'gripper.state_open', 'gripper.action_closed'),
+    'gripper.action_open',
+)
+INPUT = ('sync.slop', 'sync.state_slop', 'trigger')
+NAMES = tuple(dict.fromkeys(('checkpoint', *MODEL, *VARIANT, *INPUT)))
+SAID = (
+    'control_rate',
+    'quantization',
+    'image_pipeline',
+    'jpeg',
+    'cameras',
+    *VARIANT,
+)  # what a recording says of itself
 
 
 def chosen_parameters(file: Path | None, texts: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +61,26 @@ def chosen_parameters(file: Path | None, texts: Sequence[str]) -> dict[str, Any]
 def said_by(info: Mapping[str, str]) -> dict[str, Any]:
     """Values that a recorded description of the policy gives."""
     specs = {spec.name: spec for spec in POLICY}
-    return {n: _checked(specs[n], yaml.safe_load(info[n])) for n in SAID if info.get(n)}
+    found = {name: specs[name] for name in SAID if info.get(name)}
+    return {
+        name: tuple(info[name].split(','))
+        if isinstance(spec.default, tuple)
+        else _checked(spec, yaml.safe_load(info[name]))
+        for name, spec in found.items()
+    }
+
+
+def policy_config(values: Mapping[str, Any]) -> PolicyConfig:
+    """The node's configuration with these values, and the defaults for the rest.
+
+    Raises:
+        UsageError: values that do not go together.
+    """
+    defaults = {spec.name: spec.default for spec in POLICY} | {'pruning.mode': 'none'}
+    try:
+        return PolicyConfig.from_values(defaults | dict(values))
+    except ParameterError as error:
+        raise UsageError(str(error)) from error
 
 
 def device_of(info: Mapping[str, str]) -> dict[str, str]:

@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -17,11 +16,15 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.bags.files import Bag, BagError
-from vla_prune_ros.nodes.policy.parameters import clean_instruction
+from vla_prune_ros.bags.settings import INPUT
+from vla_prune_ros.nodes.policy.inputs import joint_positions
+from vla_prune_ros.nodes.policy.instructions import clean_instruction
+from vla_prune_ros.nodes.policy.joints import StateLayout
+from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.ros.images import decode_compressed_rgb, decode_rgb
-from vla_prune_ros.ros.messages import MessageError, executed_from, joints_from, pose_from
+from vla_prune_ros.ros.messages import ACTION_NAMES, MessageError, executed_from, pose_from
 
-STATES = ('joint_states', 'ee_pose')
+STATES = ('joint_states', 'ee_pose')  # of all kinds; `FeedSettings.state` says which are needed
 
 
 class Stream(NamedTuple):
@@ -39,7 +42,8 @@ class FeedSettings:
 
     Attributes:
         cameras: names, third-person view first.
-        finger_joints: names of the two finger joints.
+        state: what the robot state is made of.
+        action_names: of the numbers of an executed action.
         slop: largest difference of camera stamps, s.
         state_slop: largest difference of state and image, s.
         trigger: observation, request, or auto: request if the bag has requests.
@@ -51,7 +55,8 @@ class FeedSettings:
     """
 
     cameras: tuple[str, ...] = ('agentview', 'wrist')
-    finger_joints: tuple[str, ...] = ('finger_joint1', 'finger_joint2')
+    state: StateLayout = field(default_factory=StateLayout)
+    action_names: tuple[str, ...] = ACTION_NAMES
     slop: float = 0.02
     state_slop: float = 0.02
     trigger: str = 'auto'
@@ -60,6 +65,17 @@ class FeedSettings:
     instruction: str = ''
     period: float = 0.0
     limit: int = 0
+
+    def for_node(self, config: PolicyConfig, given: Mapping[str, Any]) -> FeedSettings:
+        """The same for a node of this configuration.
+
+        Args:
+            config: of the node.
+            given: its parameters that the user chose, of which those of matching count.
+        """
+        chosen = {name.removeprefix('sync.'): given[name] for name in INPUT if name in given}
+        state, names = config.state, config.action.names
+        return replace(self, cameras=config.cameras, state=state, action_names=names, **chosen)
 
 
 def type_name(kind: type) -> str:
@@ -141,9 +157,12 @@ def find_streams(bag: Bag, settings: FeedSettings) -> dict[str, Stream]:
         kind = require_type(bag, topic, (Image, CompressedImage))
         decode = decode_rgb if kind is Image else decode_compressed_rgb
         found.append(Stream(camera, topic, kind, decode))
-    fingers = settings.finger_joints
-    states = (JointState, partial(_fingers, fingers)), (PoseStamped, pose_from)
-    for name, (kind, decode) in zip(STATES, states, strict=True):
+    readers: dict[str, tuple[type, Callable[[Any], Any]]] = {
+        'joint_states': (JointState, partial(joint_positions, settings.state.joints)),
+        'ee_pose': (PoseStamped, pose_from),
+    }
+    for name in settings.state.streams:
+        kind, decode = readers[name]
         topic = find(bag, settings, name)
         if topic is None:
             missing.append((name, (kind,)))
@@ -163,7 +182,8 @@ def find_streams(bag: Bag, settings: FeedSettings) -> dict[str, Stream]:
     topic = find(bag, settings, 'executed_actions')
     if topic is not None:
         require_type(bag, topic, (JointTrajectory,))
-        found.append(Stream('executed_actions', topic, JointTrajectory, executed_from))
+        read = partial(executed_from, names=settings.action_names)
+        found.append(Stream('executed_actions', topic, JointTrajectory, read))
     return {stream.topic: stream for stream in found}
 
 
@@ -177,10 +197,6 @@ def _suggest(bag: Bag, settings: FeedSettings, name: str, kinds: Sequence[type])
         f'{bag.path} has no {wanted}; of its type there are {", ".join(same)}:'
         f' use --remap TOPIC:={name} or --namespace'
     )
-
-
-def _fingers(names: Sequence[str], message: JointState) -> np.ndarray:
-    return joints_from(message, names)
 
 
 def _instruction(message: String) -> str:

@@ -33,6 +33,7 @@ from vla_prune_ros.bags.streams import (
 )
 from vla_prune_ros.bags.writer import BagWriter, qos
 from vla_prune_ros.ros.messages import (
+    ACTION_NAMES,
     MessageError,
     actions_from,
     chunk_message,
@@ -130,7 +131,7 @@ def _read_track(bag: Bag, name: str, chunks: str | None, stats: str, info: str |
     if chunks is not None:
         for time, message in _messages(bag, chunks, JointTrajectory, problems):
             try:
-                found = actions_from(message)
+                found = actions_from(message, None)
             except MessageError as error:
                 problems.append(f'{chunks}: {error}')
                 continue
@@ -313,12 +314,13 @@ def write_tracks(path: Path, tracks: Mapping[str, Track], period: int) -> None:
                 writer.add_topic(topic, type_name(kind), qos(latched=topic == topics[2]))
             moments = zip(track.outputs, track.moments, strict=True)
             described = None
+            names = track.info.get('dimension_names', ','.join(ACTION_NAMES)).split(',')
             for time, (output, moment) in enumerate(moments, start=1):
                 info = {**track.info, 'mode': moment.mode}
                 info |= {f'pruning.{moment.mode}.{k}': v for k, v in moment.options.items()}
                 stats = stats_of(output, time - 1)
                 messages = [
-                    chunk_message(output.actions, output.stamp, period),
+                    chunk_message(output.actions, output.stamp, period, names=names),
                     values_message('golden: inference', stats, output.stamp),
                 ]
                 if info != described:

@@ -127,7 +127,6 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.benchmark.roofline import measure_machine
     from vla_prune_ros.benchmark.run import measure_memory, run_ladder
     from vla_prune_ros.benchmark.scene import FRAMES, make_queries
-    from vla_prune_ros.vla.selection import TokenLayout
 
     if args.frames not in FRAMES:
         raise ValueError(f'--frames {args.frames} is not one of {", ".join(FRAMES)}')
@@ -141,6 +140,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     arms = make_arms(args, subject, dtype)
     config = subject.model.config
     frames, queries = make_queries(args.frames, args.ticks + args.warm_up, config.chunk_len)
+    queries = [query.fitted(config) for query in queries]
     if all(query.first for query in queries[args.warm_up :]):
         raise ValueError('every counted query would begin an episode: more --ticks or --warm-up')
     machine = measure_machine(args.device, dtype)
@@ -161,7 +161,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> int:
     measure_memory(arms, samples, queries[-1], subject.instruction)
     load.append(os.getloadavg()[0])
     prompt = subject.processor.prompt(subject.instruction)[0].shape[1]
-    layout = TokenLayout(2, config.patches_per_view, prompt, config.n_placeholders)
+    layout = config.layout(config.n_views, prompt)
     run = describe(args, argv, subject, layout, machine, frames, load)
     rows = make_rows(arms, samples, config, layout, machine, _weight_bytes(args, dtype))
     results = targets(rows, run)
@@ -186,10 +186,11 @@ def make_subject(args: argparse.Namespace, dtype: Any) -> Subject:
         raise ValueError('--unnorm-key is for a --checkpoint')
     if args.checkpoint:
         return checkpoint_subject(
-            args.checkpoint, dtype, args.device, args.instruction, args.unnorm_key
-        )
-    size = args.size or 'small'
-    return random_subject(size, dtype, args.device, args.instruction, args.layers)
+            args.checkpoint, dtype, args.device, args.instruction, args.unnorm_key,
+            args.model_variant,
+        )  # fmt: skip
+    size, variant = args.size or 'small', args.model_variant
+    return random_subject(size, dtype, args.device, args.instruction, args.layers, variant)
 
 
 def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Arm]:
@@ -203,7 +204,9 @@ def make_arms(args: argparse.Namespace, subject: Subject, dtype: Any) -> list[Ar
         options = dict(entry.options)
         config = subject.model.config
         if entry.mode == 'lightvla' and config.pruning_trained != 'lightvla':
-            options.setdefault('keep', round(LIGHTVLA_TOKENS * 2 * config.patches_per_view))
+            options.setdefault(
+                'keep', round(LIGHTVLA_TOKENS * config.n_views * config.patches_per_view)
+            )
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # what matters is in the note
             policy = subject.policy(entry.mode, **fast, **options)

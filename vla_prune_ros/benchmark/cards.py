@@ -17,7 +17,6 @@ from vla_prune_ros.benchmark.roofline import Machine, measure_machine, measure_s
 from vla_prune_ros.evaluation.flops import LayerWork, PassWork, query_products
 from vla_prune_ros.evaluation.summary import table
 from vla_prune_ros.vla.config import OpenVLAConfig
-from vla_prune_ros.vla.selection import TokenLayout
 
 KEPT = (512, 204, 78)  # dense; the bound of specprune; lightvla's mean
 _PROMPT = 31  # tokens of a LIBERO instruction
@@ -62,7 +61,7 @@ def decoder_floor(card: Card, kept: int, bytes_per_weight: float, small: bool) -
     Attention is computed in 16 bits in any case.
     """
     config = OpenVLAConfig()
-    layout = TokenLayout(2, config.patches_per_view, _PROMPT, config.n_placeholders)
+    layout = config.layout(config.n_views, _PROMPT)
     rows = layout.length - layout.n_visual + kept
     work = PassWork(layout, (LayerWork(rows, rows),) * config.llama.n_layers)
     wide = Machine(card.flops, card.bandwidth)

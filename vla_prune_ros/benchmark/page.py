@@ -52,7 +52,7 @@ def markdown(
         *([f'- {run["note"]}'] if run['note'] else []),
         *_caution(run, relative),
         f'- {run["parameters"] / 1e6:.1f} M parameters, {run["dtype"]}; {run["tokens"]} tokens,'
-        f' of them {run["visual_tokens"]} visual (two cameras) and {run["prompt_tokens"]} of the'
+        f' of them {run["visual_tokens"]} visual and {run["prompt_tokens"]} of the'
         ' prompt; batch 1',
         f'- device {run["device"]}, GPU {env["gpu"] or "none"}, {env["cpu"]},'
         f' {run["threads"]} torch thread(s) of {env["cores"]} cores, load average {load}',

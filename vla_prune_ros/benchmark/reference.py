@@ -51,7 +51,7 @@ class ReferencePolicy:
         model: OpenVLAOFT,
         processor: Processor,
         attention: str = 'maps',
-        cameras: tuple[str, ...] = ('agentview', 'wrist'),
+        cameras: tuple[str, ...] | None = None,
     ) -> None:
         """Take the weights of a model; nothing is copied but what the model does not hold.
 
@@ -59,19 +59,22 @@ class ReferencePolicy:
             model: the network; tensors that it never had (lm_head, last blocks) are drawn.
             processor: for the same checkpoint.
             attention: `maps` or `fused`, see the module's text.
-            cameras: names of the images, third-person view first.
+            cameras: names of the images; default those of the checkpoint.
 
         Raises:
-            ValueError: unknown attention.
+            ValueError: unknown attention, or a variant that this is not for.
         """
+        if model.config.head != 'l1' or model.config.film:
+            raise ValueError('the plain reference is for an L1 head without FiLM')
         if attention not in ATTENTION:
             raise ValueError(f'attention {attention!r} is not one of {", ".join(ATTENTION)}')
         self.config = model.config
         self.processor = processor
         self.attention = attention
-        self.cameras = cameras
+        self.cameras = model.config.cameras if cameras is None else cameras
         self.weights = published_weights(model)
-        self.action_head, self.proprio_projector = model.action_head, model.proprio_projector
+        self.action_head = model.action_head
+        self.proprio_projector = getattr(model, 'proprio_projector', None)
         self.dtype, self.device = model.dtype, model.device
         self._sequence = 0
 
@@ -81,16 +84,20 @@ class ReferencePolicy:
         timer = StageTimer(self.device)
         config, processor = self.config, self.processor
         ids, pixels = self._inputs(observation)
-        proprio = processor.normaliser.normalise_proprio(observation.proprio)
+        proprio = None
+        if self.proprio_projector is not None:
+            proprio = processor.normaliser.normalise_proprio(observation.proprio)
         timer.mark('preprocess')
         ids, mask = self._complete_prompt(ids)
         words = functional.embedding(ids, self.weights['language_model.model.embed_tokens.weight'])
         words[~mask].reshape(1, -1, words.shape[2])  # for FiLM; made, and not used, without it
         visual = self._project(self._see(pixels))
         timer.mark('vision')
-        state = torch.tensor(proprio).to(self.device, self.dtype)
-        state = self.proprio_projector(state.reshape(1, -1))[:, None]
-        visual = torch.cat([visual, state], dim=1)  # [1, V + 1, D]
+        n_visual = visual.shape[1]
+        if proprio is not None:
+            state = torch.tensor(proprio).to(self.device, self.dtype)
+            state = self.proprio_projector(state.reshape(1, -1))[:, None]
+            visual = torch.cat([visual, state], dim=1)  # [1, V + 1, D]
         words = words * ~mask[..., None]
         sequence = torch.cat([words[:, :1], visual, words[:, 1:]], dim=1)  # [1, n, D]
         states, _ = self._decode(sequence)
@@ -101,7 +108,6 @@ class ReferencePolicy:
         normalised = out.reshape(config.chunk_len, config.action_dim).float().cpu().numpy()
         timer.mark('head')
         actions = processor.normaliser.unnormalise_actions(normalised)
-        n_visual = visual.shape[1] - 1
         self._sequence += 1
         timer.mark('postprocess')
         return ActionChunk(

@@ -184,7 +184,8 @@ def _weight_bytes(arm: Arm) -> int:
     """Bytes of the weights that an arm uses, each tensor once."""
     if arm.is_reference:
         modules = (arm.policy.action_head, arm.policy.proprio_projector)
-        tensors = [*arm.policy.weights.values(), *(p for m in modules for p in m.parameters())]
+        heads = [p for m in modules if m is not None for p in m.parameters()]
+        tensors = [*arm.policy.weights.values(), *heads]
     else:
         tensors = [*arm.policy.model.parameters(), *arm.policy.model.buffers()]
     plain = [part for tensor in tensors for part in _parts(tensor)]

@@ -11,10 +11,13 @@ arm of a comparison sees the same frames and the same executed actions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 import numpy as np
+
+from vla_prune_ros.vla.config import OpenVLAConfig
 
 FRAMES = ('auto', 'tabletop', 'synthetic')
 _PERIOD = 0.05  # s between control steps
@@ -41,6 +44,27 @@ class Query:
     between: tuple[Mapping[str, np.ndarray], ...] = ()
     executed: np.ndarray = field(default_factory=lambda: np.empty((0, 7)))
     first: bool = False
+
+    def fitted(self, config: OpenVLAConfig) -> Query:
+        """The same for a model of another variant: pictures, state and actions are used again.
+
+        Good to measure time: what is in the pictures stays, what the numbers mean does not.
+        """
+        names, state = config.cameras, max(1, config.proprio_dim)
+        if names == tuple(self.images) and (state, config.action_dim) == (8, 7):
+            return self
+        executed = np.tile(self.executed, (1, -(-config.action_dim // 7)))
+        return replace(
+            self,
+            images=_renamed(self.images, names),
+            proprio=np.resize(self.proprio, state),
+            between=tuple(_renamed(images, names) for images in self.between),
+            executed=executed[:, : config.action_dim],
+        )
+
+
+def _renamed(images: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    return dict(zip(names, cycle(images.values()), strict=False))
 
 
 def make_queries(frames: str, count: int, horizon: int = 8) -> tuple[str, list[Query]]:

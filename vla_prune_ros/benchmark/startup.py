@@ -39,8 +39,9 @@ imported = time.time()
 policy = VLAPolicy.from_pretrained(sys.argv[1], 'none', sys.argv[2], sys.argv[3])
 loaded = time.time()
 policy.warm_up()
-frame = np.zeros((256, 256, 3), np.uint8)
-seen = Observation({{'agentview': frame, 'wrist': frame}}, np.zeros({proprio}), 'pick it up', 0.0)
+config, frame = policy.config, np.zeros((256, 256, 3), np.uint8)
+state = np.zeros(config.proprio_dim)
+seen = Observation(dict.fromkeys(config.cameras, frame), state, 'pick it up', 0.0)
 policy.step(seen)
 print(json.dumps([imported, loaded, time.time()]))
 """
@@ -102,12 +103,10 @@ def import_time(module: str, runs: int = RUNS) -> dict[str, Any]:
 
 def ready_time(directory: Path, device: str, dtype: str, runs: int = 3) -> dict[str, float]:
     """Median seconds from the start of Python to the first chunk, in parts."""
-    config = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
-    code = _READY.format(proprio=config.get('proprio_dim', 8))
     parts = []
     for _ in range(runs):
         started = time.time()
-        marks = json.loads(_python(code, str(directory), device, dtype))
+        marks = json.loads(_python(_READY, str(directory), device, dtype))
         parts.append([b - a for a, b in zip([started, *marks], marks, strict=False)])
     names = ('import_s', 'load_s', 'first_chunk_s')
     result = dict(zip(names, map(median, zip(*parts, strict=True)), strict=True))

@@ -57,6 +57,7 @@ def random_subject(
     device: str,
     instruction: str | None = None,
     n_layers: int | None = None,
+    variant: str = '',
 ) -> Subject:
     """A random model of a named size; the same numbers at every call on the same device.
 
@@ -66,17 +67,18 @@ def random_subject(
         device: where it runs.
         instruction: what the policy is told.
         n_layers: decoder layers, None for those of the size.
+        variant: of the model, see `vla.variant.declared`.
 
     Raises:
-        ValueError: unknown size.
+        ValueError: unknown size or variant.
     """
     instruction = instruction or INSTRUCTION
-    model = random_model(size, dtype, device, _SEED, n_layers)
+    model = random_model(size, dtype, device, _SEED, n_layers, variant)
     with tempfile.TemporaryDirectory() as directory:
         build_tokenizer([instruction], directory)
         processor = Processor.from_directory(directory, model.config)
     name = size if n_layers is None else f'{size} with {n_layers} layers'
-    return Subject(name, model, processor, instruction)
+    return Subject(f'{name} {variant}'.strip(), model, processor, instruction)
 
 
 def checkpoint_subject(
@@ -85,6 +87,7 @@ def checkpoint_subject(
     device: str,
     instruction: str | None = None,
     unnorm_key: str | None = None,
+    variant: str = '',
 ) -> Subject:
     """A checkpoint directory, or an embedded policy by name.
 
@@ -93,6 +96,6 @@ def checkpoint_subject(
         ValueError: a file is not what it must be.
     """
     directory = checkpoint_directory(checkpoint)
-    model = OpenVLAOFT.from_pretrained(directory, dtype, device)
+    model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant)
     processor = Processor.from_directory(directory, model.config, unnorm_key)
     return Subject(directory.name, model, processor, instruction or INSTRUCTION, directory)

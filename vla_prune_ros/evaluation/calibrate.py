@@ -68,7 +68,11 @@ def calibrate(args: argparse.Namespace) -> int:
     if out.resolve().parent == checkpoint.resolve():
         raise ValueError(f'{out} lies in the checkpoint directory, which stays as it is')
     policy = VLAPolicy.from_pretrained(
-        checkpoint, device=args.device, dtype=args.dtype, unnorm_key=args.unnorm_key
+        checkpoint,
+        device=args.device,
+        dtype=args.dtype,
+        unnorm_key=args.unnorm_key,
+        variant=args.model_variant,
     )
     robot = make_robot(args.suite)
     try:
@@ -142,8 +146,9 @@ def measure(policy: VLAPolicy, observations: Iterable[Observation]) -> LayerImpo
     for observation in observations:
         frames = processor.frames([observation.images[c] for c in policy.settings.cameras])
         ids, _ = processor.prompt(observation.instruction)
-        state = processor.normaliser.normalise_proprio(observation.proprio)
-        state = torch.from_numpy(state).to(model.device, torch.float32)[None]
+        numbers, state = processor.state(observation.proprio), None
+        if numbers is not None:
+            state = torch.from_numpy(numbers).to(model.device, torch.float32)[None]
         with torch.inference_mode():
             pixels = pixel_values(frames, model.device)
             model(pixels, ids.to(model.device), state, selector=probe)

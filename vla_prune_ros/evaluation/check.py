@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla_prune_ros.command_line import verb_parser, write_json
+from vla_prune_ros.vla.variant import KEYS, PRESETS
 
 DESCRIPTION = """\
 Check a checkpoint directory in the published OpenVLA-OFT layout: names and shapes of all tensors,
@@ -41,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = verb_parser('check', DESCRIPTION)
     p.add_argument('directory', metavar='DIR', help='directory, or name of an embedded policy')
+    p.add_argument(
+        '--variant', default='', metavar='NAME[,KEY=VALUE...]',
+        help='what the files do not say: ' + ', '.join(PRESETS) + '; see doc/variants.md',
+    )  # fmt: skip
     p.add_argument('--json', type=Path, metavar='FILE', help='write the report there, too')
     return p
 
@@ -54,15 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not directory.is_dir():
         print(f'check: no directory {directory}', file=sys.stderr)
         return 2
-    report = check_checkpoint(directory)
+    report = check_checkpoint(directory, args.variant)
     print(text(report))
     if args.json:
         write_json(args.json, asdict(report))
     return 1 if report.problems else 0
 
 
-def check_checkpoint(directory: str | Path) -> Report:
-    """Look at everything; a part that cannot be read is a problem and ends nothing else."""
+def check_checkpoint(directory: str | Path, variant: str = '') -> Report:
+    """Look at everything; a part that cannot be read is a problem and ends nothing else.
+
+    Args:
+        directory: of the checkpoint.
+        variant: what the user declares, see `vla.variant.declared`.
+    """
     import torch
 
     from vla_prune_ros.vla import OpenVLAOFT
@@ -70,7 +80,7 @@ def check_checkpoint(directory: str | Path) -> Report:
 
     report = Report(str(directory))
     try:
-        config = OpenVLAConfig.from_directory(directory)
+        config = OpenVLAConfig.from_directory(directory, variant)
         with torch.device('meta'):
             model = OpenVLAOFT(config)
     except (OSError, ValueError, TypeError) as error:
@@ -91,51 +101,54 @@ def _sizes(report: Report, config: Any) -> None:
         'llama': f'{llama.n_layers} layers of {llama.hidden_size}, {llama.n_heads} heads',
         'towers': f'{first.depth} blocks of {first.dim}, {second.depth} blocks of {second.dim}',
         'image': f'{config.image_size} px, {config.patches_per_view} tokens per view',
-        'chunk': f'{config.chunk_len} actions of {config.action_dim} numbers',
-        'proprio': config.proprio_dim,
     }
+    report.facts['variant'] = {
+        key: f'{_said(getattr(config, key))} ({config.origins[key]})' for key in KEYS
+    }
+    if config.head == 'tokens':
+        report.remarks.append(
+            "discrete tokens: made for weights of the authors' fine-tuning; models of RLinf have "
+            'the same names and are another function (causal), which is not supported'
+        )
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return ', '.join(value) if isinstance(value, tuple) else str(value)
 
 
 # -- weights -----------------------------------------------------------------------------------
 def _weights(report: Report, model: Any, directory: Path) -> None:
-    from vla_prune_ros.vla.checkpoint import (
-        published_shapes,
-        stored_head,
-        stored_tensors,
-        unused_shapes,
-    )
-    from vla_prune_ros.vla.published import differences
+    from vla_prune_ros.vla.checkpoint import problems_of, published_shapes, unused_shapes
+    from vla_prune_ros.vla.stored import FILM_FILE, head_file, head_names, stored_tensors
 
-    expected = published_shapes(model)
+    config, stored = model.config, {}
     try:
         stored = stored_tensors(directory)
     except (OSError, ValueError) as error:
         report.problems.append(str(error))
     else:
-        found = {key: tensor.shape for key, tensor in stored.items()}
-        wrong = differences(found, expected, SHOWN)
-        report.problems += [f'safetensors files: {one}' for one in wrong]
         types = sorted({tensor.dtype for tensor in stored.values()})
         if strange := [t for t in types if t not in ('BF16', 'F16', 'F32', 'F64')]:
             report.problems.append(f'tensors of type {", ".join(strange)}, not floating point')
         report.facts['tensors'] = {
-            'found': len(found),
-            'expected': len(expected),
-            'without use here': len(unused_shapes(model.config).keys() & found.keys()),
+            'found': len(stored),
+            'expected': len(published_shapes(model)),
+            'without use here': len(unused_shapes(config).keys() & stored.keys()),
             'types': types,
             'files': len({tensor.path for tensor in stored.values()}),
         }
-    for name in ('action_head', 'proprio_projector'):
+    for name in (*head_names(config), *([FILM_FILE] if config.film else [])):
         try:
-            path, tensors = stored_head(directory, name)
-        except (OSError, ValueError) as error:
-            report.problems.append(str(error))
-            continue
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        wanted = {k: tuple(p.shape) for k, p in getattr(model, name).named_parameters()}
-        wrong = differences(shapes, wanted, SHOWN)
-        report.problems += [f'{path.name}: {one}' for one in wrong]
-        report.facts[name] = path.name
+            report.facts[name] = head_file(directory, name).name
+        except (OSError, ValueError):
+            report.facts[name] = 'in the safetensors'
+    try:
+        if stored:
+            report.problems += problems_of(model, directory, stored, SHOWN)
+    except (OSError, ValueError) as error:
+        report.problems.append(str(error))
     _memory(report, model)
 
 
@@ -160,22 +173,32 @@ def _bytes(n: int) -> str:
 # -- statistics and tokenizer ------------------------------------------------------------------
 def _statistics(report: Report, config: Any) -> None:
     from vla_prune_ros.sim.libero.suites import SUITES
-    from vla_prune_ros.vla.processor import Normaliser
+    from vla_prune_ros.vla.normalisation import BOUNDS, Normaliser
 
-    usable = []
+    usable, (low, high) = [], BOUNDS[config.normalisation]
     for key, statistics in config.norm_stats.items():
         try:
-            made = Normaliser(statistics, config.action_dim, config.proprio_dim)
+            made = Normaliser(
+                statistics, config.action_dim, config.proprio_dim, config.normalisation
+            )
         except (ValueError, KeyError, TypeError) as error:
             report.problems.append(f'statistics {key}: {type(error).__name__}: {error}')
             continue
         for kind in ('action', 'proprio'):
             q = getattr(made, kind)
+            if q is None:
+                continue
             if not np.isfinite([q.low, q.span]).all():
                 report.problems.append(f'statistics {key}: {kind} has numbers that are not finite')
             elif (q.span[q.mask] <= 0).any():
-                report.problems.append(f'statistics {key}: {kind} has a q99 below its q01')
-        if config.action_dim == 7 and made.action.mask.tolist() != [True] * 6 + [False]:
+                report.problems.append(f'statistics {key}: {kind} has a {high} below its {low}')
+            if constant := [i for i, same in enumerate(q.constant) if same]:
+                report.remarks.append(
+                    f'statistics {key}: {kind} numbers {constant} never change in the data'
+                )
+        if config.action_kind == 'delta_pose' and made.action.mask.tolist() != [True] * 6 + [
+            False
+        ]:
             report.remarks.append(f'statistics {key}: LIBERO scales six numbers, not the gripper')
         usable.append(key)
     if not config.norm_stats:
@@ -184,7 +207,7 @@ def _statistics(report: Report, config: Any) -> None:
     fits = {}
     for suite in ('tabletop', *SUITES):
         own = [key for key in (suite, f'{suite}_no_noops') if key in usable]
-        if own and (config.action_dim, config.proprio_dim) == (7, 8):
+        if own and config.action_dim == 7 and config.proprio_dim in (0, 8) and config.n_views < 3:
             fits[suite] = own[0]
     report.facts['suites'] = fits
     if not fits and usable:

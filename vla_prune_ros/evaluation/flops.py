@@ -3,7 +3,8 @@
 """FLOPs of one query, from the shapes that the pass really had; 2 per multiply-add.
 
 Matrix products and convolutions are counted: both towers, projectors, every decoder layer by its
-live rows and attended keys, the side products of scores, the action head. Norms, activations,
+live rows and attended keys, the side products of scores, the action head. What follows from the
+instruction alone (FiLM) is computed once for each and not counted. Norms, activations,
 softmax and the selection rule itself are not (below 1 % for the published sizes).
 """
 
@@ -72,10 +73,13 @@ def query_products(config: OpenVLAConfig, work: PassWork) -> Iterator[Product]:
     d, dim = config.llama.hidden_size, config.vision_dim
     for width, height in ((dim, 4 * dim), (4 * dim, d), (d, d)):
         yield _linear('vision', visual, width, height, True)
-    for width in (config.proprio_dim, d):
+    for width in (config.proprio_dim, d) if config.use_proprio else ():
         yield _linear('decoder', 1, width, d, True)
     for layer in work.layers:
         yield from _layer(config, layer)
+    if config.head == 'tokens':
+        yield _linear('head', config.n_placeholders, d, len(config.action_ids))
+        return
     for width, height in (
         (config.action_dim * d, d), (d, d), (d, d), (d, config.action_dim)
     ):  # fmt: skip

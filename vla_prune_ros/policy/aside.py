@@ -75,7 +75,7 @@ class Aside:
         ids = torch.full((1, 32), self.config.eos_id)
         if instruction is not None:
             ids, _ = self.processor.prompt(instruction)
-        proprio = np.zeros(self.config.proprio_dim)
+        proprio = np.zeros(self.config.proprio_dim) if self.config.use_proprio else None
         out = self._engine(frames, ids, proprio, selector, self.settings.readout_start)
         out.actions.cpu()  # until the device has done it
         return out

@@ -24,14 +24,14 @@ from vla_prune_ros.policy.description import describe
 from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.runtime.engine import make_engine
-from vla_prune_ros.runtime.images import DeviceImages, HostImages
+from vla_prune_ros.runtime.images import make_images
+from vla_prune_ros.runtime.pinned import Receiver
 from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
 from vla_prune_ros.vla.processor import Processor
 
-IMAGE_PIPELINES = ('exact', 'device')
 _STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
 
 
@@ -43,13 +43,14 @@ class VLAPolicy(Aside):
         model: OpenVLAOFT,
         processor: Processor,
         pruning: str = 'none',
-        cameras: tuple[str, ...] = ('agentview', 'wrist'),
+        cameras: tuple[str, ...] | None = None,
         readout_start: int | None = None,
         max_gap: float = 5.0,
         checkpoint: str | Path | None = None,
         runtime: str = 'auto',
         quantization: str = 'none',
         image_pipeline: str = 'exact',
+        jpeg: bool = True,
         **options: Any,
     ) -> None:
         """Put a policy together; `from_pretrained` is the usual way.
@@ -58,41 +59,45 @@ class VLAPolicy(Aside):
             model: the network.
             processor: for the same checkpoint.
             pruning: name of the pruning mode.
-            cameras: names of the images in an observation, third-person view first.
+            cameras: names of the images in an observation, in the order of the training;
+                default those of the checkpoint.
             readout_start: see `OpenVLAOFT.read_out`.
             max_gap: seconds between observations after which the history is dropped.
             checkpoint: where the weights came from, for `info`.
             runtime: how the network is run, see `make_engine`.
             quantization: none, int8 or fp8, see `quantize`; changes the model.
-            image_pipeline: exact: on the host; device: behind the JPEG on the model's device.
+            image_pipeline: exact: on the host; device: where the model is.
+            jpeg: frames go through JPEG, as those of the published training data did.
             options: options of the pruning mode.
 
         Raises:
             ValueError: unknown mode, option or setting, or one that does not work here.
         """
-        if image_pipeline not in IMAGE_PIPELINES:
-            raise ValueError(
-                f'unknown image_pipeline {image_pipeline!r}; valid: {", ".join(IMAGE_PIPELINES)}'
-            )
+        self._pictures = make_images(image_pipeline, processor, model.device, jpeg)
         self.model, self.processor = model, processor
         self.config = model.config
+        cameras = self.config.cameras if cameras is None else tuple(cameras)
+        if len(cameras) != self.config.n_views:
+            raise ValueError(
+                f'the checkpoint is for {self.config.n_views} camera(s), '
+                f'{", ".join(self.config.cameras)}; cameras are {", ".join(cameras) or "none"}'
+            )
         self.quantization, self.image_pipeline = quantization, image_pipeline
+        self.jpeg = jpeg
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
         self._selector: PruningMethod = make_selector(pruning, model.config, **options)
         self.settings = PolicySettings(
             pruning,
             self._selector.values,
-            tuple(cameras),
+            cameras,
             processor.unnorm_key,
             readout_start,
             max_gap,
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device)
-        if image_pipeline == 'device':
-            self._pictures = DeviceImages(model.config.image_size, model.device)
+        self._home = Receiver(model.device)
         self._sequence = 0
         self._last: Observation | None = None
 
@@ -104,6 +109,7 @@ class VLAPolicy(Aside):
         device: torch.device | str = 'cpu',
         dtype: torch.dtype | str = torch.float32,
         unnorm_key: str | None = None,
+        variant: str = '',
         **settings: Any,
     ) -> VLAPolicy:
         """Load a checkpoint directory with its tokenizer.
@@ -114,6 +120,7 @@ class VLAPolicy(Aside):
             device: where the model runs.
             dtype: of the weights, as torch.dtype or by name ('float32', 'bfloat16').
             unnorm_key: statistics to use; may be left out when there is one set.
+            variant: what the files do not say of the checkpoint, see `vla.variant.declared`.
             settings: further arguments of `VLAPolicy`, options of the mode included.
 
         Raises:
@@ -125,7 +132,7 @@ class VLAPolicy(Aside):
             if not isinstance(named, torch.dtype) or not named.is_floating_point:
                 raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
             dtype = named
-        model = OpenVLAOFT.from_pretrained(directory, dtype, device)
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant)
         processor = Processor.from_directory(directory, model.config, unnorm_key)
         return cls(model, processor, pruning, checkpoint=directory, **settings)
 
@@ -178,7 +185,8 @@ class VLAPolicy(Aside):
 
         Args:
             images: as in an observation.
-            prepared: what `prepare` made of the same images, if it was called.
+            prepared: what `prepare` made of the same images, if it was called; or a function that
+                gives it, called within a later step if the mode looks at this frame then.
 
         Raises:
             ValueError: a camera is missing or an image malformed.
@@ -275,7 +283,7 @@ class VLAPolicy(Aside):
         processor, engine = self.processor, self._engine
         frames = self.pictures(observation.images)
         ids, template_tokens = processor.prompt(observation.instruction)
-        proprio = processor.normaliser.normalise_proprio(self._proprio(observation))
+        proprio = processor.state(observation.proprio)
         timer.mark('preprocess')
         self._selector.observe(Tick(frames, template_tokens, self.history))
         timer.mark('select')
@@ -290,12 +298,11 @@ class VLAPolicy(Aside):
             self.settings.readout_start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
-        normalised = out.actions[0].double().cpu().numpy()
+        normalised, kept = self._home(out.actions[0].double(), out.kept)
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')
         self._latest = Latest(observation.stamp, out, normalised)
         actions = processor.normaliser.unnormalise_actions(normalised)
-        kept = out.kept.cpu().numpy()
         reason, sequence = self.history.reset_reason, self._sequence
         self.history.close_query(frames)
         self._last, self._sequence = observation, sequence + 1
@@ -329,10 +336,3 @@ class VLAPolicy(Aside):
         if missing:
             raise ValueError(f'the observation lacks the image(s) {", ".join(missing)}')
         return self._pictures([images[name] for name in self.settings.cameras])
-
-    def _proprio(self, observation: Observation) -> np.ndarray:
-        proprio = np.asarray(observation.proprio, dtype=np.float64)
-        dim = self.config.proprio_dim
-        if proprio.shape != (dim,) or not np.isfinite(proprio).all():
-            raise ValueError(f'proprio must be {dim} finite numbers')
-        return proprio

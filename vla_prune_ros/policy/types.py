@@ -17,13 +17,14 @@ class Observation:
 
     Attributes:
         images: camera name -> upright uint8 RGB [H, W, 3].
-        proprio: float64 [8]: end-effector xyz (m), axis-angle (rad), two finger joints (m).
+        proprio: float64 [proprio_dim], for the published models [8]: end-effector xyz (m),
+            axis-angle (rad), two finger joints (m). None or ignored where the model takes none.
         instruction: what to do.
         stamp: time of the observation in seconds.
     """
 
     images: Mapping[str, np.ndarray]
-    proprio: np.ndarray
+    proprio: np.ndarray | None
     instruction: str
     stamp: float
 
@@ -33,7 +34,8 @@ class ActionChunk:
     """The next actions.
 
     Attributes:
-        actions: float64 [chunk_len, action_dim] in robot units; gripper raw, 1 = open.
+        actions: float64 [chunk_len, action_dim] in robot units, see `VLAPolicy.info`; the gripper
+            of an end-effector policy raw, 1 = open.
         stamp: of the observation they answer.
         kept: ids (1-based in the sequence) of the visual tokens that entered the last layer.
         mode: pruning mode.

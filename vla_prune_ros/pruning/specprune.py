@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,14 @@ class SpecPrune(PruningMethod):
             opt.leave_rotation,
             opt.hold_steps,
         )
+        # Thresholds and distances are in steps of the end effector.
+        self.follows_hand = config.action_kind == 'delta_pose'
+        if not self.follows_hand:
+            self.note = (
+                'the actions are joint positions: budgets are always the coarse ones, and the '
+                'reference frame is as far as at rest'
+            )
+            warnings.warn(f'mode specprune: {self.note}', stacklevel=2)
         self._slots: dict[str, Any] = {}
         self._frames: tuple[Any, Any] | None = None  # images of now and of the reference
         self._template_tokens = 0
@@ -131,7 +140,8 @@ class SpecPrune(PruningMethod):
     def requery_after(self, history: History, actions: np.ndarray) -> int:
         """What `wants_query` will say while these actions are executed, without executing them."""
         memory = self._follow(history)
-        if not self.opt.requery_on_enter or memory.deep is None or memory.fine:
+        asks = self.opt.requery_on_enter and self.follows_hand
+        if not asks or memory.deep is None or memory.fine:
             return 0
         controller = copy.copy(memory.controller)
         for number, action in enumerate(actions[:-1], start=1):
@@ -148,7 +158,7 @@ class SpecPrune(PruningMethod):
         """
         opt = self.opt
         speed = 0.0
-        if history.executed:
+        if history.executed and self.follows_hand:
             speed = float(np.linalg.norm(np.sum([a[:3] for a in history.executed], axis=0)))
         steps = math.floor(opt.distance_base + opt.distance_slope * speed) + opt.distance_offset
         if opt.clamp_to_last_query and history.last_query_step is not None:
@@ -226,7 +236,7 @@ class SpecPrune(PruningMethod):
     def _follow(self, history: History) -> _Memory:
         self._slots = history.slots
         memory = self._memory
-        if self.opt.controller:
+        if self.opt.controller and self.follows_hand:
             memory.controller.follow([*history.executed], history.step, self.thresholds)
         return memory
 

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -22,7 +23,14 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.ros.children import slowness
 from vla_prune_ros.ros.client import Client, GraphError, Received
-from vla_prune_ros.ros.messages import EPISODES, LATCHED, RELIABLE, actions_from, values_from
+from vla_prune_ros.ros.messages import (
+    ACTION_NAMES,
+    EPISODES,
+    LATCHED,
+    RELIABLE,
+    actions_from,
+    values_from,
+)
 
 START_GRACE = 5.0  # s in which a policy that is not active must begin to change
 LOADING = 10.0  # times the patience: a large checkpoint from a slow disk
@@ -91,22 +99,38 @@ class Robot:
 
     Attributes:
         publishers: by topic; those of the pictures by camera.
-        chunks: inbox of the action chunks, float64 [n, 7] each.
+        chunks: inbox of the action chunks, float64 [n, k] each.
     """
 
     def __init__(
-        self, client: Client, policy: Policy, cameras: Sequence[str], qos: QoSProfile = RELIABLE
+        self,
+        client: Client,
+        policy: Policy,
+        cameras: Sequence[str],
+        qos: QoSProfile = RELIABLE,
+        states: Sequence[str] = ('joint_states', 'ee_pose'),
+        names: Sequence[str] = ACTION_NAMES,
     ) -> None:
+        """Make publishers and inboxes.
+
+        Args:
+            client: of the graph.
+            policy: that answers.
+            cameras: their names.
+            qos: of what is published.
+            states: topics of the state that the policy takes.
+            names: of the k numbers of an action.
+        """
         self._client, self._policy = client, policy
+        kinds = {'joint_states': JointState, 'ee_pose': PoseStamped}
         self.publishers = {
-            camera: client.publisher(Image, f'{camera}/image_raw', qos) for camera in cameras
-        } | {
-            'joint_states': client.publisher(JointState, 'joint_states', qos),
-            'ee_pose': client.publisher(PoseStamped, 'ee_pose', qos),
+            **{c: client.publisher(Image, f'{c}/image_raw', qos) for c in cameras},
+            **{name: client.publisher(kinds[name], name, qos) for name in states},
             'executed_actions': client.publisher(JointTrajectory, 'executed_actions', qos),
             'instruction': client.publisher(String, 'instruction', LATCHED),
         }
-        self.chunks = client.listen(JointTrajectory, 'action_chunk', actions_from)
+        read = partial(actions_from, names=names)
+        self.chunks = client.listen(JointTrajectory, 'action_chunk', read)
 
     def wait_until_connected(self) -> None:
         """Until the policy is active and hears and is heard."""

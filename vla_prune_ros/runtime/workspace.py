@@ -37,7 +37,8 @@ class Workspace(Space):
 
     Attributes:
         frames: policy images, uint8 [views, S, S, 3].
-        proprio: normalised robot state, float32 [1, proprio_dim].
+        proprio: normalised robot state, float32 [1, proprio_dim], or None where none is used.
+        modulation: of the towers (FiLM), see `VisionBackbone.modulation`, or None.
         visual: visual tokens [1, V, D].
     """
 
@@ -50,7 +51,11 @@ class Workspace(Space):
         self.n_visual = n_views * config.patches_per_view
         self.capacity = self.layout(prompt_capacity).length
         self.frames = torch.zeros(n_views, size, size, 3, dtype=torch.uint8, device=device)
-        self.proprio = torch.zeros(1, config.proprio_dim, device=device)
+        self.proprio = self._send_proprio = None
+        if config.use_proprio:
+            self.proprio = torch.zeros(1, config.proprio_dim, device=device)
+            self._send_proprio = Sender(self.proprio.shape, torch.float32, device)
+        self.modulation = model.modulation(torch.zeros(1, 1, dtype=torch.long, device=device))
         self.visual = torch.zeros(1, self.n_visual, width, dtype=dtype, device=device)
         sequence = torch.zeros(1, self.capacity, width, dtype=dtype, device=device)
         everything = torch.arange(self.capacity + 1, device=device)  # and the id of filling
@@ -64,23 +69,20 @@ class Workspace(Space):
         self._slots, self.caches = slots, slots.caches
         self.scale = PixelScale(device)
         self._send_frames = Sender(self.frames.shape, torch.uint8, device)
-        self._send_proprio = Sender(self.proprio.shape, torch.float32, device)
         self._text: tuple[int, ...] | None = None
 
     def layout(self, prompt_length: int) -> TokenLayout:
         """Layout of a sequence with a prompt of this length."""
-        config = self.model.config
-        return TokenLayout(
-            self.n_views, config.patches_per_view, prompt_length, config.n_placeholders
-        )
+        return self.model.config.layout(self.n_views, prompt_length)
 
-    def load(self, frames: np.ndarray | Tensor, proprio: np.ndarray) -> None:
+    def load(self, frames: np.ndarray | Tensor, proprio: np.ndarray | None) -> None:
         """Send policy images and robot state on their way; returns before they have arrived."""
         if isinstance(frames, Tensor):
             self.frames.copy_(frames)
         else:
             self._send_frames.send(frames, self.frames)
-        self._send_proprio.send(proprio[None], self.proprio)
+        if self._send_proprio is not None:
+            self._send_proprio.send(proprio[None], self.proprio)
 
     def set_text(self, ids: Tensor) -> None:
         """Put the prompt, the empty slots and EOS into the sequence, if they are others.
@@ -94,9 +96,14 @@ class Workspace(Space):
         sequence, config = self.states[0], self.model.config
         closing = torch.tensor([[config.eos_id]])
         words = self.model.decoder.embed_tokens(torch.cat([ids, closing], 1).to(sequence.device))
-        first = self.n_visual + 2
-        slots = first + len(key) - 1
+        text = self.layout(len(key)).text
+        first, slots = text.start, text.stop
         end = slots + config.n_placeholders
+        if self.modulation is not None:  # depends on the text alone: computed once for each
+            for own, new in zip(
+                self.modulation, self.model.modulation(ids.to(sequence.device)), strict=True
+            ):
+                own.copy_(new)
         sequence[:, :1] = words[:, :1]
         sequence[:, first:slots] = words[:, 1:-1]
         sequence[:, slots:end] = 0
@@ -132,7 +139,8 @@ class See(Stage):
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """See `Stage.work`."""
-        space.visual.copy_(network.encode_images(space.scale(space.frames)))
+        pixels = space.scale(space.frames)
+        space.visual.copy_(network.encode_images(pixels, space.modulation))
         return []
 
     def written(self, space: Space) -> list[Tensor]:
@@ -146,15 +154,17 @@ class Assemble(Stage):
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """See `Stage.work`."""
-        visual, state = self.written(space)
+        visual, *state = self.written(space)
         visual.copy_(space.visual)
-        state.copy_(network.proprio_projector(space.proprio.to(network.dtype)))
+        for row in state:
+            row.copy_(network.proprio_projector(space.proprio.to(network.dtype)))
         return []
 
     def written(self, space: Space) -> list[Tensor]:
         """See `Stage.written`."""
-        last = space.n_visual + 1
-        return [space.states[0][:, 1:last], space.states[0][:, last]]
+        last, sequence = space.n_visual + 1, space.states[0]
+        state = [] if space.proprio is None else [sequence[:, last]]
+        return [sequence[:, 1:last], *state]
 
 
 class StaticSlots:

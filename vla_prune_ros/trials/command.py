@@ -92,8 +92,17 @@ def _interrupt_on(*numbers: int) -> None:
 
 
 def checkpoint_parameters(checkpoint: str) -> list[str]:
-    """The node's parameter for a checkpoint of the user's, if there is one."""
-    return [f'checkpoint:={Path(checkpoint).resolve()}'] if checkpoint else []
+    """The node's parameters for a checkpoint of the user's, if there is one: with its cameras."""
+    if not checkpoint:
+        return []
+    from vla_prune_ros.policy.description import cameras_of
+
+    parameters = [f'checkpoint:={Path(checkpoint).resolve()}']
+    try:
+        cameras = cameras_of(checkpoint)
+    except (OSError, ValueError):
+        return parameters  # the node says what is wrong with it
+    return [*parameters, f'cameras:=[{", ".join(cameras)}]']
 
 
 def ended_well(verb: str, codes: dict[str, int]) -> bool:

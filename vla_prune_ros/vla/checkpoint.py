@@ -3,9 +3,10 @@
 """The published checkpoint layout: strict, read-only loading, and saving.
 
 A directory holds `config.json`, `model.safetensors` (or shards with an index), one
-`action_head--*_checkpoint.pt`, one `proprio_projector--*_checkpoint.pt`, optionally
-`dataset_statistics.json`, and tokenizer files; see `published` for the small files. Nothing here
-touches the network.
+`action_head--*_checkpoint.pt` (not where actions are tokens), one
+`proprio_projector--*_checkpoint.pt` (where the state is used), one
+`vision_backbone--*_checkpoint.pt` (with FiLM), optionally `dataset_statistics.json`, and tokenizer
+files; see `published` for the small files. Nothing here touches the network.
 """
 
 from __future__ import annotations
@@ -16,76 +17,99 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_prune_ros.vla.config import read_json
+from vla_prune_ros.vla import film
+from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.model import OFTNetwork
 from vla_prune_ros.vla.published import (
     TOKENIZER_FILES,
-    Shapes,
     companion_files,
     differences,
     unused_shapes,
 )
+from vla_prune_ros.vla.stored import (
+    FILM_FILE,
+    HEADS,
+    INDEX,
+    PROJECTOR,
+    SINGLE,
+    StoredTensor,
+    head_file,
+    head_names,
+    open_safetensors,
+    read_head,
+    stored_tensors,
+)
 
-_INDEX = 'model.safetensors.index.json'
-_SINGLE = 'model.safetensors'
-_HEADS = ('action_head', 'proprio_projector')  # module name = file name = one .pt each
+_TOWERS = 'vision_backbone.'
 
 
 def published_shapes(model: OFTNetwork) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the safetensors files for this model: name -> shape."""
+    """Every tensor of the safetensors files for this model: name -> shape.
+
+    Modulations (FiLM) have a file of their own, and so have the heads that are no tokens.
+    """
+    apart = head_names(model.config)
     shapes = {
         _published(name): tuple(p.shape)
         for name, p in model.named_parameters()
-        if not name.startswith(_HEADS)
+        if not name.startswith(apart) and not film.is_modulation(name)
     }
-    return shapes | unused_shapes(model.config)
+    unused = unused_shapes(model.config)
+    return shapes | {k: shape for k, shape in unused.items() if not film.is_modulation(k)}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a safetensors file, not read: shape, type as in the file (`BF16`) and place."""
+def problems_of(
+    model: OFTNetwork, directory: Path, stored: Mapping[str, StoredTensor], shown: int = 5
+) -> Iterator[str]:
+    """What is wrong with the names and shapes in a directory; files are read by their headers.
 
-    shape: tuple[int, ...]
-    dtype: str
-    path: Path
-
-
-def stored_tensors(directory: str | Path) -> dict[str, StoredTensor]:
-    """Every tensor of the safetensors files of a checkpoint directory, from their headers.
+    Args:
+        model: as its config says, weights do not matter.
+        directory: of the checkpoint.
+        stored: see `stored_tensors`.
+        shown: names of tensors in a message.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is malformed, or two hold the same tensor.
+        ValueError: a file is malformed, or there are several of one kind.
     """
-    found: dict[str, StoredTensor] = {}
-    for path in _shards(Path(directory)):
-        with _open(path) as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                if key in found:
-                    raise ValueError(f'tensor {key} is in {found[key].path.name} and {path.name}')
-                part = file.get_slice(key)
-                found[key] = StoredTensor(tuple(part.get_shape()), part.get_dtype(), path)
-    return found
+    expected = published_shapes(model)
+    apart = [name for name in head_names(model.config) if not _is_inside(name, stored)]
+    for name in head_names(model.config):
+        if name not in apart:
+            own = getattr(model, name).named_parameters()
+            expected |= {f'{name}.{key}': tuple(p.shape) for key, p in own}
+    found = {
+        key: tensor.shape
+        for key, tensor in stored.items()
+        if model.config.use_proprio or not key.startswith(PROJECTOR)
+    }
+    yield from (f'{directory}: {one}' for one in differences(found, expected, shown))
+    for name in apart:
+        path = head_file(directory, name)
+        shapes = {key: tuple(tensor.shape) for key, tensor in read_head(path).items()}
+        wanted = {k: tuple(p.shape) for k, p in getattr(model, name).named_parameters()}
+        yield from (f'{path}: {one}' for one in differences(shapes, wanted, shown))
+    if model.config.film:
+        path = head_file(directory, FILM_FILE)
+        shapes = film.merged_shapes(read_head(path), path)
+        own = model.vision_backbone.named_parameters()
+        wanted = {_TOWERS + name: tuple(p.shape) for name, p in own}
+        unused = unused_shapes(model.config)
+        wanted |= {k: shape for k, shape in unused.items() if k.startswith(_TOWERS)}
+        yield from (f'{path}: {one}' for one in differences(shapes, wanted, shown))
 
 
-def stored_head(directory: str | Path, name: str) -> tuple[Path, dict[str, Tensor]]:
-    """The `.pt` file of a head, `action_head` or `proprio_projector`, and what it holds.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: there are several, or it is no plain state dict.
-    """
-    path = _head_file(Path(directory), name)
-    return path, _read_head(path)
+def _is_inside(name: str, stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether a head lies in the safetensors, as trainers of another kind write it."""
+    return any(key.startswith(f'{name}.') for key in stored)
 
 
 def load_weights(
@@ -105,38 +129,45 @@ def load_weights(
         FileNotFoundError: a file is missing.
         ValueError: a tensor or file is not what it must be; the message names it.
     """
-    directory = Path(directory)
-    paths = {name: _head_file(directory, name) for name in _HEADS}
-    expected = published_shapes(model)
+    directory, config = Path(directory), model.config
     stored = stored_tensors(directory)
-    found = {key: tensor.shape for key, tensor in stored.items()}
-    where = {key: tensor.path for key, tensor in stored.items()}
-    _compare(found, expected, str(directory))
-    for name, path in paths.items():
-        module = getattr(model, name)
-        tensors = _read_head(path)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        _compare(shapes, {key: tuple(p.shape) for key, p in module.named_parameters()}, str(path))
-        for key, tensor in tensors.items():
-            _assign(module, key, tensor, dtype, device)
-        del tensors
-    unused = unused_shapes(model.config)
-    shards = [*dict.fromkeys(where.values())]
-    for path, following in itertools.zip_longest(shards, shards[1:]):
-        for shard in (path, following):
-            if shard is not None:
-                _read_ahead(shard)
+    for problem in problems_of(model, directory, stored):
+        raise ValueError(problem)
+    for name in head_names(config):
+        if not _is_inside(name, stored):
+            for key, tensor in read_head(head_file(directory, name)).items():
+                _assign(model, f'{name}.{key}', tensor, dtype, device)
+    unused = unused_shapes(config)
+    if config.film:
+        path = head_file(directory, FILM_FILE)
+        for key, tensor in film.merged(read_head(path), path):
+            if key in unused:
+                model.unused[key] = tensor.clone()
+            else:
+                _assign(model, key, tensor, dtype, device)
+    where = {
+        key: tensor.path
+        for key, tensor in stored.items()
+        # With FiLM the towers here are those of the model before its training.
+        if not (config.film and key.startswith(_TOWERS))
+        and (config.use_proprio or not key.startswith(PROJECTOR))
+    }
+    files = [*dict.fromkeys(where.values())]
+    for path, following in itertools.zip_longest(files, files[1:]):
+        for file in (path, following):
+            if file is not None:
+                _read_ahead(file)
         for key in (key for key, place in where.items() if place == path):
             # A mapped file stays resident until it is closed, so each tensor gets its own mapping:
             # never more than one tensor is held twice.
-            with _open(path) as file:
+            with open_safetensors(path) as file:
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
                     raise ValueError(f'tensor {key} in {path.name} has type {tensor.dtype}')
                 if key in unused:
                     model.unused[key] = tensor.clone()
                 else:
-                    _assign(model, _internal(key), tensor, dtype, device)
+                    _assign(model, _internal(key, config), tensor, dtype, device)
                 del tensor
 
 
@@ -187,8 +218,9 @@ def save_pretrained(
     directory = Path(directory)
     dtype = dtype or model.dtype
     directory.mkdir(parents=True, exist_ok=True)
-    mine = {f'{name}--{step}_checkpoint.pt' for name in _HEADS}
-    for name in _HEADS:
+    names = (*head_names(model.config), *([FILM_FILE] if model.config.film else []))
+    mine = {f'{name}--{step}_checkpoint.pt' for name in names}
+    for name in (*HEADS, FILM_FILE):
         for path in directory.glob(f'{name}--*.pt'):
             if path.name not in mine:
                 raise FileExistsError(f'{path} is there already; choose an empty directory')
@@ -196,8 +228,14 @@ def save_pretrained(
         path.unlink()
     for name, content in companion_files(model.config).items():
         (directory / name).write_text(_json(content), encoding='utf-8')
-    _write_shards(directory, complete_tensors(model), dtype, max_shard_bytes)
-    for name in _HEADS:
+    tensors = complete_tensors(model)
+    if model.config.film:
+        state = film.unmerged({k: t for k, t in tensors.items() if k.startswith(_TOWERS)}, dtype)
+        torch.save(state, directory / f'{FILM_FILE}--{step}_checkpoint.pt')
+        del state
+        tensors = {k: t for k, t in tensors.items() if not film.is_modulation(k)}
+    _write_shards(directory, tensors, dtype, max_shard_bytes)
+    for name in head_names(model.config):
         kind = torch.float32 if name == 'proprio_projector' else dtype
         state = {k: _to_disk(p, kind) for k, p in getattr(model, name).named_parameters()}
         torch.save(state, directory / f'{name}--{step}_checkpoint.pt')
@@ -208,10 +246,10 @@ def save_pretrained(
 
 
 def complete_tensors(model: OFTNetwork) -> dict[str, Tensor]:
-    """Return every tensor of the safetensors files under its published name."""
-    named = model.named_parameters()
+    """Return every tensor of towers and language model under its published name."""
+    apart = head_names(model.config)
     tensors: dict[str, Tensor] = {
-        _published(name): p for name, p in named if not name.startswith(_HEADS)
+        _published(name): p for name, p in model.named_parameters() if not name.startswith(apart)
     }
     for key, shape in unused_shapes(model.config).items():
         tensors[key] = model.unused[key] if key in model.unused else torch.zeros(shape)
@@ -231,13 +269,13 @@ def _write_shards(
             size = 0
         shards[-1].append(key)
         size += n_bytes
-    names = [_SINGLE]
+    names = [SINGLE]
     if len(shards) > 1:
         names = [f'model-{i + 1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))]
         total = sum(t.numel() * dtype.itemsize for t in tensors.values())
         where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {'metadata': {'total_size': total}, 'weight_map': where}
-        (directory / _INDEX).write_text(_json(index), encoding='utf-8')
+        (directory / INDEX).write_text(_json(index), encoding='utf-8')
     for name, keys in zip(names, shards, strict=True):
         shard = {key: _to_disk(tensors[key], dtype) for key in keys}
         save_file(shard, directory / name, metadata={'format': 'pt'})
@@ -245,64 +283,11 @@ def _write_shards(
         (directory / name).chmod((directory / 'config.json').stat().st_mode)
 
 
-def _shards(directory: Path) -> Iterator[Path]:
-    """Yield the safetensors files, after checking that they are all there."""
-    index, single = directory / _INDEX, directory / _SINGLE
-    if not index.is_file():
-        if not single.is_file():
-            raise FileNotFoundError(f'neither {_SINGLE} nor {_INDEX} in {directory}')
-        yield single
-        return
-    names = sorted(set(read_json(index).get('weight_map', {}).values()))
-    if not names:
-        raise ValueError(f'{index} has no weight_map')
-    if single.is_file() and single.name not in names:
-        raise ValueError(f'{directory} holds both {_SINGLE} and {_INDEX}; remove one')
-    for name in names:
-        if Path(name).name != name or not (directory / name).is_file():
-            raise FileNotFoundError(f'shard {name} named in {_INDEX} is missing in {directory}')
-    for name in names:
-        yield directory / name
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework='pt', device='cpu')
-    except SafetensorError as error:
-        raise ValueError(f'{path} is not a valid safetensors file: {error}') from error
-
-
 def _read_ahead(path: Path) -> None:
     """Ask the system to read a file now, in large pieces; a mapped one is read in small ones."""
     if hasattr(os, 'posix_fadvise'):
         with path.open('rb') as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-
-def _head_file(directory: Path, name: str) -> Path:
-    files = sorted(directory.glob(f'{name}--*.pt'))
-    if not files:
-        raise FileNotFoundError(f'no {name}--*_checkpoint.pt in {directory}')
-    if len(files) > 1:
-        listed = ', '.join(f.name for f in files)
-        raise ValueError(f'{directory} holds more than one {name} file: {listed}; keep one')
-    return files[0]
-
-
-def _read_head(path: Path) -> dict[str, Tensor]:
-    """Read a plain state dict, weights only, without the wrapper's `module.` prefix."""
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # whatever a broken file makes of the unpickler
-        raise ValueError(f'{path} is not a plain state dict of tensors: {error}') from error
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(f'{path} is not a plain state dict of tensors')
-    return {key.removeprefix('module.'): tensor for key, tensor in state.items()}
-
-
-def _compare(found: Shapes, expected: Shapes, where: str) -> None:
-    for problem in differences(found, expected):
-        raise ValueError(f'{where}: {problem}')
 
 
 def _assign(
@@ -313,11 +298,18 @@ def _assign(
     setattr(model.get_submodule(parent), leaf, nn.Parameter(own))
 
 
+_LM_HEAD = 'language_model.lm_head.weight', 'action_head.lm_head.weight'
+
+
 def _published(name: str) -> str:
+    if name == _LM_HEAD[1]:
+        return _LM_HEAD[0]
     return f'language_model.model.{name[8:]}' if name.startswith('decoder.') else name
 
 
-def _internal(name: str) -> str:
+def _internal(name: str, config: OpenVLAConfig) -> str:
+    if name == _LM_HEAD[0] and config.head == 'tokens':
+        return _LM_HEAD[1]
     return name.replace('language_model.model.', 'decoder.', 1)
 
 

@@ -5,105 +5,25 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from vla_prune_ros.vla.parts import DINO, SIGLIP, LlamaConfig, TowerConfig, check_values
+from vla_prune_ros.vla.selection import TokenLayout
+from vla_prune_ros.vla.variant import (
+    ACTION_KINDS,
+    HEADS,
+    KEYS,
+    NORMALISATIONS,
+    default_cameras,
+    resolve,
+)
+
 # Rounded to bfloat16 as in the released processor, which wins over the printed 0.485 and friends.
 DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-# A corrupt file must not fill the memory: no model has more of anything, or of these.
-_LARGEST = 2**20
-_FEW = ('depth', 'n_layers', 'chunk_len', 'action_dim')
-_NO_LESS = {'vocab_size': 0, 'reg_tokens': 0, 'bos_id': 0, 'eos_id': 0, 'pad_id': 0}
-
-
-def _check_values(config: Any) -> None:
-    """ValueError if a number is not one, or no size that a model can have."""
-    for f in fields(config):
-        value, low = getattr(config, f.name), _NO_LESS.get(f.name, 1)
-        high = 1000 if f.name in _FEW else _LARGEST
-        if f.type == 'int' and not (type(value) is int and low <= value <= high):
-            raise ValueError(f'{f.name} {value!r:.60} is not a whole number in {low}..{high}')
-        if f.type == 'float' and not (type(value) in (int, float) and 0 < value < math.inf):
-            raise ValueError(f'{f.name} {value!r:.60} is not a positive number')
-        if f.type in ('bool', 'str') and type(value).__name__ != f.type:
-            raise ValueError(f'{f.name} {value!r:.60} is not of type {f.type}')
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """One vision transformer. Its output is read after the last block but one."""
-
-    dim: int
-    depth: int
-    heads: int
-    mlp_hidden: int
-    patch_size: int = 14
-    image_size: int = 224
-    reg_tokens: int = 0
-    class_token: bool = False
-    layer_scale: bool = False
-    attn_pool: bool = False
-
-    def __post_init__(self) -> None:
-        _check_values(self)
-        if self.depth < 2:
-            raise ValueError(f'a vision tower needs at least 2 blocks, not {self.depth}')
-        if self.dim % self.heads:
-            raise ValueError(f'tower width {self.dim} is not a multiple of {self.heads} heads')
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f'image size {self.image_size} is not a multiple of patch {self.patch_size}'
-            )
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def n_patches(self) -> int:
-        """Patches of one image."""
-        return self.grid**2
-
-    @property
-    def n_prefix(self) -> int:
-        """Tokens in front of the patches: class token and registers."""
-        return int(self.class_token) + self.reg_tokens
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The language model; the defaults are Llama-2-7B as OpenVLA uses it."""
-
-    hidden_size: int = 4096
-    n_layers: int = 32
-    n_heads: int = 32
-    mlp_hidden: int = 11008
-    vocab_size: int = 32064
-    # The published config.json does not say it; the library default 1e-6 is what was trained.
-    norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-
-    def __post_init__(self) -> None:
-        _check_values(self)
-        if self.hidden_size % (2 * self.n_heads):
-            raise ValueError(
-                f'hidden size {self.hidden_size} does not give {self.n_heads} heads of even width'
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.n_heads
-
-
-DINO = TowerConfig(1024, 24, 16, 4096, reg_tokens=4, class_token=True, layer_scale=True)
-SIGLIP = TowerConfig(1152, 27, 16, 4304, attn_pool=True)
-
 _TOWER_KEYS = {  # ours -> config.json (timm's names)
     'dim': 'embed_dim',
     'depth': 'depth',
@@ -124,6 +44,13 @@ _LLAMA_KEYS = {
     'norm_eps': 'rms_norm_eps',
     'rope_theta': 'rope_theta',
 }
+_SPECIAL = {
+    'bos_id': 'bos_token_id',
+    'eos_id': 'eos_token_id',
+    'pad_id': 'pad_token_id',
+    'padded_vocabulary': 'pad_to_multiple_of',
+}
+N_BINS = 256  # that a discrete action number is one of
 
 
 @dataclass(frozen=True)
@@ -135,18 +62,45 @@ class OpenVLAConfig:
     llama: LlamaConfig = field(default_factory=LlamaConfig)
     chunk_len: int = 8
     action_dim: int = 7
+    # Numbers of the robot state; 0: the model takes none.
     proprio_dim: int = 8
+    n_views: int = 2
+    # Names of the cameras in the order of the pictures; empty: see `default_cameras`.
+    camera_names: tuple[str, ...] = ()
+    head: str = 'l1'
+    film: bool = False
+    normalisation: str = 'bounds_q99'
+    action_kind: str = 'delta_pose'
+    # Rate at which the chunks are to be played, Hz; 0: not stated.
+    control_rate: float = 0.0
     bos_id: int = 1
     eos_id: int = 2
     pad_id: int = 32000
+    # Rows at the end of the vocabulary that are no words; in front of them lie the action tokens.
+    padded_vocabulary: int = 64
     norm_stats: Mapping[str, Any] = field(default_factory=dict, repr=False)
     # Pruning mode that the weights were fine-tuned for; empty: trained with every token.
     pruning_trained: str = ''
     # Directory it was read from, for files that lie beside a checkpoint.
     source: Path | None = field(default=None, repr=False, compare=False)
+    # Where each property of the variant comes from, for people.
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self)
+        for name, valid in (
+            ('head', HEADS), ('normalisation', NORMALISATIONS), ('action_kind', ACTION_KINDS)
+        ):  # fmt: skip
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f'{name} {getattr(self, name)!r:.60} is not one of {", ".join(valid)}'
+                )
+        names = self.camera_names
+        different = {name for name in names if isinstance(name, str) and name}
+        if names and not len(different) == len(names) == self.n_views:
+            raise ValueError(
+                f'cameras {[*names]!r:.120} are not {self.n_views} different names (n_views)'
+            )
         a, b = self.featurizer, self.fused_featurizer
         if (a.image_size, a.grid) != (b.image_size, b.grid):
             raise ValueError(
@@ -170,9 +124,35 @@ class OpenVLAConfig:
         return self.featurizer.dim + self.fused_featurizer.dim
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras in the order of the pictures."""
+        return self.camera_names or default_cameras(self.n_views)
+
+    @property
+    def use_proprio(self) -> bool:
+        """Whether the model takes the state of the robot."""
+        return self.proprio_dim > 0
+
+    @property
+    def action_ids(self) -> range:
+        """Token ids of the bins of an action number; the largest number has the smallest id."""
+        end = self.llama.vocab_size - self.padded_vocabulary
+        return range(end - N_BINS, end)
+
+    @property
     def n_placeholders(self) -> int:
         """Empty action slots in the sequence, one per action number."""
         return self.chunk_len * self.action_dim
+
+    def layout(self, n_views: int, prompt_length: int) -> TokenLayout:
+        """Layout of a sequence with so many cameras and a prompt of this length."""
+        return TokenLayout(
+            n_views,
+            self.patches_per_view,
+            prompt_length,
+            self.n_placeholders,
+            int(self.use_proprio),
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> OpenVLAConfig:
@@ -191,25 +171,41 @@ class OpenVLAConfig:
             if text.get(key, good) != good:
                 raise ValueError(f'config.json: text_config.{key}={text[key]!r} is not supported')
         llama = {ours: text[k] for ours, k in _LLAMA_KEYS.items() if text.get(k) is not None}
-        plain = {'chunk_len', 'action_dim', 'proprio_dim', 'pruning_trained'} & data.keys()
-        special = {'bos_id': 'bos_token_id', 'eos_id': 'eos_token_id', 'pad_id': 'pad_token_id'}
+        if data.get('n_action_bins', N_BINS) != N_BINS:
+            raise ValueError(f'config.json: n_action_bins is not {N_BINS}')
+        said = {key: data[key] for key in (*KEYS, 'pruning_trained') if data.get(key) is not None}
+        if said.pop('use_proprio', True) is False:
+            said['proprio_dim'] = 0
+        if isinstance(names := said.pop('cameras', None), list):
+            said.setdefault('n_views', len(names))
+            if tuple(names) != default_cameras(said['n_views']):
+                said['camera_names'] = tuple(names)
         return cls(
             featurizer=_tower(_block(vision, 'featurizer'), DINO),
             fused_featurizer=_tower(_block(vision, 'fused_featurizer'), SIGLIP),
             llama=LlamaConfig(**llama),
             norm_stats=_block(data, 'norm_stats'),
-            **{key: data[key] for key in plain},
-            **{ours: data[k] for ours, k in special.items() if data.get(k) is not None},
+            **said,
+            **{ours: data[k] for ours, k in _SPECIAL.items() if data.get(k) is not None},
         )
 
     @classmethod
-    def from_directory(cls, directory: str | Path) -> OpenVLAConfig:
+    def from_directory(cls, directory: str | Path, variant: str = '') -> OpenVLAConfig:
         """Read `config.json`, with `dataset_statistics.json` overriding its `norm_stats`.
 
+        What `config.json` does not say of the variant comes from the other files, see `variant`.
+
+        Args:
+            directory: of a checkpoint.
+            variant: what the user declares, see `variant.declared`.
+
         Raises:
-            FileNotFoundError: there is no `config.json`.
-            ValueError: a file is malformed or describes another kind of model.
+            FileNotFoundError: there is no `config.json`, or no head.
+            ValueError: a file is malformed, describes another kind of model, contradicts what is
+                declared, or something must be declared.
         """
+        from vla_prune_ros.vla.stored import look_at
+
         directory = Path(directory)
         path = directory / 'config.json'
         if not path.is_file():
@@ -218,7 +214,9 @@ class OpenVLAConfig:
         statistics = directory / 'dataset_statistics.json'
         if statistics.is_file():
             data['norm_stats'] = read_json(statistics)
-        return replace(cls.from_dict(data), source=directory)
+        hidden = cls.from_dict({**data, **dict.fromkeys(KEYS)}).llama.hidden_size
+        values, origins = resolve(data, look_at(directory, hidden), variant)
+        return replace(cls.from_dict(data | values), source=directory, origins=origins)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of a `config.json` in the published field names."""
@@ -237,14 +235,10 @@ class OpenVLAConfig:
             'use_fused_vision_backbone': True,
             'image_sizes': [self.image_size, self.image_size],
             'image_resize_strategy': 'resize-naive',
-            'n_action_bins': 256,
-            'pad_to_multiple_of': 64,
-            'bos_token_id': self.bos_id,
-            'eos_token_id': self.eos_id,
-            'pad_token_id': self.pad_id,
-            'chunk_len': self.chunk_len,
-            'action_dim': self.action_dim,
-            'proprio_dim': self.proprio_dim,
+            'n_action_bins': N_BINS,
+            **{key: getattr(self, ours) for ours, key in _SPECIAL.items()},
+            **{key: getattr(self, key) for key in KEYS},
+            'cameras': [*self.cameras],
             'pruning_trained': self.pruning_trained,
             'text_config': {
                 'model_type': 'llama',

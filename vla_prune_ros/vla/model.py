@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVLA-OFT: towers, decoder and head together.
 
-Source: OpenVLA-OFT (arXiv 2502.19645), LIBERO variant with two cameras and proprioception.
+Source: OpenVLA-OFT (arXiv 2502.19645): one to three cameras, with or without proprioception, with
+an L1 head or discrete tokens, with or without FiLM; see `variant`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.decoder import Decoder
-from vla_prune_ros.vla.heads import ActionHead, ProprioProjector
+from vla_prune_ros.vla.heads import ProprioProjector, make_head
 from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
-from vla_prune_ros.vla.vision import VisionBackbone, VisionProjector
+from vla_prune_ros.vla.vision import Modulation, VisionBackbone, VisionProjector
 from vla_prune_ros.vla.walk import Mark, Rows, Run, Space, Stage, directly, unmarked
 
 
@@ -98,8 +99,9 @@ class OFTNetwork(nn.Module):
         self.vision_backbone = VisionBackbone(config)
         self.projector = VisionProjector(config.vision_dim, hidden)
         self.decoder = Decoder(config.llama)
-        self.proprio_projector = ProprioProjector(config.proprio_dim, hidden)
-        self.action_head = ActionHead(config)
+        if config.use_proprio:
+            self.proprio_projector = ProprioProjector(config.proprio_dim, hidden)
+        self.action_head = make_head(config)
         self.unused: dict[str, Tensor] = {}
         self.apply(_init_weights)
 
@@ -113,15 +115,42 @@ class OFTNetwork(nn.Module):
         """Where the weights are."""
         return self.decoder.norm.weight.device
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Map pixels [B, 6*views, size, size] to visual tokens [B, views*patches, D]."""
-        return self.projector(self.vision_backbone(pixel_values.to(self.dtype)))
+    def encode_images(self, pixel_values: Tensor, modulation: Modulation | None = None) -> Tensor:
+        """Map pixels [B, 6*views, size, size] to visual tokens [B, views*patches, D].
+
+        Args:
+            pixel_values: see above.
+            modulation: see `modulation`.
+        """
+        return self.projector(self.vision_backbone(pixel_values.to(self.dtype), modulation))
+
+    def modulation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Modulation | None:
+        """What the instruction does to the vision towers (FiLM); None without.
+
+        The mean is over BOS, prompt and EOS. Padding is left out, though training of the authors
+        counts it: else the action would depend on the batch.
+
+        Args:
+            input_ids: int64 [B, L], as in `assemble`.
+            attention_mask: as in `assemble`.
+        """
+        if not self.config.film:
+            return None
+        ids = nn.functional.pad(input_ids, (0, 1), value=self.config.eos_id)
+        words = self.decoder.embed_tokens(ids)
+        if attention_mask is None:
+            return self.vision_backbone.modulation(words.mean(1))
+        there = nn.functional.pad(attention_mask != 0, (0, 1), value=True)[..., None]
+        mean = (words * there).sum(1) / there.sum(1)
+        return self.vision_backbone.modulation(mean)
 
     def assemble(
         self,
         visual: Tensor,
         input_ids: Tensor,
-        proprio: Tensor,
+        proprio: Tensor | None,
         attention_mask: Tensor | None = None,
     ) -> TokenSequence:
         """Put the sequence together: BOS, visual, proprio, prompt, placeholders, EOS, padding.
@@ -129,15 +158,18 @@ class OFTNetwork(nn.Module):
         Args:
             visual: visual tokens [B, V, D].
             input_ids: int64 [B, L], prompt with BOS and the closing blank piece.
-            proprio: normalised state [B, proprio_dim].
+            proprio: normalised state [B, proprio_dim], None for a model that takes none.
             attention_mask: [B, L], nonzero on prompt tokens, zero on padding at the right.
         """
         config, device = self.config, visual.device
         batch, length = input_ids.shape
         n_slots = config.n_placeholders
-        if not len(visual) == len(proprio) == batch:
+        if config.use_proprio is not (proprio is not None):
+            wanted = f'[B, {config.proprio_dim}]' if config.use_proprio else 'None'
+            raise ValueError(f'proprio must be {wanted} for this model')
+        if not len(visual) == batch == (batch if proprio is None else len(proprio)):
             raise ValueError('pixel_values, input_ids and proprio have different batch sizes')
-        if proprio.shape[1:] != (config.proprio_dim,):
+        if proprio is not None and proprio.shape[1:] != (config.proprio_dim,):
             raise ValueError(f'proprio must be [B, {config.proprio_dim}], not {[*proprio.shape]}')
         if attention_mask is None:
             lengths = torch.full((batch, 1), length, device=device)
@@ -152,13 +184,14 @@ class OFTNetwork(nn.Module):
         pick = torch.where(at < lengths, at, length + 1)
         pick = torch.where(at == lengths + n_slots, length, pick)
         tail = words.gather(1, pick[..., None].expand(-1, -1, words.shape[-1]))
-        state = self.proprio_projector(proprio.to(self.dtype))[:, None]
-        embeddings = torch.cat([tail[:, :1], visual, state, tail[:, 1:]], dim=1)
-        per_view = config.patches_per_view
-        layout = TokenLayout(visual.shape[1] // per_view, per_view, length, n_slots)
+        parts = [tail[:, :1], visual, tail[:, 1:]]
+        if proprio is not None:
+            parts.insert(2, self.proprio_projector(proprio.to(self.dtype))[:, None])
+        embeddings = torch.cat(parts, dim=1)
+        layout = config.layout(visual.shape[1] // config.patches_per_view, length)
         if attention_mask is None:
             return TokenSequence(embeddings, layout)
-        n = lengths + layout.n_visual + n_slots + 2
+        n = lengths + (layout.length - length)
         key_mask = torch.arange(layout.length, device=device).expand(batch, -1) < n
         return TokenSequence(embeddings, layout, key_mask)
 
@@ -188,7 +221,7 @@ class OFTNetwork(nn.Module):
         self,
         pixel_values: Tensor,
         input_ids: Tensor,
-        proprio: Tensor,
+        proprio: Tensor | None = None,
         selector: TokenSelector | None = None,
         readout_start: int | None = None,
         attention_mask: Tensor | None = None,
@@ -199,13 +232,13 @@ class OFTNetwork(nn.Module):
         Args:
             pixel_values: [B, 6*views, size, size], see `processor.pixel_values`.
             input_ids: int64 [B, L], prompt with BOS and the closing blank piece, no placeholders.
-            proprio: normalised state [B, proprio_dim].
+            proprio: normalised state [B, proprio_dim], None for a model that takes none.
             selector: token selector; batch size 1 only.
             readout_start: see `read_out`.
             attention_mask: [B, L] for prompts padded at the right; without a selector only.
             mark: called with 'vision', 'assemble', 'decoder', 'select', 'head' after each stage.
         """
-        visual = self.encode_images(pixel_values)
+        visual = self.encode_images(pixel_values, self.modulation(input_ids, attention_mask))
         mark('vision')
         sequence = self.assemble(visual, input_ids, proprio, attention_mask)
         mark('assemble')

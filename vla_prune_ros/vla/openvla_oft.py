@@ -22,14 +22,21 @@ class OpenVLAOFT(OFTNetwork):
         directory: str | Path,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = 'cpu',
+        variant: str = '',
     ) -> OpenVLAOFT:
         """Load a checkpoint directory in the published layout, strictly and read-only.
+
+        Args:
+            directory: see `checkpoint`.
+            dtype: of the weights.
+            device: where they go.
+            variant: what the files do not say, see `variant.declared`.
 
         Raises:
             FileNotFoundError: the directory or one of its files is missing.
             ValueError: a tensor is missing, unexpected or misshapen, or a choice is ambiguous.
         """
-        config = OpenVLAConfig.from_directory(directory)
+        config = OpenVLAConfig.from_directory(directory, variant)
         with torch.device('meta'):
             model = cls(config)
         load_weights(model, directory, dtype, device)

@@ -75,10 +75,11 @@ def preprocessor_config(size: int) -> dict[str, Any]:
 
 
 def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
-    """Published tensors that no output of the L1 policy depends on: name -> shape."""
+    """Published tensors that no output of the policy depends on: name -> shape."""
     llama = config.llama
-    head = (llama.vocab_size, llama.hidden_size)
-    shapes: dict[str, tuple[int, ...]] = {'language_model.lm_head.weight': head}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.head != 'tokens':
+        shapes['language_model.lm_head.weight'] = (llama.vocab_size, llama.hidden_size)
     for name in ('featurizer', 'fused_featurizer'):
         tower: TowerConfig = getattr(config, name)
         prefix, dim, hidden = f'vision_backbone.{name}.', tower.dim, tower.mlp_hidden
@@ -92,6 +93,9 @@ def unused_shapes(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
             layers |= {'attn_pool.proj': (dim, dim), 'attn_pool.norm': (dim,)}
             layers |= {'attn_pool.mlp.fc1': (hidden, dim), 'attn_pool.mlp.fc2': (dim, hidden)}
             shapes[prefix + 'attn_pool.latent'] = (1, 1, dim)
+        if config.film:
+            width = (dim, llama.hidden_size)
+            layers |= {block + 'scale': width, block + 'shift': width}
         if tower.layer_scale:
             shapes |= {f'{prefix}{block}ls{i}.scale_factor': (dim,) for i in (1, 2)}
         for layer, shape in layers.items():

@@ -19,19 +19,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where everything is: BOS | views | proprio | prompt after BOS | placeholders | EOS.
+    """Where everything is: BOS | views | proprio, if used | prompt | placeholders | EOS.
 
     Attributes:
         n_views: number of cameras.
         patches_per_view: visual tokens per camera.
         prompt_length: prompt tokens with BOS and the closing blank piece (L).
         n_placeholders: empty action slots.
+        state_tokens: 1, or 0 for a model that does not take the state of the robot.
     """
 
     n_views: int
     patches_per_view: int
     prompt_length: int
     n_placeholders: int
+    state_tokens: int = 1
 
     @property
     def n_visual(self) -> int:
@@ -41,7 +43,8 @@ class TokenLayout:
     @property
     def length(self) -> int:
         """Tokens of the complete sequence."""
-        return self.n_visual + self.prompt_length + self.n_placeholders + 2
+        others = self.state_tokens + self.prompt_length + self.n_placeholders + 1
+        return self.n_visual + others
 
     @property
     def visual(self) -> range:
@@ -57,13 +60,14 @@ class TokenLayout:
 
     @property
     def proprio(self) -> int:
-        """Id of the robot-state token."""
+        """Id of the robot-state token; without one, of the first token of the prompt."""
         return 1 + self.n_visual
 
     @property
     def text(self) -> range:
         """Ids of the prompt tokens after BOS, the closing blank piece included."""
-        return range(self.proprio + 1, self.proprio + self.prompt_length)
+        start = self.proprio + self.state_tokens
+        return range(start, start + self.prompt_length - 1)
 
     @property
     def placeholders(self) -> range:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a tick to an observation, in the one way that node and replay share. Knows no ROS.
 
-The way back is shared too: a chunk is published as `checks.safe_actions` leaves it.
+The way back is shared too: a chunk is published as `publishable` leaves it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_prune_ros.execution.checks import safe_actions
 from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
+from vla_prune_ros.nodes.policy.joints import STATES
 from vla_prune_ros.nodes.policy.trigger import Tick
 from vla_prune_ros.ros.images import ImageError
 
 if TYPE_CHECKING:
+    from vla_prune_ros.nodes.policy.parameters import PolicyConfig
     from vla_prune_ros.policy import Observation, VLAPolicy
 
 
@@ -86,12 +89,25 @@ def observation_of(
             ready = prepared.take(event) if prepared else None
             with suppress(ImageError):
                 policy.observe(_images(event, cameras) if ready is None else {}, ready)
+    state = [samples[name] for name in STATES['pose_fingers'] if name in samples]
     return Observation(
         images=images,
-        proprio=np.concatenate([samples['ee_pose'], samples['joint_states']]),
+        proprio=np.concatenate(state) if state else None,
         instruction=tick.instruction,
         stamp=tick.observation.stamp / NANOSECONDS,
     )
+
+
+def publishable(actions: np.ndarray, config: PolicyConfig, period: int) -> tuple[np.ndarray, int]:
+    """Actions of a chunk in the units of the robot, within their range; see `safe_actions`.
+
+    Args:
+        actions: of the policy.
+        config: of the node.
+        period: control period, ns.
+    """
+    safe, clipped = safe_actions(actions, period, *config.action.range)
+    return config.action_joint_positions.of_robot(safe), clipped
 
 
 class Prepared:

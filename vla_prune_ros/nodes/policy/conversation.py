@@ -23,8 +23,6 @@ from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, Assembler, Matched
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.nodes.policy.trigger import Tick, Trigger
 
-STATES = ('joint_states', 'ee_pose')
-
 
 @dataclass(frozen=True)
 class Request:
@@ -67,7 +65,7 @@ class Conversation:
         self._newest_first = config.queue == 'latest'
         self._assembler = Assembler(
             config.cameras,
-            STATES,
+            config.state.streams,
             slop=round(config.sync_slop * NANOSECONDS),
             state_slop=round(config.sync_state_slop * NANOSECONDS),
         )

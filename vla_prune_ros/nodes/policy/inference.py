@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.execution.checks import safe_actions
-from vla_prune_ros.nodes.policy.answering import Prepared, observation_of, unpacked
+from vla_prune_ros.nodes.policy.answering import Prepared, observation_of, publishable, unpacked
 from vla_prune_ros.nodes.policy.assembler import NANOSECONDS, MatchedSet
 from vla_prune_ros.nodes.policy.budgeting import Budgeting
 from vla_prune_ros.nodes.policy.conversation import Conversation, Request
@@ -43,7 +42,7 @@ class Answer:
 
     Attributes:
         chunk: what the policy said.
-        actions: float64 [n, 7], its actions within the range of the controller.
+        actions: float64 [n, k], its actions in the units and within the range of the robot.
         clipped: how many numbers had to be brought into it.
         tick: the observation, its pictures unpacked, and what came before it.
         requery: actions to play before the mode wants the next chunk; 0: all.
@@ -289,7 +288,7 @@ class Inference:
         stepping = time.perf_counter()
         chunk = policy.step(asked)
         stepped = time.perf_counter()
-        actions, clipped = safe_actions(chunk.actions, period_of(config), *config.action.range)
+        actions, clipped = publishable(chunk.actions, config, period_of(config))
         cold, self._cold = self._cold, False
         requery = policy.requery_after(actions)
         stages = {

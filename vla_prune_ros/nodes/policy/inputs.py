@@ -24,7 +24,8 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.nodes.policy.answering import Picture
-from vla_prune_ros.nodes.policy.conversation import STATES, Conversation
+from vla_prune_ros.nodes.policy.conversation import Conversation
+from vla_prune_ros.nodes.policy.joints import Joints
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 from vla_prune_ros.ros.images import (
     ImageError,
@@ -62,7 +63,7 @@ class Inputs:
         self._node = node
         self._config = config
         self._conversation = conversation
-        self.streams = Streams((*config.cameras, *STATES), config.stream_timeout)
+        self.streams = Streams((*config.cameras, *config.state.streams), config.stream_timeout)
         self._life = 0  # counts the times that we stopped listening
         self._subscriptions: list = []
         self._streams: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
@@ -76,9 +77,12 @@ class Inputs:
         compressed = self._config.image_transport == 'compressed'
         kind, suffix = (CompressedImage, '/compressed') if compressed else (Image, '')
         ways = (check_compressed, decode_compressed_rgb) if compressed else (check_rgb, decode_rgb)
-        fingers = self._config.finger_joints
-        self._listen(JointState, 'joint_states', 'joint_states', partial(_fingers, fingers))
-        self._listen(PoseStamped, 'ee_pose', 'ee_pose', pose_from)
+        state = self._config.state
+        if 'joint_states' in state.streams:
+            positions = partial(joint_positions, state.joints)
+            self._listen(JointState, 'joint_states', 'joint_states', positions)
+        if 'ee_pose' in state.streams:
+            self._listen(PoseStamped, 'ee_pose', 'ee_pose', pose_from)
         for camera in self._config.cameras:
             look = partial(self._picture, camera, *ways)
             self._listen(kind, f'{camera}/image_raw{suffix}', camera, look)
@@ -249,5 +253,10 @@ def _waiting(subscription: Any) -> Any:
     return None if taken is None else taken[0]
 
 
-def _fingers(names: tuple[str, ...], message: JointState) -> np.ndarray:
-    return joints_from(message, names)
+def joint_positions(joints: Joints, message: JointState) -> np.ndarray:
+    """Positions float64 of the joints as the checkpoint has them.
+
+    Raises:
+        MessageError: see `joints_from`.
+    """
+    return joints.of_policy(joints_from(message, joints.names))

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.command_line import processor_name
-from vla_prune_ros.execution.checks import ACTION_LOW
 from vla_prune_ros.nodes.policy.parameters import PolicyConfig
 
-STATE_NUMBERS = 8  # position, axis-angle, two fingers
+KINDS = {'delta_pose': 'ee_delta', 'joint_positions': 'joint_absolute'}  # of config.json, of ours
 
 
 def load_policy(config: PolicyConfig) -> Any:
@@ -45,23 +44,55 @@ def load_policy(config: PolicyConfig) -> Any:
         device=device,
         dtype=dtype,
         unnorm_key=config.unnorm_key or None,
+        variant=config.variant,
         readout_start=config.readout_start or None,
         cameras=config.cameras,
         max_gap=config.max_gap,
         quantization=config.quantization,
         runtime=config.runtime,
         image_pipeline=config.image_pipeline,
+        jpeg=config.jpeg,
         **options,
     )
-    numbers = policy.config.action_dim, policy.config.proprio_dim
-    if numbers != (len(ACTION_LOW), STATE_NUMBERS):
-        raise ValueError(
-            f'the checkpoint has {numbers[0]} action and {numbers[1]} state numbers; this node '
-            f'is for a single arm with {len(ACTION_LOW)} and {STATE_NUMBERS}'
-        )
+    check_fit(policy.config, config)
     policy.warm_up(instruction=config.default_instruction.strip() or None)
     policy.info()  # reads all weight files for their digest, which may take long
     return policy
+
+
+def check_fit(checkpoint: Any, config: PolicyConfig) -> None:
+    """Whether what the node takes and gives is what the checkpoint takes and gives.
+
+    Raises:
+        ValueError: it is not; the text names the parameter.
+    """
+    action, state = config.action, config.state
+    if KINDS[checkpoint.action_kind] != action.kind:
+        raise ValueError(
+            f'action.kind is {action.kind}, but the checkpoint commands {checkpoint.action_kind}: '
+            f'set action.kind:={KINDS[checkpoint.action_kind]}'
+        )
+    if len(action.names) != checkpoint.action_dim:
+        raise ValueError(
+            f'the checkpoint has {checkpoint.action_dim} numbers per action, the node '
+            f'{len(action.names)} ({"action.joints" if action.joints else "deltas and gripper"})'
+        )
+    if checkpoint.use_proprio and state.size != checkpoint.proprio_dim:
+        raise ValueError(
+            f'the checkpoint takes a state of {checkpoint.proprio_dim} numbers, state.kind '
+            f'{state.kind} gives {state.size}: see state.kind and state.joints'
+        )
+
+
+def another_rate(checkpoint: Any, config: PolicyConfig) -> str:
+    """That chunks are played at another rate than that of the training; '' if they are not."""
+    trained, rate = checkpoint.control_rate, config.control_rate
+    if not trained or abs(trained - rate) <= 1e-3 * trained:
+        return ''
+    return (
+        f'the checkpoint was trained at {trained:g} Hz and control_rate is {rate:g} Hz: '
+        'its chunks are played at another speed'
+    )
 
 
 def default_threads() -> int:

@@ -23,7 +23,11 @@ from vla_prune_ros.ros.messages import (
 )
 
 ACKNOWLEDGED = 1.0  # s in which readers have what is said, if they are there at all
-MEANING_OF_STATE = 'position (m), axis-angle (rad), two fingers (m)'
+MEANING_OF_STATE = {
+    'pose_fingers': 'position (m), axis-angle (rad), two fingers (m)',
+    'joints': 'positions of state.joints',
+    'none': 'none',
+}
 
 
 class Outputs:
@@ -119,9 +123,12 @@ class Outputs:
         info = policy.info()
         options = info.pop('options')
         values = info | {f'pruning.{info["mode"]}.{k}': v for k, v in options.items()}
+        if config.action.joints:
+            values |= {'dimension_names': config.action.names, 'units': config.action.units}
         values |= {
             'instruction': instruction,
-            'proprio': MEANING_OF_STATE,
+            'proprio': MEANING_OF_STATE[config.state.kind],
+            **said_of_joints(config),
             **config.action.values(),
             'control_rate': config.control_rate,
             'hardware': self.hardware,
@@ -135,3 +142,15 @@ class Outputs:
                 summary=info['mode'], hardware_id=self.hardware,
             )
         )  # fmt: skip
+
+
+def said_of_joints(config: PolicyConfig) -> dict[str, Any]:
+    """What a replay must know of the state and the grippers, as parameters of the node."""
+    ends = ('state_closed', 'state_open', 'action_closed', 'action_open')
+    return {
+        'variant': config.variant,
+        'state.kind': config.state.kind,
+        'state.joints': ','.join(config.state.joints.names),
+        'gripper.joints': ','.join(config.state.joints.grippers),
+        **{f'gripper.{end}': getattr(config, f'gripper_{end}') for end in ends},
+    }

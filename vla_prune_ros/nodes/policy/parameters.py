@@ -21,10 +21,18 @@ from vla_prune_ros.execution.semantics import (
     UNITS,
     Semantics,
 )
+from vla_prune_ros.nodes.policy.instructions import clean_instruction
+from vla_prune_ros.nodes.policy.joints import (
+    STATES,
+    Joints,
+    StateLayout,
+    check_names,
+    joints_of,
+    state_of,
+)
 from vla_prune_ros.nodes.policy.trigger import DEPTH, TRIGGERS
 from vla_prune_ros.ros.parameters import ParameterError, Spec, parameter, specs_of
 
-LONGEST_INSTRUCTION = 1000  # characters
 FIFO_DEPTH = DEPTH
 PRUNING = Spec(
     'pruning.mode', 'none', 'visual-token pruning', read_only=False,
@@ -47,6 +55,10 @@ class PolicyConfig:
     pruning_options: Mapping[str, Any]
     # fmt: off
     checkpoint: str = parameter('', 'checkpoint directory; empty: the embedded tabletop policy')
+    variant: str = parameter(
+        '', 'what the files of the checkpoint do not say, such as libero_tokens or '
+        'aloha,chunk_len=50; see doc/variants.md'
+    )
     device: str = parameter(
         'auto', 'torch device, such as cpu or cuda:0; auto: a GPU if there is one'
     )
@@ -55,7 +67,7 @@ class PolicyConfig:
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     quantization: str = parameter(
-        'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
+        'none', '8-bit decoder weights; fp8 needs a recent GPU',
         choices=('none', 'int8', 'fp8'),
     )
     runtime: str = parameter(
@@ -66,6 +78,9 @@ class PolicyConfig:
     image_pipeline: str = parameter(
         'exact', 'resize and crop of the images; exact: on the host; device: where the model is',
         choices=('exact', 'device'),
+    )
+    jpeg: bool = parameter(
+        True, 'whether frames go through JPEG, as those of the published training data did'
     )
     unnorm_key: str = parameter(
         '', 'normalisation statistics to use; empty: the only set there is'
@@ -83,7 +98,7 @@ class PolicyConfig:
     )
     default_instruction: str = parameter('', 'instruction in force until one arrives')
     cameras: tuple[str, ...] = parameter(
-        ('agentview', 'wrist'), 'topics CAMERA/image_raw, third-person view first'
+        ('agentview', 'wrist'), 'topics CAMERA/image_raw, in the order of the training'
     )
     image_transport: str = parameter(
         'raw', 'raw: image_raw; compressed: image_raw/compressed',
@@ -91,6 +106,33 @@ class PolicyConfig:
     )
     finger_joints: tuple[str, ...] = parameter(
         ('finger_joint1', 'finger_joint2'), 'names in joint_states of the two gripper fingers (m)'
+    )
+    state_kind: str = parameter(
+        'pose_fingers', 'robot state of the checkpoint: ee_pose and finger_joints, state.joints, '
+        'or none', choices=tuple(STATES), name='state.kind',
+    )
+    state_joints: tuple[str, ...] = parameter(
+        ('',), 'state.kind joints: names in joint_states; empty: action.joints',
+        name='state.joints',
+    )
+    gripper_joints: tuple[str, ...] = parameter(
+        ('',), 'joints that the checkpoint has as 0 closed to 1 open', name='gripper.joints'
+    )
+    gripper_state_closed: float = parameter(
+        0.0, 'closed gripper.joints in joint_states (rad or m)', -1e3, 1e3,
+        name='gripper.state_closed',
+    )
+    gripper_state_open: float = parameter(
+        1.0, 'open gripper.joints in joint_states (rad or m)', -1e3, 1e3,
+        name='gripper.state_open',
+    )
+    gripper_action_closed: float = parameter(
+        0.0, 'closed gripper.joints in a chunk (rad or m)', -1e3, 1e3,
+        name='gripper.action_closed',
+    )
+    gripper_action_open: float = parameter(
+        1.0, 'open gripper.joints in a chunk (rad or m)', -1e3, 1e3,
+        name='gripper.action_open',
     )
     input_reliability: str = parameter(
         'best_effort', 'QoS of the cameras and the state; reliable where no frame may be lost',
@@ -243,15 +285,10 @@ class PolicyConfig:
         named['pruning_options'] = MappingProxyType(options)
         config = cls(**{f.name: _frozen(named[f.name]) for f in fields(cls)})
         if not config.cameras or len(set(config.cameras)) != len(config.cameras):
-            raise ParameterError(
-                f'parameter cameras: {list(config.cameras)} are not different names'
-            )
-        if len(config.finger_joints) != 2:
-            raise ParameterError(
-                f'parameter finger_joints: {list(config.finger_joints)} are not two names'
-            )
+            names = list(config.cameras)
+            raise ParameterError(f'parameter cameras: {names} are not different names')
         try:
-            _ = config.action
+            check_names(config)
         except ValueError as error:
             raise ParameterError(f'parameter {error}') from error
         try:
@@ -267,6 +304,16 @@ class PolicyConfig:
         return Semantics.from_values({PREFIX + n: getattr(self, f'action_{n}') for n in names})
 
     @property
+    def state(self) -> StateLayout:
+        """What the robot state is made of."""
+        return state_of(self)
+
+    @property
+    def action_joint_positions(self) -> Joints:
+        """The numbers of an action, for `Joints.of_robot`."""
+        return joints_of(self, 'action', self.action.joints)
+
+    @property
     def governed(self) -> bool:
         """Whether the budget follows a deadline."""
         return bool(self.governor_deadline) or self.governor_auto
@@ -279,11 +326,8 @@ class PolicyConfig:
     @property
     def budgeting(self) -> tuple[Any, ...]:
         """All that decides about the budget, but for the mode."""
-        return tuple(
-            getattr(self, f.name)
-            for f in fields(self)
-            if f.name.startswith(('governor_', 'audit_'))
-        )
+        own = (f.name for f in fields(self) if f.name.startswith(('governor_', 'audit_')))
+        return tuple(getattr(self, name) for name in own)
 
     @property
     def pruning(self) -> tuple[str, dict[str, Any]]:
@@ -296,20 +340,6 @@ POLICY = specs_of(PolicyConfig)
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def clean_instruction(text: str) -> str:
-    """An instruction as the model gets it: one line, single spaces; '' is none.
-
-    Raises:
-        ValueError: more than `LONGEST_INSTRUCTION` characters.
-    """
-    words = ' '.join(text.split())
-    if len(words) > LONGEST_INSTRUCTION:
-        raise ValueError(
-            f'instruction of {len(words)} characters ignored; at most {LONGEST_INSTRUCTION} count'
-        )
-    return words
 
 
 def pruning_choice(values: Mapping[str, Any], mode: str | None = None) -> tuple[str, dict]:

@@ -37,11 +37,12 @@ from vla_prune_ros.nodes.policy.conversation import Conversation
 from vla_prune_ros.nodes.policy.health import Health
 from vla_prune_ros.nodes.policy.inference import Answer, Inference
 from vla_prune_ros.nodes.policy.inputs import NO_EVENTS, Inputs
-from vla_prune_ros.nodes.policy.loading import hardware
+from vla_prune_ros.nodes.policy.instructions import clean_instruction
+from vla_prune_ros.nodes.policy.loading import another_rate, hardware
 from vla_prune_ros.nodes.policy.modes import check_pruning, pruning_specs
 from vla_prune_ros.nodes.policy.outputs import Outputs
 from vla_prune_ros.nodes.policy.overlay import Overlay
-from vla_prune_ros.nodes.policy.parameters import POLICY, PolicyConfig, clean_instruction
+from vla_prune_ros.nodes.policy.parameters import POLICY, PolicyConfig
 from vla_prune_ros.ros.diagnostics import Diagnostics
 from vla_prune_ros.ros.messages import LATCHED, RELIABLE
 from vla_prune_ros.ros.parameter_service import BatchParameterService
@@ -306,6 +307,8 @@ class PolicyNode(LifecycleNode):
         self._patches_per_view = policy.config.patches_per_view
         if note := policy.info()['note']:
             self.get_logger().warning(f'mode {policy.settings.mode}: {note}')
+        if text := another_rate(policy.config, self.config):
+            self._once('rate', text)
         self._conversation.announce(self._publish_info)
 
     def _publish_info(self) -> None:
