@@ -136,7 +136,7 @@ def environment():
 def test_torchrun_trains_what_one_process_trains(folder, tmp_path):
     pytest.importorskip('h5py', reason='LIBERO files need h5py')
     torchrun = (sys.executable, '-m', 'torch.distributed.run', '--standalone',
-                '--nproc-per-node', '2', '-m')  # fmt: skip
+                '--nproc-per-node', '2', '-m', '--')  # fmt: skip
     for out, launcher, options in (
         ('one', (sys.executable, '-m'), ['--workers', 1]),
         ('two', torchrun, []),
