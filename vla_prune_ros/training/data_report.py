@@ -58,7 +58,7 @@ def report(args: argparse.Namespace) -> int:
         key = resolve_unnorm_key(config.norm_stats, args.unnorm_key) if config.norm_stats else ''
         if key:
             known = config.norm_stats[key]
-            found.warnings += warnings_of(data.name, found.statistics, known)
+            found.warnings += warnings_of(data.name, found.statistics, known, config.normalisation)
     picture = args.out / f'{data.name}.png'
     if found.first:
         save_sheet(found.first, data.cameras, picture)
@@ -90,7 +90,7 @@ def mismatches(data: DataSet, found: Findings, config: OpenVLAConfig) -> list[st
                 f'{data.path}: {kind} has {width} numbers, the checkpoint takes {wanted}; name'
                 f' another key with {cure}'
             )
-    views = getattr(config, 'n_views', 2)
+    views = config.n_views
     if len(data.cameras) < views:
         texts.append(
             f'{data.path}: {len(data.cameras)} cameras ({", ".join(data.cameras)}), the checkpoint'
@@ -121,8 +121,8 @@ def lines(data: DataSet, found: Findings, chunk: int) -> list[str]:
     if found.open_share is not None:
         changes = np.mean(found.gripper_changes) if found.gripper_changes else 0.0
         out.append(
-            f'  gripper: open (1) in {found.open_share:.0%} of the steps, {changes:.1f} changes per'
-            ' episode'
+            f'  gripper: open (1) in {found.open_share:.0%} of the steps,'
+            f' {changes:.1f} changes per episode'
         )
     return out
 
