@@ -289,8 +289,8 @@ class VLAPolicy(Aside):
         proprio = processor.state(observation.proprio)
         timer.mark('preprocess')
         tick = Tick(frames, template_tokens, self.history)
-        if reason := outdated(self._selector.opt, tick, self.config.featurizer.patch_size):
-            self.reset(reason)
+        if cause := outdated(self._selector.opt, tick, self.config.featurizer.patch_size):
+            self.reset(cause)
         self._selector.observe(tick)
         timer.mark('select')
         if (rehearsal := self._selector.rehearsal) is not None:
