@@ -75,7 +75,7 @@ class Reader:
         if name == 'joint_states':
             return scene.fingers(stamp, joints_from(message, self._fingers))
         if name == 'action_chunk':
-            return scene.chunk(stamp, actions_from(message))
+            return scene.chunk(stamp, actions_from(message, None))
         values = values_from(message)
         if name.endswith('inference_stats'):
             return scene.statistics(stamp, values)
