@@ -129,7 +129,7 @@ def test_times_and_kept_patches_after_a_change(runs):
     shares = (row['before_target'], row['next_target'], row['after_target'])
     assert shares == (1.0, 0.0, 0.8)
     assert row['before_goal'] is None
-    assert row['path_m'] == pytest.approx((0.5 + 0.7) / 6)
+    assert row['path_m'] == pytest.approx(0.6)  # of those that have one
     assert rows['none', 'none']['recovered'] is None
 
 
