@@ -243,9 +243,9 @@ REFUSED = {
     ),
     'unmerged': (
         lambda d: _rename(d, lambda k: k.replace('q_proj.', 'q_proj.base_layer.')),
-        'unmerged.*run merge',
+        'unmerged.*run train merge',
     ),
-    'only an adapter': (_only_adapter, 'only an adapter.*needs --base'),
+    'only an adapter': (_only_adapter, 'only an adapter.*needs its base'),
     'value head': (
         lambda d: _rename(d, lambda k: k.replace('language_model.lm_head', 'value_head')),
         'RL trainer.*without its value head',
