@@ -15,6 +15,7 @@ import pytest
 from tiny import tiny_checkpoint
 
 from vla_prune_ros import weights
+from vla_prune_ros.evaluation import playing
 from vla_prune_ros.evaluation.landmarks import count_landmarks
 from vla_prune_ros.evaluation.rollouts import (
     Entry,
@@ -91,6 +92,20 @@ def test_an_episode_does_not_depend_on_those_before_it(session):
     session.run(episode(RANDOM, state=4))
     assert plain(session.run(episode(RANDOM, state=2))) == first
     assert plain(session.run(episode(RANDOM, state=2))) == first
+
+
+def test_frames_that_are_drawn_when_looked_at_give_the_same_episode(session, monkeypatch):
+    looking = Entry('specprune', 'specprune')
+    later = plain(session.run(episode(looking, keep_actions=True)))
+    drawn = []
+
+    def at_once(self, robot):
+        drawn.append(robot.observe().images)
+        session.policy.observe(drawn[-1])
+
+    monkeypatch.setattr(playing._Later, 'show', at_once)
+    assert plain(session.run(episode(looking, keep_actions=True))) == later
+    assert len(drawn) == STEPS - 2
 
 
 def test_every_initial_state_gets_a_draw_of_its_own(session):

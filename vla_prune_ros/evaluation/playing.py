@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +41,7 @@ def run_episode(
     executed: list[np.ndarray] = []
     places = [observation.ee_position]
     record.success = False
+    later = _Later(policy)
     while not record.success and record.steps < limit + robot.extra_steps:
         chunk = policy.step(
             Observation(
@@ -49,6 +51,7 @@ def run_episode(
                 stamp=observation.time,
             )
         )
+        later.take_out(chunk.timing)
         record.queries += 1
         passes.append(meter.last)
         _note_query(record, chunk, resets)
@@ -56,8 +59,7 @@ def run_episode(
         chunk_end = min(len(chunk.actions), limit + robot.extra_steps - record.steps)
         for number, action in enumerate(chunk.actions[:chunk_end], start=1):
             # rendering costs more than physics: only frames that somebody looks at
-            render = number == chunk_end or policy.wants_frames
-            observation = robot.step(to_env_action(action), render=render)
+            observation = robot.step(to_env_action(action), render=number == chunk_end)
             policy.record_executed(action)
             executed.append(action)
             places.append(observation.ee_position)
@@ -67,7 +69,7 @@ def run_episode(
                 break
             if number < chunk_end:
                 if policy.wants_frames:
-                    policy.observe(observation.images)
+                    later.show(robot)
                 if policy.wants_query:
                     observation = robot.observe()
                     break
@@ -81,6 +83,40 @@ def run_episode(
     if episode.keep_actions:
         record.actions = np.round(executed, 6).tolist()
     return executed
+
+
+class _Later:
+    """Frames between two queries, drawn when the mode looks at them; not in its times.
+
+    On a robot they would be there anyway. Few modes look at more than one of a chunk.
+    """
+
+    def __init__(self, policy: VLAPolicy) -> None:
+        self._policy, self._ms = policy, 0.0
+
+    def show(self, robot: SimulatedRobot) -> None:
+        """Let the policy observe the images of now."""
+        policy = self._policy
+        if not hasattr(policy, 'prepare'):  # it is in another process
+            policy.observe(robot.observe().images)
+            return
+        draw = robot.snapshot()
+
+        def prepared() -> Any:
+            start = time.perf_counter()
+            try:
+                return policy.prepare(draw())
+            finally:
+                self._ms += 1e3 * (time.perf_counter() - start)
+
+        policy.observe({}, prepared)
+
+    def take_out(self, timing: dict[str, float]) -> None:
+        """Correct the times of a chunk."""
+        for stage in ('select', 'total'):
+            if stage in timing:
+                timing[stage] -= self._ms
+        self._ms = 0.0
 
 
 def mean_flops(config: OpenVLAConfig, passes: Sequence[PassWork]) -> dict[str, float]:

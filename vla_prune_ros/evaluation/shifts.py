@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Verb `shifts`: what shifted worlds there are, and how they look."""
+"""Verb `shifts`: what shifted worlds there are, how they look, and what they did to the modes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_prune_ros.command_line import exit_code_of, verb_parser
+from vla_prune_ros.command_line import command_line, exit_code_of, verb_parser
 
 DESCRIPTION = """\
-List the axes of shifted worlds, or draw what each looks like."""
+List the axes of shifted worlds, draw what each looks like, or compare finished evaluations of
+several shifts."""
 
 EXAMPLES = """\
 examples:
   shifts list
-  shifts picture --out doc/shifts.png"""
+  shifts picture --out doc/shifts.png
+  shifts table out/shifts/none out/shifts/jump-5 --out out/shifts/table"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = verb_parser('shifts', DESCRIPTION, EXAMPLES)
-    verbs = p.add_subparsers(dest='what', required=True, metavar='list|picture')
+    verbs = p.add_subparsers(dest='what', required=True, metavar='list|picture|table')
     verbs.add_parser('list', help='axes with the severities of levels 1 to 5')
     picture = verbs.add_parser('picture', help='one picture with every axis at every level')
     picture.add_argument('--out', type=Path, default=Path('out/shifts.png'), help='PNG file')
     picture.add_argument('--task', default='put_red_on_plate', help='task that is shown')
     picture.add_argument('--state', type=int, default=3, help='initial state (default: 3)')
+    table = verbs.add_parser(
+        'table', help='success, differences, interactions and recovery over several shifts'
+    )
+    table.add_argument(
+        'runs', nargs='+', type=Path,
+        help='output directories of `evaluate`, each of one shift; one without any',
+    )  # fmt: skip
+    table.add_argument('--out', type=Path, default=Path('out/shift_table'), help='directory')
     return p
 
 
@@ -36,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    verbs = {'list': _list, 'picture': _picture}
+    runs = {'list': _list, 'picture': _picture, 'table': _table}
     return exit_code_of(
-        'shifts', lambda: verbs[args.what](args), interrupted='nothing was written'
+        'shifts', lambda: runs[args.what](args, argv), interrupted='nothing was written'
     )
 
 
-def _list(args: argparse.Namespace) -> int:
+def _list(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.evaluation.summary import table
     from vla_prune_ros.sim.shifts import AXES
 
@@ -60,10 +70,18 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _picture(args: argparse.Namespace) -> int:
+def _picture(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.evaluation.shift_pictures import contact_sheet
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(args.task, args.state).save(args.out, optimize=True)
     print(f'written: {args.out}')
+    return 0
+
+
+def _table(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    from vla_prune_ros.evaluation.shift_report import write_report
+
+    print(write_report(args.runs, args.out, command_line(argv, 'shifts')))
+    print(f'\nwritten: {args.out / "report.md"}, results.json, success.png')
     return 0

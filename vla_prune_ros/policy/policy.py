@@ -187,7 +187,8 @@ class VLAPolicy(Aside):
 
         Args:
             images: as in an observation.
-            prepared: what `prepare` made of the same images, if it was called.
+            prepared: what `prepare` made of the same images, if it was called; or a function that
+                gives it, called within a later step if the mode looks at this frame then.
 
         Raises:
             ValueError: a camera is missing or an image malformed.

@@ -5,26 +5,33 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+Images = np.ndarray | Tensor
 
-@dataclass(frozen=True)
+
 class Frame:
     """Policy images of one control step.
 
     Attributes:
         step: control step at which they were taken, counted in executed actions since the reset.
-        images: uint8 [views, S, S, 3], after resize and crop, of numpy or on a device.
         queried: a query was answered from them.
     """
 
-    step: int
-    images: np.ndarray | Tensor
-    queried: bool
+    def __init__(self, step: int, images: Images | Callable[[], Images], queried: bool) -> None:
+        self.step, self.queried = step, queried
+        self._images = images
+
+    @property
+    def images(self) -> Images:
+        """uint8 [views, S, S, 3], after resize and crop; made now if they were put off."""
+        if callable(self._images):
+            self._images = self._images()
+        return self._images
 
 
 class History:
@@ -65,8 +72,11 @@ class History:
             self.executed.append(action)
             self.step += 1
 
-    def observe(self, images: np.ndarray | Tensor) -> None:
-        """Store policy images between two queries, those after the last executed action."""
+    def observe(self, images: Images | Callable[[], Images]) -> None:
+        """Store policy images between two queries, those after the last executed action.
+
+        A function gives them when a mode first looks at them, which may be never.
+        """
         if not (self.frames and self.frames[-1].queried and self.frames[-1].step == self.step):
             self._store(Frame(self.step, images, queried=False))
 
