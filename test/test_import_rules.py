@@ -43,7 +43,17 @@ MAY_KNOW = {
     'execution': set(),
     'ros': {'execution', 'sim'},
     'nodes': {'ros', 'execution', 'pruning', 'policy', 'sim', 'weights'},
-    'bags': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'weights'},
+    'bags': {
+        'vla',
+        'ros',
+        'nodes',
+        'execution',
+        'evaluation',
+        'datasets',
+        'pruning',
+        'policy',
+        'weights',
+    },
     'trials': {'ros', 'nodes', 'execution', 'evaluation', 'pruning', 'policy', 'sim', 'weights'},
     'view': {'ros', 'bags', 'pruning'},
 }

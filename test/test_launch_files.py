@@ -130,8 +130,9 @@ def test_nodes_have_the_names_that_the_documentation_uses(source):
             assert EXECUTABLES[executable] == words['name'].value
 
 
-def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
-    text = (REPOSITORY / 'doc' / 'robot.md').read_text()
+def test_the_pages_on_robots_use_arguments_and_parameters_that_exist():
+    pages = [(REPOSITORY / 'doc' / f'{name}.md').read_text() for name in ('robot', 'node')]
+    text = '\n'.join(pages)
     commands = ' '.join(text.replace('\\\n', ' ').split())
     for name in ('policy', 'robot', 'sim'):
         declared = Source(FILES[name]).declared()
@@ -142,9 +143,9 @@ def test_the_page_on_robots_uses_arguments_and_parameters_that_exist():
         assert used and used <= declared, used - declared
     for topic in Source(FILES['policy']).topics():
         assert f'`{topic}`' in text, topic
-    named = set(re.findall(r'`((?:sync|pruning|max)[\w.]*|finger_joints)`', text))
+    named = set(re.findall(r'`((?:sync|pruning\.mode|max)[\w.]*|finger_joints)`', text))
     assert named and named <= set(SPECS['vla_policy'])
-    named = set(re.findall(r'`((?:limits|frames|topics|fingers|gripper|permit)\.\w+)`', text))
+    named = set(re.findall(r'`((?:limits|frames|topics|joints|permit)\.\w+)`', pages[0]))
     assert len(named) > 10 and named <= set(SPECS['robot_bridge'])
 
 

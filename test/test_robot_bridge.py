@@ -33,10 +33,7 @@ def arguments(namespace: str, **parameters) -> list[str]:
     return ['--ros-args', '-r', f'__ns:={namespace}', *words]
 
 
-pytestmark = pytest.mark.slow  # a robot in real time; its rules are tested without in the others
-
-
-@pytest.fixture(scope='module', params=['pose', 'twist'])
+@pytest.fixture(scope='module', params=['pose', pytest.param('twist', marks=pytest.mark.slow)])
 def pair(request, ros, start_shared):
     """A bridge and a robot for all tests of one output; each test starts from idle."""
     namespace = f'/hostile_{request.param}'

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +14,18 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from conftest import REPOSITORY
+from geometry_msgs.msg import TransformStamped
 from sensor_msgs.msg import JointState
 
 from vla_prune_ros.execution.semantics import Semantics
 from vla_prune_ros.execution.supervisor import Facts
 from vla_prune_ros.execution.targets import Pose
 from vla_prune_ros.nodes.robot.chunks import ChunkGate
-from vla_prune_ros.nodes.robot.grippers import ActionGripper
+from vla_prune_ros.nodes.robot.grippers import ActionGripper, make_gripper
 from vla_prune_ros.nodes.robot.optional import needed
 from vla_prune_ros.nodes.robot.parameters import ROBOT, RobotConfig
 from vla_prune_ros.nodes.robot.pilot import Pilot
-from vla_prune_ros.nodes.robot.pose_state import FingerMap
+from vla_prune_ros.nodes.robot.pose_state import FingerMap, TfPose
 from vla_prune_ros.nodes.robot.state import NewestJoints
 from vla_prune_ros.ros import messages as m
 
@@ -257,6 +260,8 @@ def test_a_chunk_that_nobody_wants_is_not_played():
 
 def test_it_asks_in_time_and_reports_what_was_executed_in_units_of_actions():
     flight = Flight(limits__speed=0.05, chunk_timeout=0.2)
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, 'not before the first step'
+    flight.step()
     assert flight.pilot.ask(flight.k * 0.05, flight.now_ns).shape == (0, 7)
     assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, 'it was asked'
     flight.k += 5
@@ -286,6 +291,25 @@ def test_after_a_silent_pose_the_old_plan_is_not_taken_up_again():
     flight.steps(3)
     assert flight.step(pose_age=0.2) == 'holding'
     assert flight.steps(2) == ['holding'] * 2, 'waiting for a chunk of now'
+    flight.answer()
+    assert flight.step() == 'running'
+
+
+def test_after_a_hold_it_asks_at_once_for_what_is_seen_from_then_on():
+    flight = Flight()
+    flight.answer()
+    flight.steps(3)
+    flight.pilot.ask(flight.k * 0.05, flight.now_ns)
+    for _ in range(3):
+        flight.answer(late=1)  # of before, and of the time in which nothing is known of the arm
+        assert flight.step(pose_age=0.2) == 'holding'
+        assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is None, (
+            'not while it must not move'
+        )
+    held = flight.now_ns - PERIOD
+    assert flight.step() == 'holding', 'none of them is played'
+    assert flight.pilot.earliest == held
+    assert flight.pilot.ask(flight.k * 0.05, flight.now_ns) is not None
     flight.answer()
     assert flight.step() == 'running'
 
@@ -446,6 +470,84 @@ def test_a_goal_that_is_rejected_or_not_answered_is_tried_once_again(monkeypatch
     monkeypatch.setattr(grippers.time, 'monotonic', lambda: now + 4.0)
     gripper.watch()
     assert client.goals == [0.0, 0.0, 0.04, 0.04] and 'no answer' in warned[-1]
+
+
+def test_a_server_that_dies_with_a_goal_does_not_block_the_gripper_for_good(monkeypatch):
+    from vla_prune_ros.nodes.robot import grippers
+
+    client, warned = Client(), []
+    gripper = ActionGripper(client, lambda position: position, lambda *w: warned.append(w[1]))
+    gripper.move(0.0)
+    client.futures[0].finish(Handle())
+    gripper.move(0.04)
+    now = grippers.time.monotonic()
+    monkeypatch.setattr(grippers.time, 'monotonic', lambda: now + 5.0)
+    gripper.watch()
+    assert client.goals == [0.0] and not warned, 'it may take its time'
+    monkeypatch.setattr(grippers.time, 'monotonic', lambda: now + 16.0)
+    gripper.watch()
+    assert client.goals == [0.0, 0.04] and 'no end within 15 s' in warned[-1]
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Stand-ins for packages without wheels, with the names and fields that they have."""
+
+    def goal(**fields):
+        return type(
+            'Action', (), {'Goal': lambda: SimpleNamespace(command=SimpleNamespace(**fields))}
+        )
+
+    actions = ModuleType('control_msgs.action')
+    actions.GripperCommand = goal(position=0.0, max_effort=0.0)
+    actions.ParallelGripperCommand = goal(name=[], position=[], velocity=[], effort=[])
+    monkeypatch.setitem(sys.modules, 'control_msgs', ModuleType('control_msgs'))
+    monkeypatch.setitem(sys.modules, 'control_msgs.action', actions)
+    tf2_ros = ModuleType('tf2_ros')
+    tf2_ros.TransformException = LookupError
+    tf2_ros.Buffer, tf2_ros.TransformListener = Buffer, lambda buffer, node: None
+    monkeypatch.setitem(sys.modules, 'tf2_ros', tf2_ros)
+
+
+class Buffer:
+    found = None
+
+    def lookup_transform(self, target, source, when):
+        assert (target, source) == ('base_link', 'tool0')
+        if self.found is None:
+            raise LookupError('not yet')
+        return self.found
+
+
+def test_goals_have_the_fields_of_the_two_actions(packages, monkeypatch):
+    from vla_prune_ros.nodes.robot import grippers
+
+    made = []
+    monkeypatch.setattr(grippers, 'ActionClient', lambda *words: made.append(words) or Client())
+    for kind in ('gripper_command', 'parallel_gripper'):
+        gripper = make_gripper(
+            'node', config(gripper__type=kind, gripper__joint='knuckle'), lambda *_: None
+        )
+        gripper.move(0.8)
+        command = gripper._client.goals[0].command
+        if kind == 'gripper_command':
+            assert (command.position, command.max_effort) == (0.8, 20.0)
+        else:
+            assert (command.name, command.position) == (['knuckle'], [0.8])
+            assert command.effort == [20.0]
+    assert [words[2] for words in made] == ['gripper/gripper_cmd'] * 2
+
+
+def test_a_pose_of_tf_is_where_one_frame_is_in_another(packages):
+    tf = TfPose(None, 'base_link', 'tool0')
+    assert tf.newest() is None, 'not there yet'
+    transform = TransformStamped()
+    transform.header.stamp = m.to_time(7 * SECOND)
+    transform.transform.translation.x, transform.transform.rotation.w = 0.4, 1.0
+    tf._buffer.found = transform
+    message = tf.newest()
+    assert message.pose.position.x == 0.4 and message.header.frame_id == 'base_link'
+    assert m.to_ns(message.header.stamp) == 7 * SECOND
 
 
 def test_a_package_that_is_not_there_is_named():

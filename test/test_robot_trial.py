@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installe
 from conftest import REPOSITORY
 from robot_peer import OtherRobot
 
-from vla_prune_ros.trials import robot_client, robot_report, robot_trial
-from vla_prune_ros.trials.robot_trial import RobotEpisode
+from vla_prune_ros.trials import robot_path, robot_report, robot_trial
+from vla_prune_ros.trials.robot_path import RobotEpisode
 
 LIMIT = 170
+BRIDGE = robot_trial.given(robot_trial.BRIDGE)
 
 
 def trial(folder, *arguments, timeout=LIMIT) -> list[dict]:
@@ -52,7 +54,7 @@ def arm(request, start, namespace):
             f'interface.stiffness:={robot_trial.STIFFNESS[output]}',
         ]  # fmt: skip
         start('sim_bridge', *node_arguments(namespace, simulation, *robot_trial.DRIVER))
-        bridge = [*robot_trial.BRIDGE, f'output:={output}', *parameters]
+        bridge = [*BRIDGE, f'output:={output}', *parameters]
         return start('robot_bridge', *node_arguments(namespace, bridge))
 
     return make
@@ -110,22 +112,24 @@ def test_what_robot_launch_starts_plays_together(ros, start, namespace, output):
         assert process.end()[0] == 0, process.log
 
 
-def test_only_the_tabletop_can_be_driven(start, namespace):
-    process = start(
-        'sim_bridge', *node_arguments(namespace, ['interface:=pose', 'backend:=libero'])
-    )
+@pytest.mark.parametrize(
+    ('parameter', 'reason'),
+    [('backend:=libero', 'only backend tabletop'), ('recorder:=recorder', 'waits for nobody')],
+)
+def test_a_driver_that_cannot_be_says_why(start, namespace, parameter, reason):
+    process = start('sim_bridge', *node_arguments(namespace, ['interface:=pose', parameter]))
     assert process.popen.wait(30) == 1
-    assert 'only backend tabletop' in process.log
+    assert reason in process.log
 
 
 # -- without nodes -----------------------------------------------------------------------------
 def test_jerk_is_that_of_the_path_and_leaves_out_what_is_irregular():
     times = 0.05 * np.arange(40)
     path = [(t, np.array([t**3, 0.0, 0.0])) for t in times]
-    assert robot_client.jerk_rms(path) == pytest.approx(6.0)
+    assert robot_path.jerk_rms(path) == pytest.approx(6.0)
     jumped = [(t + (5.0 if k > 20 else 0.0), p) for k, (t, p) in enumerate(path)]
-    assert robot_client.jerk_rms(jumped) == pytest.approx(6.0)
-    assert np.isnan(robot_client.jerk_rms(path[:3]))
+    assert robot_path.jerk_rms(jumped) == pytest.approx(6.0)
+    assert np.isnan(robot_path.jerk_rms(path[:3]))
 
 
 def test_the_page_has_every_cell_and_every_stop():
@@ -142,10 +146,47 @@ def test_the_page_has_every_cell_and_every_stop():
     assert cells[1]['starved'] == pytest.approx(19 / 190) and cells[1]['jerk_rms'] == 7.0
     run = {
         'command': 'x', 'environment': {'date': 'd', 'cpu': 'c', 'cores': 2}, 'note': 'busy',
-        'load_average': [1.0, 2.0],
+        'load_average': [1.0, 2.0], 'lockstep': False,
     }  # fmt: skip
     page = robot_report.markdown(run, cells)
+    assert 'load average 1.0 before' in page
+    assert 'no clock' in robot_report.markdown(run | {'lockstep': True}, cells)
     assert 'busy' in page and '| pose ' in page and '- pose, 0.15 s: the arm moved' in page
+
+
+def test_a_trial_goes_on_where_it_was_and_not_with_other_settings(tmp_path):
+    path = tmp_path / 'out' / 'episodes.jsonl'
+    first = RobotEpisode('pose', 0.05, 'a', 3, True, 60, 0, 0, 5.0, '', {'x': '1'})
+    robot_path.Ledger(path, {'execution': 'blend'}).add(first)
+    again = robot_path.Ledger(path, {'execution': 'blend'})
+    assert again.episodes == [first]
+    assert again.has('pose', 0.05, 'a', 3) and not again.has('pose', 0.0, 'a', 3)
+    with pytest.raises(ValueError, match='another trial'):
+        robot_path.Ledger(path, {'execution': 'open_loop'})
+
+
+def test_in_lockstep_every_output_is_as_good_as_the_simulators_own_execution(tmp_path):
+    def run(name):
+        words = [
+            '--lockstep',
+            '--episodes',
+            '1',
+            '--latency',
+            '0.15',
+            '--out',
+            f'{tmp_path}/{name}',
+        ]
+        assert robot_trial.main(words) == 0
+        return json.loads((tmp_path / name / robot_trial.JSON).read_text())['cells']
+
+    chunk, pose, twist = first = run('a')
+    assert [c['successes'] for c in first] == [1] * 3
+    assert abs(chunk['steps'] - pose['steps']) <= 2
+    assert pose['chunk_arrival_p50'] == twist['chunk_arrival_p50'] == pytest.approx(0.2)
+    assert run('b') == first, 'the same numbers on every machine'
+    before = (tmp_path / 'a' / robot_trial.LEDGER).read_text()
+    assert run('a') == first
+    assert (tmp_path / 'a' / robot_trial.LEDGER).read_text() == before, 'nothing was left to run'
 
 
 @pytest.mark.parametrize(
@@ -161,6 +202,48 @@ def test_a_trial_that_cannot_be_says_why(arguments, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('output', ['pose', 'twist'])
+@pytest.mark.parametrize('victim', ['policy', 'bridge', 'arm'])
+def test_whatever_is_killed_in_motion_the_last_command_is_to_hold_still(
+    ros, start, namespace, output, victim
+):
+    """Physics behind the driver's interface; the policy is a real one if it is to be killed."""
+    simulation = [
+        'episodes:=-1', f'interface:={output}',
+        f'interface.stiffness:={robot_trial.STIFFNESS[output]}',
+    ]  # fmt: skip
+    bridge = [*BRIDGE, f'output:={output}', 'hold_timeout:=2.0']
+    processes = {
+        'arm': start('sim_bridge', *node_arguments(namespace, simulation, *robot_trial.DRIVER)),
+        'bridge': start('robot_bridge', *node_arguments(namespace, bridge)),
+    }
+    if victim == 'policy':
+        policy = ['torch_threads:=1', 'trigger:=request']
+        processes['policy'] = start('policy_node', *node_arguments(namespace, policy))
+    watcher = Watcher(namespace, output, None if victim == 'policy' else 0.3)
+    try:
+        watcher.enable()
+        watcher.moving()
+        os.killpg(processes[victim].popen.pid, signal.SIGKILL)
+        processes[victim].popen.wait()
+        log = processes['bridge'].log
+        if victim == 'bridge':  # nobody is left to say it: velocities run out, poses stay
+            assert watcher.stands_still(0.7, 0.02)
+            return
+        if victim == 'policy':
+            assert watcher.is_in('holding', 'no action to play', 3.0), log
+            assert watcher.stands_still(0.4, 0.02)
+            watcher.spin(0.1)
+            assert watcher.holds()
+            assert watcher.is_in('stopped', 'held still for 2 s')
+        else:
+            assert watcher.is_in('stopped', 'pose: the newest is'), log
+        watcher.spin(0.1)
+        assert watcher.holds()
+    finally:
+        watcher.close()
+
+
 # -- long --------------------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.timeout(900)
@@ -172,53 +255,18 @@ def test_the_bridge_is_as_good_as_the_simulators_own_execution(tmp_path, output)
     assert not cells[1]['stops']
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize('output', ['pose', 'twist'])
-@pytest.mark.parametrize('victim', ['policy', 'bridge', 'arm'])
-def test_whatever_is_killed_in_motion_the_arm_comes_to_rest(ros, start, namespace, output, victim):
-    simulation = [
-        'episodes:=-1', f'interface:={output}',
-        f'interface.stiffness:={robot_trial.STIFFNESS[output]}',
-    ]  # fmt: skip
-    processes = {
-        'arm': start('sim_bridge', *node_arguments(namespace, simulation, *robot_trial.DRIVER)),
-        'bridge': start(
-            'robot_bridge',
-            *node_arguments(
-                namespace, [*robot_trial.BRIDGE, f'output:={output}', 'hold_timeout:=2.0']
-            ),
-        ),
-        'policy': start('policy_node', *node_arguments(namespace, ['torch_threads:=1'])),
-    }
-    watcher = Watcher(namespace)
-    try:
-        watcher.enable()
-        watcher.moving()
-        os.killpg(processes[victim].popen.pid, signal.SIGKILL)
-        processes[victim].popen.wait()
-        if victim == 'arm':
-            assert watcher.is_in('stopped', 'pose: the newest is'), processes['bridge'].log
-            return
-        if victim == 'policy':
-            assert watcher.is_in('holding', 'no action to play', 3.0), processes['bridge'].log
-            assert watcher.stands_still(0.4, 0.02)
-            assert watcher.is_in('stopped', 'held still for 2 s')
-            return
-        assert watcher.stands_still(0.7, 0.02)
-    finally:
-        watcher.close()
-
-
 class Watcher(OtherRobot):
-    """Only watches: another one's arm, another one's policy."""
+    """Another one's arm; the policy is another one's, too, unless it `moves`."""
 
-    def __init__(self, namespace: str) -> None:
-        super().__init__(namespace, name='watcher')
-        self.moves, self.state_off, self.joints_off, self.speed = None, True, True, 0.0
-        for publisher in (self.chunks, self.info):  # a second policy would only hold the bridge
-            self.node.destroy_publisher(publisher)
-        self.node.destroy_subscription(self.arm_in)
+    def __init__(self, namespace: str, output: str = 'pose', moves: float | None = None) -> None:
+        super().__init__(namespace, output, name='watcher')
+        self.moves, self.state_off, self.joints_off = moves, True, True
+        if moves is None:
+            for publisher in (
+                self.chunks,
+                self.info,
+            ):  # or there were two
+                self.node.destroy_publisher(publisher)
         self._seen: list[tuple[float, np.ndarray]] = []
         from geometry_msgs.msg import PoseStamped
 
@@ -226,6 +274,20 @@ class Watcher(OtherRobot):
 
     def _tick(self) -> None:
         """There is no arm here."""
+        self._k += 1
+        if self.moves is not None and self._k % 5 == 0:
+            self.chunk(self.moves, age=0.03)
+
+    def _on_command(self, message) -> None:
+        self.commands = [*self.commands[-20:], (time.monotonic(), message)]
+
+    def holds(self) -> bool:
+        """Whether the last commands are to hold still: no velocity, or one and the same pose."""
+        last = [message for _, message in self.commands[-8:]]
+        if self.output == 'twist':
+            vectors = [v for m in last for v in (m.twist.linear, m.twist.angular)]
+            return not any((v.x, v.y, v.z) != (0.0, 0.0, 0.0) for v in vectors)
+        return len({(m.pose.position.x, m.pose.position.y, m.pose.position.z) for m in last}) == 1
 
     def _on_seen(self, message) -> None:
         stamp, p = message.header.stamp, message.pose.position

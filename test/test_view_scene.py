@@ -37,7 +37,7 @@ def test_a_plan_begins_at_the_pose_of_its_observation_and_is_as_long_as_the_arm_
 
 def test_the_policy_may_say_how_far_a_unit_moves():
     scene = scene_at(START)
-    list(scene.information(START, {'step_position': '0.05'}))
+    list(scene.information(START, {'action.step_position': '0.05'}))
     plan = drawn(scene.chunk(START, chunk((0, 1, 0))), 'world/plan').content.strips[0]
     assert plan[-1] - plan[0] == pytest.approx([0, 0.4, 0], abs=1e-6)
 

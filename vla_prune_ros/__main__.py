@@ -47,6 +47,9 @@ NODES = (
     'sim_bridge',
 )  # they end with 0 when they are told to
 
+# What a verb can do with rooms above its own: modules whose `register` is called before it.
+BEFORE = {'train': ('vla_prune_ros.bags.demonstrations',)}
+
 
 def usage() -> str:
     """The help text."""
@@ -71,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before torch is loaded: threads of OpenMP that spin while they wait take the cores from
         # the robot's other processes, which then hold up the thread that all the others wait for.
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    for name in BEFORE.get(verb, ()):
+        importlib.import_module(name).register()
     return importlib.import_module(VERBS[verb][0]).main(rest) or 0
 
 

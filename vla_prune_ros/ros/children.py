@@ -73,6 +73,17 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+def family_seconds(pid: int) -> float:
+    """User and system time so far of a process and of those that it started."""
+    total = processor_seconds(pid)
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):  # it may have ended
+            fields = path.read_text(encoding='ascii', errors='replace').rpartition(')')[2].split()
+            if int(fields[1]) == pid:
+                total += processor_seconds(int(path.parent.name))
+    return total
+
+
 def die_with_parent() -> None:
     """For the `preexec_fn` of a process: the kernel ends it when the one that started it ends."""
     if _LIBC is not None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_prune_ros.ros.children import Children, isolate, processor_seconds
+from vla_prune_ros.ros.children import Children, family_seconds, isolate
 from vla_prune_ros.trials import command, demo
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ step. Writes realtime.json and realtime.md."""
 JSON, PAGE = 'realtime.json', 'realtime.md'
 # The rate is held if no more steps than this share come late, and no more than this is lost.
 LATE, RATE = 0.01, 0.995
+VIEW_PORTS = ('--port', '--data-port')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         out=Path('out/realtime'), domain_id=None, patience=90.0,
     )  # fmt: skip
     p.add_argument('--cores', type=int, default=2, help='cores for everything (default: 2)')
+    p.add_argument('--view', action='store_true', help='with live_view and its page beside them')
     p.add_argument('--require', action='store_true', help='exit code 1 if the rate was not held')
     return p
 
@@ -67,20 +71,25 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         for name, parameters in demo.NODES.items():
             given = [p for p in parameters if not p.startswith('mode:=')]
             children.start_node(name, [*given, *node_settings(name, args)])
-        pids = {name: children.pid(name) for name in demo.NODES}
+        if args.view:
+            ports = (str(port) for port in free_ports(2))
+            words = [word for pair in zip(VIEW_PORTS, ports, strict=True) for word in pair]
+            children.start('live_view', *words)
+        names = [*demo.NODES, *(['live_view'] if args.view else [])]
+        pids = {name: children.pid(name) for name in names}
         with Client('vla_demo', children, args.patience) as client:
             nodes = DemoClient(client)
             nodes.wait_for_nodes()
             for mode in modes:
                 done = []
                 for task, state in plan:
-                    before = {name: processor_seconds(pid) for name, pid in pids.items()}
+                    before = {name: family_seconds(pid) for name, pid in pids.items()}
                     started = time.monotonic()
                     wanted = Wanted(mode, task, state, args.max_steps)
                     done.append(paced(*nodes.run_episode(wanted)))
                     spent = time.monotonic() - started
                     done[-1]['cores'] = {
-                        name: (processor_seconds(pid) - before[name]) / spent
+                        name: (family_seconds(pid) - before[name]) / spent
                         for name, pid in pids.items()
                     }
                     print(_progress(mode, done[-1]), flush=True)
@@ -141,6 +150,15 @@ def bind(count: int) -> list[int]:
         raise ValueError(f'--cores {count} is not within 1..{len(there)}')
     os.sched_setaffinity(0, there[:count])
     return there[:count]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this computer that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(('127.0.0.1', 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def node_settings(name: str, args: argparse.Namespace) -> list[str]:
@@ -237,8 +255,8 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         '',
         '| mode | rate held | steps/s | late | starved | steps | chunks | inference p50 / p95 ms |'
-        ' cores policy | cores bridge | success |',
-        '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |',
+        ' cores policy | cores bridge | cores view | success |',
+        '| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |',
     ]
     for row in result['modes']:
         ms, cores = row['inference_ms'], row['cores']
@@ -246,7 +264,8 @@ def page(result: dict[str, Any]) -> str:
             f'| {row["mode"]} | {"yes" if row["held"] else "no"} | {row["rate_hz"]:.2f} |'
             f' {row["late"]} | {row["starved"]} | {row["steps"]} | {row["queries"]} |'
             f' {ms["p50"]:.1f} / {ms["p95"]:.1f} | {cores.get("policy_node", 0.0):.2f} |'
-            f' {cores.get("sim_bridge", 0.0):.2f} | {row["successes"]}/{row["episodes"]} |'
+            f' {cores.get("sim_bridge", 0.0):.2f} | {cores.get("live_view", 0.0):.2f} |'
+            f' {row["successes"]}/{row["episodes"]} |'
         )
     return '\n'.join([*lines, ''])
 

@@ -15,8 +15,7 @@ from std_srvs.srv import SetBool, Trigger
 from vla_prune_ros.ros.client import Client
 from vla_prune_ros.ros.messages import LATCHED, SENSOR, values_from
 from vla_prune_ros.ros.peers import Bridge
-
-SAMPLE = 0.05  # s between two points of the path
+from vla_prune_ros.trials.robot_path import jerk_rms, thinned
 
 
 class RobotBridge:
@@ -93,26 +92,6 @@ class WatchedArm:
         for key in ('starved', 'late'):
             status[f'bridge_{key}'] = int(after.get(key, 0)) - int(before.get(key, 0))
         return status
-
-
-def thinned(path: list[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
-    """A path (s, [3] m) with about `SAMPLE` between its points."""
-    kept: list[tuple[float, np.ndarray]] = []
-    for at, point in path:
-        if not kept or not 0 <= at - kept[-1][0] < 0.9 * SAMPLE:
-            kept.append((at, point))
-    return kept
-
-
-def jerk_rms(path: list[tuple[float, np.ndarray]]) -> float:
-    """Of a path sampled every 50 ms, where the samples are regular and nothing was put away."""
-    squares = []
-    for k in range(3, len(path)):
-        times = np.array([t for t, _ in path[k - 3 : k + 1]])
-        a, b, c, d = (p for _, p in path[k - 3 : k + 1])
-        if np.all(np.abs(np.diff(times) - SAMPLE) < 0.3 * SAMPLE) and np.linalg.norm(d - a) < 0.2:
-            squares.append(float(np.sum((d - 3 * c + 3 * b - a) ** 2)) / SAMPLE**6)
-    return float(np.sqrt(np.mean(squares))) if squares else float('nan')
 
 
 def _position(message: PoseStamped) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 
 from vla_prune_ros.evaluation.statistics import wilson_interval
 from vla_prune_ros.evaluation.summary import table
-from vla_prune_ros.trials.robot_trial import BRIDGE_VALUES, RobotEpisode
+from vla_prune_ros.trials.robot_path import RobotEpisode
+from vla_prune_ros.trials.robot_trial import BRIDGE_VALUES
 
 
 def cells(episodes: Sequence[RobotEpisode]) -> list[dict[str, Any]]:
@@ -45,12 +46,24 @@ def cells(episodes: Sequence[RobotEpisode]) -> list[dict[str, Any]]:
 def markdown(run: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """The page: what ran where, and two tables."""
     machine = run['environment']
-    lines = [
-        '# Policy, robot bridge and arm, in real time',
-        '',
-        f'`{run["command"]}`, {machine["date"]}, {machine["cpu"]}, {machine["cores"]} cores; load '
-        f'average {run["load_average"][0]:.1f} before, {run["load_average"][1]:.1f} after.',
-        '',
+    where = f'`{run["command"]}`, {machine["date"]}, {machine["cpu"]}, {machine["cores"]} cores'
+    if run['lockstep']:
+        lines = [
+            '# Policy, robot bridge and arm, step by step',
+            '',
+            f'{where}. One process and no clock: the numbers do not depend on how busy it was. A '
+            'chunk is there one control step after its observation, and the added latency later.',
+            '',
+        ]
+    else:
+        first, last = run['load_average']
+        lines = [
+            '# Policy, robot bridge and arm, in real time',
+            '',
+            f'{where}; load average {first:.1f} before, {last:.1f} after.',
+            '',
+        ]
+    lines += [
         "Output chunk is the simulator's own execution of chunks; pose is the robot bridge on an "
         'arm as soft as OSC_POSE, twist on a stiff one.',
     ]

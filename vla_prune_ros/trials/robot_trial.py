@@ -11,57 +11,42 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.ros.children import Children, isolate
 from vla_prune_ros.trials import command, demo
+from vla_prune_ros.trials.robot_path import Ledger, RobotEpisode
 
 DESCRIPTION = """\
 Run policy_node, robot_bridge and a simulated arm that takes only pose or twist commands, over DDS
 and in real time, and report how often the tasks succeed. Output chunk is the simulator's own
-execution. Writes robot.json and robot.md. Exit code 0 only if every episode ran."""
+execution. With --lockstep the same parts run in this process, step by step, which gives the same
+numbers on every machine. Writes robot.json and robot.md; called again with the same --out it goes
+on where it was. Exit code 0 only if every episode ran."""
 OUTPUTS = ('chunk', 'pose', 'twist')
-JSON, PAGE = 'robot.json', 'robot.md'
+JSON, PAGE, LEDGER = 'robot.json', 'robot.md', 'episodes.jsonl'
 RETRIES = 2  # of an episode that broke down by itself
 # As in config/robots/tabletop_pose.yaml and tabletop_twist.yaml.
-BOX = '[-0.45, -0.45, 0.88, 0.3, 0.45, 1.5]'
-BRIDGE = (
-    'dry_run:=false',
-    'speed_scale:=1.0',
-    'frames.base:=world',
-    f'limits.box:={BOX}',
-    'limits.speed:=0.5',
-    'limits.turn:=2.5',
-    'gripper.type:=float_array',
-    'gripper.open:=0.04',
-    'gripper.closed:=0.0',
-    'follow_episodes:=sim_bridge/episode',
-)
+BRIDGE: dict[str, Any] = {
+    'dry_run': False,
+    'speed_scale': 1.0,
+    'frames.base': 'world',
+    'limits.box': [-0.45, -0.45, 0.88, 0.3, 0.45, 1.5],
+    'limits.speed': 0.5,
+    'limits.turn': 2.5,
+    'gripper.type': 'float_array',
+    'gripper.open': 0.04,
+    'gripper.closed': 0.0,
+    'follow_episodes': 'sim_bridge/episode',
+}
 BRIDGE_VALUES = (
     'tracking_error_p95', 'jerk_within_p95', 'jerk_seam_p95', 'chunk_arrival_p50'
 )  # fmt: skip
 STIFFNESS = {'pose': 150.0, 'twist': 3000.0}
 DRIVER = ('-r', 'joint_states:=arm/joint_states', '-r', 'ee_pose:=arm/pose')
-
-
-@dataclass(frozen=True)
-class RobotEpisode:
-    """One episode; the means and jerks are the bridge's, lately."""
-
-    output: str
-    latency: float
-    task: str
-    state: int
-    success: bool
-    steps: int
-    starved: int
-    late: int
-    jerk_rms: float
-    reason: str = ''
-    bridge: dict[str, str] = field(default_factory=dict)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--output', default='all', help='"all" or of chunk, pose, twist (all)')
     p.add_argument('--latency', default='0', help='s, added to every chunk; with commas (0)')
     p.add_argument('--execution', default='open_loop', help='how chunks are played (open_loop)')
+    p.add_argument('--lockstep', action='store_true', help='in this process, without ROS')
     return p
 
 
@@ -96,25 +82,75 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         for k in range(args.episodes)
         for latency in latencies
     ]
-    isolate(args.domain_id)
-    episodes: list[RobotEpisode] = []
+    ledger = Ledger(args.out / LEDGER, _settings(args))
     load = os.getloadavg()[0]
+    play = run_lockstep if args.lockstep else run_output
+    if not args.lockstep:
+        isolate(args.domain_id)
     for output in outputs:
-        episodes += run_output(output, plan, args)
-    write(args, argv, episodes, load)
+        left = [entry for entry in plan if not ledger.has(output, *_named(entry))]
+        if left:
+            play(output, left, args, ledger.add)
+    write(args, argv, [e for o in outputs for e in ledger.episodes if e.output == o], load)
     return 0
 
 
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all episodes of one trial have in common."""
+    names = ('checkpoint', 'device', 'max_steps', 'execution', 'lockstep')
+    return {name: getattr(args, name) for name in names}
+
+
+def _named(entry: tuple[float, str, int]) -> tuple[float, str, int]:
+    """A planned episode with its task's name in the place of a number."""
+    from vla_prune_ros.sim.tabletop.tasks import TASKS
+
+    latency, task, state = entry
+    return latency, TASKS[int(task)].name if task.isdigit() else task, state
+
+
+def run_lockstep(
+    output: str,
+    plan: Sequence[tuple[float, str, int]],
+    args: argparse.Namespace,
+    record: Callable[[RobotEpisode], None],
+) -> None:
+    """All episodes of one output, in this process."""
+    from vla_prune_ros import weights
+    from vla_prune_ros.policy import VLAPolicy
+    from vla_prune_ros.sim import make_robot
+    from vla_prune_ros.trials.robot_lockstep import run_episode
+
+    policy = VLAPolicy.from_pretrained(
+        args.checkpoint or weights.directory('tabletop'), device=args.device
+    )
+    robot = make_robot('tabletop')
+    for latency, task, state in plan:
+        began = time.monotonic()
+        record(
+            run_episode(
+                robot, policy, output, latency, task, state, args.execution, args.max_steps,
+                BRIDGE, STIFFNESS.get(output, 0.0),
+            )
+        )  # fmt: skip
+        print(
+            f'{output} {latency:g} s, {task} {state}: {time.monotonic() - began:.1f} s', flush=True
+        )
+    robot.close()
+
+
 def run_output(
-    output: str, plan: Sequence[tuple[float, str, int]], args: argparse.Namespace
-) -> list[RobotEpisode]:
-    """All episodes of one output."""
+    output: str,
+    plan: Sequence[tuple[float, str, int]],
+    args: argparse.Namespace,
+    record: Callable[[RobotEpisode], None],
+) -> None:
+    """All episodes of one output, with nodes of their own."""
     # Before anything else: rclpy from wheels starts Python anew with another library path.
     from vla_prune_ros.ros.client import Client
     from vla_prune_ros.ros.peers import Policy
     from vla_prune_ros.trials.robot_client import WatchedArm
 
-    done = []
     with Children(args.out / 'log' / output) as children:
         for name, arguments in node_arguments(output, args).items():
             children.start(name, *arguments)
@@ -130,15 +166,14 @@ def run_output(
                         break
                 else:
                     raise RuntimeError(f'episode {task}, {state} ended as {status["result"]}')
-                done.append(_record(output, latency, status))
-                last = done[-1]
+                last = _record(output, latency, status)
+                record(last)
                 print(
                     f'{output} {latency:g} s, {status["task"]} {state}: {status["result"]} after '
                     f'{last.steps} steps ({time.monotonic() - began:.1f} s), starved '
                     f'{last.starved}, late {last.late} {last.reason}',
                     flush=True,
                 )
-    return done
 
 
 def _episode(
@@ -176,12 +211,17 @@ def node_arguments(output: str, args: argparse.Namespace) -> dict[str, list[str]
     simulation = [
         'episodes:=0', f'interface:={output}', f'interface.stiffness:={STIFFNESS[output]}'
     ]  # fmt: skip
-    bridge = [*BRIDGE, f'output:={output}', f'execution.mode:={args.execution}']
+    bridge = [*given(BRIDGE), f'output:={output}', f'execution.mode:={args.execution}']
     return {
         'policy_node': _words([*policy, 'trigger:=request']),
         'sim_bridge': [*_words(simulation), *DRIVER],
         'robot_bridge': _words(bridge),
     }
+
+
+def given(values: Mapping[str, Any]) -> list[str]:
+    """Parameters as words."""
+    return [f'{k}:={str(v).lower() if isinstance(v, bool) else v}' for k, v in values.items()]
 
 
 def _words(parameters: Sequence[str]) -> list[str]:
@@ -200,6 +240,7 @@ def write(
         'environment': environment(),
         'load_average': [load, os.getloadavg()[0]],
         'note': args.note,
+        'lockstep': args.lockstep,
     }
     cells = robot_report.cells(episodes)
     data = {'run': run_data, 'cells': cells, 'episodes': [asdict(e) for e in episodes]}

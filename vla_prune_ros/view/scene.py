@@ -26,6 +26,7 @@ FRAMES = 64  # pictures kept per camera for the chunk that answers them
 SUPERSEDED = 5  # old plans that stay in sight
 PATH = 600  # poses of the path that stay in sight
 PATH_EVERY = 4  # poses between two drawings of it
+DELTAS = 7  # numbers of an action of the end effector, the gripper included
 FINGERS_OPEN = 0.08  # m between the fingers
 
 
@@ -75,6 +76,7 @@ class Scene:
     _episode: dict[str, str] = field(default_factory=dict)
     _instruction: str = ''
     _now: int = 0
+    _last_chunk: int = -1  # of joints
     _poses: OrderedDict[int, np.ndarray] = field(default_factory=OrderedDict)
     _plans: deque[_Plan] = field(default_factory=lambda: deque(maxlen=SUPERSEDED + 1))
     _frames: dict[str, OrderedDict[int, np.ndarray]] = field(default_factory=dict)
@@ -104,12 +106,18 @@ class Scene:
         yield Drawing('gripper/measured', stamp, opening)
 
     def chunk(self, stamp: int, actions: np.ndarray) -> Iterator[Drawing]:
-        """A chunk [n, 7] for the observation at `stamp`; a repeated one is drawn once."""
+        """A chunk [n, k] for the observation at `stamp`; a repeated one is drawn once.
+
+        Of deltas (k = 7) also where it leads; where joints lead is not known.
+        """
         yield from self._at(stamp, drawn_late=True)
-        if self._plans and stamp == self._plans[-1].stamp:
+        if stamp in (self._last_chunk, *(plan.stamp for plan in self._plans)):
             return
         yield Drawing('time/age', stamp, max(0, self._now - stamp) / 1e6)
         yield Drawing('time/chunk_lasts', stamp, len(actions) * self.period / 1e6)
+        if self._info.get('action.kind', 'ee_delta') != 'ee_delta' or actions.shape[1] != DELTAS:
+            self._last_chunk = stamp
+            return
         yield Drawing('gripper/wished', stamp, float(actions[0, 6]))
         start = self._pose_at(stamp)
         if start is None:
@@ -118,7 +126,7 @@ class Scene:
             last = self._plans[-1]
             steps = -(-(self._now - last.stamp) // self.period)
             last.played = int(np.clip(steps, 0, len(last.points) - 1))
-        step = float(self._info.get('step_position', STEP_POSITION))
+        step = float(self._info.get('action.step_position', STEP_POSITION))
         moves = np.clip(actions[:, :3], -1.0, 1.0) * step
         points = np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
         self._plans.append(_Plan(stamp, points.astype(np.float32)))

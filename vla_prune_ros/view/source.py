@@ -18,7 +18,6 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.ros.images import ImageError, decode_compressed_rgb, decode_rgb
 from vla_prune_ros.ros.messages import (
-    ACTION_NAMES,
     MessageError,
     actions_from,
     joints_from,
@@ -76,9 +75,7 @@ class Reader:
         if name == 'joint_states':
             return scene.fingers(stamp, joints_from(message, self._fingers))
         if name == 'action_chunk':
-            if tuple(message.joint_names) != ACTION_NAMES:
-                return iter(())  # positions of joints: no path of a hand to draw
-            return scene.chunk(stamp, actions_from(message))
+            return scene.chunk(stamp, actions_from(message, None))
         values = values_from(message)
         if name.endswith('inference_stats'):
             return scene.statistics(stamp, values)

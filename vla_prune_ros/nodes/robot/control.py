@@ -184,7 +184,8 @@ class Control:
 
     def _ask(self, now: float, now_ns: int) -> None:
         """Report what was executed, which asks for a chunk."""
-        stamp = now_ns - round(self._node.config['request.freshness'] * NANOSECONDS)
+        fresh = round(self._node.config['request.freshness'] * NANOSECONDS)
+        stamp = max(now_ns - fresh, self._pilot.earliest)
         executed = self._pilot.ask(now, stamp)
         semantics = self._node.gate.semantics
         if executed is None or semantics is None:

@@ -20,6 +20,7 @@ from vla_prune_ros.nodes.robot.parameters import RobotConfig
 from vla_prune_ros.ros.messages import RELIABLE
 
 PATIENCE = 3.0  # s for the answer to a goal
+LONGEST = 15.0  # s for a goal to be reached, or given up by its server
 CLOSING = Duration(sec=0, nanosec=500_000_000)  # in a joint trajectory
 
 
@@ -79,8 +80,12 @@ class ActionGripper:
 
     def watch(self) -> None:
         """Look whether an answer is missing; call it now and then."""
-        if self._current and not self._accepted and time.monotonic() - self._current[2] > PATIENCE:
-            self._failed(f'no answer within {PATIENCE:g} s')
+        if self._current is not None:
+            waited, most = time.monotonic() - self._current[2], PATIENCE
+            if self._accepted:
+                most = LONGEST
+            if waited > most:
+                self._failed(f'no {"end" if self._accepted else "answer"} within {most:g} s')
         self._next()
 
     def _next(self) -> None:

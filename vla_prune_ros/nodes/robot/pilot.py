@@ -31,7 +31,8 @@ class Pilot:
 
     Attributes:
         pause: why nothing is played until the next chunk; '' for no reason.
-        since: ns, chunks for observations from before it do not count.
+        since: ns, chunks for observations from before it do not count; `earliest`: nothing is
+            known of what was before it.
         command: what is commanded now, be it to hold; None: nothing.
         counts: steps in which a limit counted, by its name; `refused`: chunks, by cause.
         chunk_ages, errors, jerks: lately; s on arrival, m, m/s3 within chunks and at their seams.
@@ -55,10 +56,11 @@ class Pilot:
             'seam': deque(maxlen=KEPT),
         }
         self.pause = ''
-        self.since = 0
+        self.since = self.earliest = 0
         self.command: Command | JointCommand | None = None
         self.starved = 0
         self.commander: Any = None  # Commander or JointCommander, as the policy says
+        self._blocked = True  # whether no action may be played, be there one or not
         self._moving = False  # whether the command in force is to move
         self._stalled = ''
         self._openness = 0.5
@@ -89,7 +91,8 @@ class Pilot:
         self._before: tuple[np.ndarray, np.ndarray] | None = None
         self._playing: int | None = None
         self._progress.forget()
-        self.pause, self.since = pause, now_ns
+        self.pause = pause
+        self.since = self.earliest = now_ns
 
     def add(self, stamp: int, actions: np.ndarray, now: float, now_ns: int) -> None:
         """A chunk came that may be played."""
@@ -101,11 +104,14 @@ class Pilot:
         supervisor, player = self.supervisor, self.player
         player.observe(now_ns)
         enabled = supervisor.state in (HOLDING, RUNNING)
-        if enabled and not supervisor.blocked(replace(facts, playable=True)):
-            self._adopt(facts.now, measured)
-        elif player.remaining or not enabled:
+        self._blocked = not enabled or bool(supervisor.blocked(replace(facts, playable=True)))
+        if self._blocked:  # no plan of before is taken up again, and the next is asked for at once
             player.clear()
             player.observe(now_ns)
+            self._waiting.clear()
+            self._asked, self.earliest = None, now_ns
+        else:
+            self._adopt(facts.now, measured)
         facts = replace(
             facts,
             playable=player.remaining > 0,
@@ -147,8 +153,7 @@ class Pilot:
         Those that ended after `until`, ns, are told the next time.
         """
         overdue = self._asked is None or now - self._asked > self._config['chunk_timeout']
-        enabled = self.supervisor.state in (HOLDING, RUNNING)
-        if not (enabled and self.player.wants_chunk and overdue):
+        if self._blocked or not (self.player.wants_chunk and overdue):
             return None
         self._asked = now
         last = until - self._config.period

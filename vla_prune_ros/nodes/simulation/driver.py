@@ -211,11 +211,13 @@ def driver_episodes(node: Any, sensors: Sensors, settings: Mapping[str, Any]) ->
     """The robot of a `SimBridge` as an arm that takes commands.
 
     Raises:
-        ParameterError: the backend has no such arm.
+        ParameterError: the backend has no such arm, or it is to wait for a recorder.
     """
     interface = settings['interface']
     if settings['backend'] != 'tabletop':
         raise ParameterError(f'interface {interface}: only backend tabletop has it')
+    if settings['recorder']:
+        raise ParameterError(f'recorder: an arm with interface {interface} waits for nobody')
     commands = ArmCommands(node, interface, settings['base_frame'], node.warn)
     return DriverEpisodes(node, sensors, commands, interface, settings['interface.stiffness'])
 

@@ -107,7 +107,8 @@ BRIDGE = (
     ),
     Spec(
         'recorder', '',
-        'name of a node that must hear everything before the first episode begins; empty: none',
+        'interface chunk: name of a node that must hear everything before the first episode '
+        'begins; empty: none',
     ),
     Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
 )  # fmt: skip
