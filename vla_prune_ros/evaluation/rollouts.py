@@ -151,6 +151,8 @@ class Setup:
         free = ['checkpoint', 'threads', 'videos', 'max_videos']
         if not self.shift:  # as episodes were logged before there were any
             free += ['shift', 'shift_seed']
+        if not self.variant:
+            free.append('variant')
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
