@@ -20,6 +20,7 @@ VERBS = {
     'shifts': ('vla_prune_ros.evaluation.shifts', 'worlds that differ from the suite'),
     'bench': ('vla_prune_ros.benchmark.bench', 'latency of pruning modes, by stage'),
     'gpu_check': ('vla_prune_ros.benchmark.gpu_check', 'tests and times of a GPU, unattended'),
+    'deadline': ('vla_prune_ros.benchmark.deadline', 'governor against fixed budgets under load'),
     'latency': ('vla_prune_ros.trials.latency_sweep', 'success in real time against latency'),
     'realtime': ('vla_prune_ros.trials.realtime', 'both nodes in real time on a few cores'),
     'overhead': ('vla_prune_ros.trials.overhead', 'what the node adds to a direct call'),

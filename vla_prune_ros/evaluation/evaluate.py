@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from vla_prune_ros.command_line import (
     verb_parser,
     write_json,
 )
+from vla_prune_ros.evaluation.exclusive import exclusive
 
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry, Setup
@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     number.add_argument(
         '--trials', type=int, metavar='N',
         help='episodes of every entry and task; 50 is the published LIBERO protocol',
+    )  # fmt: skip
+    p.add_argument(
+        '--audit', action='store_true',
+        help='also run every observation dense: what pruning changed, and how well that predicts'
+        ' failure',
     )  # fmt: skip
     p.add_argument('--tasks', help='task names or indices with commas; default: the whole suite')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
@@ -144,34 +149,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of('evaluate', run, interrupted=kept)
 
 
-@contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """Keep an output directory to one evaluation; one that it left empty goes again.
-
-    Raises:
-        RuntimeError: another one writes there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / '.lock').open('a+') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise RuntimeError(
-                f'another evaluation writes to {out} (process {lock.read().strip() or "unknown"});'
-                ' wait for it or choose another --out'
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield
-        finally:
-            if [path.name for path in out.iterdir()] == ['.lock']:
-                (out / '.lock').unlink()
-                out.rmdir()
-
-
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Run, summarise and write everything."""
     from tqdm import tqdm
@@ -213,6 +190,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         robot_options=robot_options(args, libero),
         videos=str(args.out / 'videos'),
         max_videos=(3 if libero else 0) if args.videos is None else args.videos,
+        audit=args.audit,
     )
     entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
     entries = assign_checkpoints(entries, args.checkpoint_for, own)
@@ -315,6 +293,7 @@ def write_results(
     out: Path, run: dict, entries: Sequence[Entry], records: Sequence[Any]
 ) -> list[dict]:
     """Summarise the records, print the table and write all files; returns the rows."""
+    from vla_prune_ros.evaluation import auditing as audit
     from vla_prune_ros.evaluation import report, summary
     from vla_prune_ros.evaluation.published import published_table
 
@@ -324,6 +303,7 @@ def write_results(
         for e in entries
     ]
     rows = summary.summarise(entries, records, baseline, run['mode_notes'])
+    audit.add_audits(rows, records)
     for row in rows:  # a table that is copied away from its page must say it, too
         row['note'] = '; '.join(filter(None, (run['notice'], row['note'])))
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
@@ -336,6 +316,8 @@ def write_results(
     print(summary.summary_table(rows, run['checkpoint']))
     if published := published_table(rows, run['suite'], run['notice']):
         print(f'\n{published}')
+    if audited := audit.audit_table(rows):
+        print(f'\n{audited}')
     print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
     for row in rows:
         if row['exceptions']:

@@ -326,11 +326,8 @@ class PolicyConfig:
     @property
     def budgeting(self) -> tuple[Any, ...]:
         """All that decides about the budget, but for the mode."""
-        return tuple(
-            getattr(self, f.name)
-            for f in fields(self)
-            if f.name.startswith(('governor_', 'audit_'))
-        )
+        own = (f.name for f in fields(self) if f.name.startswith(('governor_', 'audit_')))
+        return tuple(getattr(self, name) for name in own)
 
     @property
     def pruning(self) -> tuple[str, dict[str, Any]]:
