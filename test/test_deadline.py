@@ -217,12 +217,12 @@ class Burn:
 def test_under_load_on_its_core_it_takes_fewer_tokens_and_comes_back(
     ros, start, namespace, tmp_path
 ):
-    """The published layout at size `small`, a real busy loop beside it, a real deadline."""
+    """Layers of the published shape, a real busy loop on their core, a real deadline."""
     from vla_prune_ros.benchmark.startup import _random_checkpoint
 
-    folder = _random_checkpoint('small', None, tmp_path)
+    folder = _random_checkpoint('small', 4, tmp_path)
     core = sorted(os.sched_getaffinity(0))[-1]
-    settings = SETTINGS | {'pruning__mode': 'fastv', 'max_observation_age': 0.0}
+    settings = SETTINGS | {'pruning__mode': 'random', 'max_observation_age': 0.0}
     process = start('policy_node', *arguments(folder, namespace, **settings))
     os.sched_setaffinity(process.popen.pid, {core})
     peer = FaultPeer(namespace)
