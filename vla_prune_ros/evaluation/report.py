@@ -35,6 +35,11 @@ def write_pictures(
             'Success against the visual tokens that the decoder really computed.',
             plots.success_against_tokens,
         ),
+        (
+            'success_against_flops.png',
+            'Success against the FLOPs of the decoder.',
+            plots.success_against_flops,
+        ),
         ('tokens_per_layer.png', 'Visual tokens computed in each layer.', plots.tokens_per_layer),
         ('latency.png', 'Where the time of a query goes.', plots.latency_by_stage),
     ]
