@@ -25,6 +25,9 @@ from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import recorded_track
 from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.ros import messages as m
+from vla_prune_ros.vla.checkpoint import save_pretrained
+from vla_prune_ros.vla.sizes import random_model
+from vla_prune_ros.vla.tokenizer import build_tokenizer
 
 SETTINGS = {
     'default_instruction': 'wave', 'pruning__mode': 'fastv', 'diagnostic_updater__period': 0.2,
@@ -217,13 +220,12 @@ class Burn:
 def test_under_load_on_its_core_it_takes_fewer_tokens_and_comes_back(
     ros, start, namespace, tmp_path
 ):
-    """The published layout at size `small`, a real busy loop beside it, a real deadline."""
-    from vla_prune_ros.benchmark.startup import _random_checkpoint
-
-    folder = _random_checkpoint('small', None, tmp_path)
+    """Layers of the published shape, a real busy loop on their core, a real deadline."""
+    build_tokenizer(['wave'], tmp_path)
+    save_pretrained(random_model('small', n_layers=4), tmp_path)
     core = sorted(os.sched_getaffinity(0))[-1]
-    settings = SETTINGS | {'pruning__mode': 'fastv', 'max_observation_age': 0.0}
-    process = start('policy_node', *arguments(folder, namespace, **settings))
+    settings = SETTINGS | {'pruning__mode': 'random', 'max_observation_age': 0.0}
+    process = start('policy_node', *arguments(tmp_path, namespace, **settings))
     os.sched_setaffinity(process.popen.pid, {core})
     peer = FaultPeer(namespace)
     peer.wait_until_active(process, 180)

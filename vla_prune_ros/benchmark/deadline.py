@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,14 +112,17 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     result = {'machine': machine, 'episodes': None}
     write_json(args.out / JSON, result)
     if not args.measure:
+        cells: list[dict[str, Any]] = []
         result['episodes'] = {
             'command': command_line(argv, 'deadline'),
             'environment': environment(),
             'phases': EPISODES,
             'faster': args.faster,
-            'cells': play(args, machine),
+            'cells': cells,
         }
-        write_json(args.out / JSON, result)
+        for cell in play(args, machine):
+            cells.append(cell)
+            write_json(args.out / JSON, result)  # what is done is kept
     print(report.write(result, args.out))
     return 0
 
@@ -223,8 +226,8 @@ def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, 
     }
 
 
-def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """All cells of the comparison: deadlines and budgets, over the same initial states."""
+def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The cells of the comparison: deadlines and budgets, over the same initial states."""
     import torch
 
     from vla_prune_ros import weights
@@ -243,7 +246,7 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, An
     }
     model = LatencyModel(machine['constant_ms'] / unit, machine['per_row_us'] / 1e3 / unit)
     rows = {float(share): n for share, n in machine['rows'].items()}
-    load, cells = Load(EPISODES), []
+    load = Load(EPISODES)
     robot = make_robot('tabletop')
     try:
         n_tasks = len(robot.tasks)
@@ -259,7 +262,7 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, An
                     now += outcomes[-1].steps * PERIOD
                 missed = [late for o in outcomes for late in o.missed]
                 loads = [n for o in outcomes for n in o.loads]
-                cells.append({
+                done = {
                     'deadline_ms': 1e3 * lead * PERIOD,
                     'arm': arm,
                     'episodes': len(outcomes),
@@ -271,16 +274,15 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, An
                     'share': sum(s for o in outcomes for s in o.shares) / len(missed),
                     'settling': settling(missed, loads),
                     'outcomes': [o.record() for o in outcomes],
-                })  # fmt: skip
-                done = cells[-1]
+                }  # fmt: skip
                 tell(
                     args,
                     f'{lead * PERIOD:.2f} s, {arm}: {done["successes"]}/{done["episodes"]},'
                     f' {100 * done["missed"]:.0f} % missed',
                 )
+                yield done
     finally:
         robot.close()
-    return cells
 
 
 def median(values: Sequence[float]) -> float:

@@ -49,6 +49,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--gripper', default='', choices=GRIPPERS, help='convention of the data')
     group.add_argument('--rate', type=float, help='of the actions, Hz')
     group.add_argument('--instruction', default='', help='for episodes that have none')
+    group.add_argument(
+        '--only-success', action='store_true', help='bags: only episodes that were successful'
+    )
     group.add_argument('--skip-damaged', action='store_true', help='leave out what is damaged')
 
 

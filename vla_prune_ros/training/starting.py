@@ -125,21 +125,24 @@ def statistics_of(
 
 
 def warnings_of(
-    store: Store, known: Mapping[str, Any], kind_of_bounds: str = 'bounds_q99'
+    name: str,
+    statistics: Mapping[str, Any],
+    known: Mapping[str, Any],
+    kind_of_bounds: str = 'bounds_q99',
 ) -> list[str]:
-    """Where data lies far outside of the range that trained heads know."""
+    """Where data of a name lies far outside of the range that trained heads know."""
     found = []
     for kind in ('action', 'proprio'):
-        if kind not in store.statistics or kind not in known:
+        if kind not in statistics or kind not in known:
             continue
-        low, high = (np.asarray(known[kind][name]) for name in BOUNDS[kind_of_bounds])
-        ours = [np.asarray(store.statistics[kind][name]) for name in BOUNDS[kind_of_bounds]]
+        low, high = (np.asarray(known[kind][edge]) for edge in BOUNDS[kind_of_bounds])
+        ours = [np.asarray(statistics[kind][edge]) for edge in BOUNDS[kind_of_bounds]]
         room = _BEYOND * (high - low)
         outside = (ours[0] < low - room) | (ours[1] > high + room)
         mask = known[kind].get('mask', [True] * len(low))
         for i in np.flatnonzero(outside & np.asarray(mask)):
             found.append(
-                f'{store.name}: {kind} number {i} is in {ours[0][i]:.3g}..{ours[1][i]:.3g}, the'
+                f'{name}: {kind} number {i} is in {ours[0][i]:.3g}..{ours[1][i]:.3g}, the'
                 f' heads were trained for {low[i]:.3g}..{high[i]:.3g}; --fresh-heads takes the'
                 " data's"
             )

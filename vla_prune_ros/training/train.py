@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from vla_prune_ros.command_line import at_least, exit_code_of, require_device
+from vla_prune_ros.training import data_report
 from vla_prune_ros.training.embedded import BATCH, Stages, train_embedded
 from vla_prune_ros.training.finetune import finetune
 from vla_prune_ros.training.lora import load_adapters, load_heads, merged
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     tabletop.add_argument('--seed', type=int, default=default.seed)
     for kind, text in _FINETUNED.items():
         add_finetuning(stages.add_parser(kind, help=text, description=text), kind)
+    data_report.add_arguments(stages.add_parser('data', help=data_report.HELP))
     merge = stages.add_parser(
         'merge', help='add adapters to the weights that they were trained on'
     )
@@ -91,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         require_device(getattr(args, 'device', 'cpu'))
+        if args.what == 'data':
+            return data_report.report(args)
         done = _STAGES[args.what](args)
         if done is not None:
             print(f'trained checkpoint: {done}')

@@ -63,7 +63,9 @@ class Trainer:
         self._identity = self._identify(stores)
         if team.rank == 0 and not recipe.fresh_heads:
             for store, known in zip(stores, statistics, strict=True):
-                for warning in warnings_of(store, known, model.config.normalisation):
+                for warning in warnings_of(
+                    store.name, store.statistics, known, model.config.normalisation
+                ):
                     print(f'train: {warning}', file=sys.stderr)
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self.learner, recipe), lr=0.0, betas=recipe.betas, fused=True

@@ -33,6 +33,7 @@ class InPlay:
     def __init__(self) -> None:
         self._stamp: int | None = None
         self._actions = self._played = 0
+        self._reports = False  # whether the robot tells what it executes
 
     def published(self, stamp: int, actions: int) -> None:
         """A chunk left for the robot; it replaces the one before."""
@@ -40,6 +41,7 @@ class InPlay:
 
     def told(self, tick: Tick) -> None:
         """Take in what was executed before an observation."""
+        self._reports |= bool(tick.executed)
         if self._stamp is not None:
             self._played += sum(end > self._stamp for e in tick.executed for end in e.ends)
 
@@ -49,9 +51,9 @@ class InPlay:
 
     @property
     def left(self) -> int | None:
-        """Actions left; None without a chunk, or where it has run dry already."""
+        """Actions left; None without a chunk or reports, or where it has run dry already."""
         left = self._actions - self._played
-        return left if self._stamp is not None and left > 0 else None
+        return left if self._stamp is not None and self._reports and left > 0 else None
 
 
 class Budgeting:
