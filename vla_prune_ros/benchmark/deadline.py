@@ -43,6 +43,7 @@ examples:
   deadline --latencies out/deadline/results.json --out out/deadline           the episodes
   deadline --mode specprune --leads 2,4,6 --episodes 32"""
 JSON = 'results.json'
+TRACE = (*((0, 60), (1, 60), (0, 60), (3, 60)) * 2, (0, 60))
 LIVE = ((0, 10), (1, 16), (0, 20), (3, 10), (0, 20))  # busy loops and queries
 EPISODES = ((0, 4.0), (1, 4.0), (0, 4.0), (3, 4.0))  # busy loops and seconds
 SLACK = 1.35  # deadline of the live runs in dense queries on the quiet core
@@ -109,7 +110,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             machine |= live_runs(args)
     else:
         machine = measure(args, argv)
-    result = {'machine': machine, 'episodes': None}
+    traces = traced(args, machine)
+    result = {'machine': machine, 'traces': traces, 'episodes': None}
     write_json(args.out / JSON, result)
     if not args.measure:
         cells: list[dict[str, Any]] = []
@@ -117,7 +119,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             'command': command_line(argv, 'deadline'),
             'environment': environment(),
             'phases': EPISODES,
-            'faster': args.faster,
             'cells': cells,
         }
         for cell in play(args, machine):
@@ -226,6 +227,45 @@ def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, 
     }
 
 
+def samples_of(args: argparse.Namespace, machine: dict[str, Any]) -> Any:
+    """Latencies by load and share (s), and the fitted model, of a machine as fast as wanted."""
+    from vla_prune_ros.policy.governor import LatencyModel
+
+    unit = 1e3 * args.faster
+    samples = {
+        int(loops): {float(s): [ms / unit for ms in found] for s, found in by.items()}
+        for loops, by in machine['samples_ms'].items()
+    }
+    model = LatencyModel(machine['constant_ms'] / unit, machine['per_row_us'] / 1e3 / unit)
+    return samples, model, {float(share): n for share, n in machine['rows'].items()}
+
+
+def traced(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
+    """Many queries with these latencies while the load changes: no passes, no robot."""
+    from vla_prune_ros.benchmark.contention import settling, trace
+    from vla_prune_ros.policy.governor import Governor
+
+    samples, model, rows = samples_of(args, machine)
+    cells = []
+    for lead in map(int, args.leads.split(',')):
+        for arm in ('governor', *args.shares.split(',')):
+            chooser = Governor(model, rows) if arm == 'governor' else float(arm)
+            steps = trace(samples, rows, TRACE, lead * PERIOD, chooser)
+            found = summary(steps, lead * PERIOD, settling)
+            found['by_loops'] = {
+                str(loops): [
+                    sum(s.seconds > lead * PERIOD for s in own) / len(own),
+                    sum(s.share for s in own) / len(own),
+                ]
+                for loops in sorted({n for n, _ in TRACE})
+                if (own := [s for s in steps if s.loops == loops])
+            }
+            if arm != 'governor' or lead != 6:
+                del found['steps']  # one is enough to look at
+            cells.append({'deadline_ms': 1e3 * lead * PERIOD, 'arm': arm, **found})
+    return {'phases': TRACE, 'faster': args.faster, 'cells': cells}
+
+
 def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The cells of the comparison: deadlines and budgets, over the same initial states."""
     import torch
@@ -234,18 +274,12 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str
     from vla_prune_ros.benchmark.contention import settling
     from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
     from vla_prune_ros.policy import VLAPolicy
-    from vla_prune_ros.policy.governor import Governor, LatencyModel
+    from vla_prune_ros.policy.governor import Governor
     from vla_prune_ros.sim import make_robot
 
     torch.set_num_threads(1)
     policy = VLAPolicy.from_pretrained(weights.directory('tabletop'), args.mode)
-    unit = 1e3 * args.faster
-    samples = {
-        int(loops): {float(s): [ms / unit for ms in found] for s, found in by.items()}
-        for loops, by in machine['samples_ms'].items()
-    }
-    model = LatencyModel(machine['constant_ms'] / unit, machine['per_row_us'] / 1e3 / unit)
-    rows = {float(share): n for share, n in machine['rows'].items()}
+    samples, model, rows = samples_of(args, machine)
     load = Load(EPISODES)
     robot = make_robot('tabletop')
     try:

@@ -36,9 +36,10 @@ def write(result: dict[str, Any], out: Path) -> str:
         ' deadline. Below: the budget.',
         '',
     ]
+    text += _traces(result['traces'], machine)
     if episodes:
         success_picture(episodes['cells'], out / SUCCESS)
-        text += _episodes(episodes, machine)
+        text += _episodes(episodes, machine, result['traces']['faster'])
     page = '\n'.join(text)
     (out / PAGE).write_text(page, encoding='utf-8')
     return page
@@ -92,7 +93,33 @@ def _machine(machine: dict[str, Any]) -> list[str]:
     ]
 
 
-def _episodes(episodes: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+def _traces(traces: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    lines = []
+    for cell in traces['cells']:
+        lines.append([
+            f'{cell["deadline_ms"]:.0f} ms, {_arm(cell["arm"])}',
+            *[f'{100 * missed:.0f} % at {share:.2f}' for missed, share in
+              cell['by_loops'].values()],
+            _settled(cell['settling']),
+            f'{cell["changes"]}',
+        ])  # fmt: skip
+    loops = [*traces['cells'][0]['by_loops']]
+    head = ['deadline, budget', *[f'{n} loops: missed, mean share' for n in loops],
+            'settled after', 'changes of class']  # fmt: skip
+    number = sum(queries for _, queries in traces['phases'])
+    return [
+        '## Traces with these latencies',
+        '',
+        f'{number} queries in phases of {traces["phases"][0][1]}, each as long as one of the'
+        f' samples of `{machine["size"]}` above, divided by {traces["faster"]:g} (a chunk of the'
+        ' embedded policy lasts 400 ms). No passes and no robot here: the rule alone.',
+        '',
+        table(head, lines),
+        '',
+    ]
+
+
+def _episodes(episodes: dict[str, Any], machine: dict[str, Any], faster: float) -> list[str]:
     lines = []
     for cell in episodes['cells']:
         low, high = wilson_interval(cell['successes'], cell['episodes'])
@@ -118,7 +145,7 @@ def _episodes(episodes: dict[str, Any], machine: dict[str, Any]) -> list[str]:
         '',
         f'Closed loop in simulated time: the embedded policy decides, mode `{machine["mode"]}`;'
         ' each of its queries takes as long as one of the samples above with the same budget under'
-        f' the same load, divided by {episodes["faster"]:g} and drawn at random. Busy loops:'
+        f' the same load, divided by {faster:g} and drawn at random. Busy loops:'
         f' {phases}, again and again. A chunk is asked for when as many actions are left as the'
         ' deadline is long; while it is late the robot holds still.'
         f' {episodes["cells"][0]["episodes"]} episodes per cell, the same'
