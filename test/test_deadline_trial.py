@@ -133,8 +133,9 @@ def test_in_a_trace_the_governor_holds_what_can_be_held_with_more_tokens_than_th
         for loops in (0, 1, 3)
     }
     machine = {'constant_ms': 60.0, 'per_row_us': 500.0, 'rows': rows, 'samples_ms': samples}
-    args = deadline.parser().parse_args(['--leads', '8', '--shares', '0.0625,1'])
-    governed, least, dense = deadline.traced(args, machine)['cells']
+    args = deadline.parser().parse_args([])
+    cells = deadline.traced(args, machine)['cells']
+    governed, least, _, _, dense = (c for c in cells if c['deadline_ms'] == 400)
     missed, share = zip(*governed['by_loops'].values(), strict=True)
     assert missed[0] < 0.03 and missed[1] < 0.06
     assert missed[2] == 1.0  # four times 121 ms: nothing fits
@@ -164,7 +165,7 @@ def test_the_trial_runs_and_writes_page_and_pictures(tmp_path, capsys):
         '0.5',
     }
     played = [
-        '--latencies', str(out / 'results.json'), '--leads', '4', '--shares', '0.5',
+        '--latencies', str(out / 'results.json'), '--leads', '4', '--budgets', 'governor,0.5',
         '--episodes', '1', '--out', str(out), '--quiet',
     ]  # fmt: skip
     assert deadline.main(played) == 0

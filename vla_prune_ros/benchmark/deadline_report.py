@@ -14,6 +14,10 @@ from vla_prune_ros.command_line import environment_line
 from vla_prune_ros.evaluation.statistics import wilson_interval
 from vla_prune_ros.evaluation.summary import table
 
+_CROWDED = (
+    '- **More wanted to run than there are cores: the live part below says nothing about an idle'
+    ' machine.**'
+)
 _TRACE = (
     '- the times below are computed, not taken beside loops: processor time of real passes, times'
     ' n + 1 for n busy loops, with a spread of 4 % and half more once in 100'
@@ -73,6 +77,7 @@ def _machine(machine: dict[str, Any]) -> list[str]:
         f'    {machine["command"]}',
         '',
         *([f'- {machine["note"]}'] if machine['note'] else []),
+        *([_CROWDED] if max(machine['load_average']) > environment['cores'] + 2 else []),
         environment_line(environment),
         f'- {environment["cpu"]}; model and busy loops on core {machine["core"]} alone, one'
         f' thread, float32; load average of the whole machine {machine["load_average"][0]:.1f} to'
