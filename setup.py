@@ -20,7 +20,7 @@ EXTRAS = {
     'model': 'base',
     'ros': 'ros',
     'sim': 'sim',
-    'quantization': 'quantization',
+    'kernels': 'kernels',
     'view': 'view',
     'training': 'training',
     'test': 'dev',

@@ -252,3 +252,42 @@ def write_lerobot(folder: Path, version: str, images: bool, episodes: int = 3) -
         for key, frames in zip(KEYS, episode.frames, strict=True) if not images else ():
             write_video(folder / f'videos/chunk-{k // 2:03d}/{key}/episode_{k:06d}.mp4', frames)
     return folder
+
+
+# -- HDF5 --------------------------------------------------------------------------------------
+def write_libero(file: Path, episodes: list[Small]) -> Path:
+    """As `regenerate_libero_dataset.py` writes it; rows of the pictures bottom up."""
+    import h5py
+
+    with h5py.File(file, 'w') as data:
+        for number, episode in enumerate(episodes):
+            group = data.create_group(f'data/demo_{number}')
+            n = len(episode.actions)
+            states = np.random.default_rng(number).normal(0, 0.1, (n, 20))
+            group['actions'], group['states'] = episode.actions, states
+            obs = group.create_group('obs')
+            obs['joint_states'] = states[:, 1:8]
+            obs['ee_states'], obs['gripper_states'] = np.split(episode.proprio, [6], axis=1)
+            obs['agentview_rgb'], obs['eye_in_hand_rgb'] = episode.frames[:, :, ::-1, ::-1]
+    return file
+
+
+def write_aloha(file: Path, number: int = 0, length: int = 9, **changes: object) -> Path:
+    """One episode of two arms; `changes` replace what is at a key, None removes it."""
+    import h5py
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(number)
+    values = {
+        'action': rng.normal(0, 1, (length, 14)).astype(np.float32),
+        'observations/qpos': rng.normal(0, 1, (length, 14)),
+    }
+    frames = small(number, length).frames
+    for view, name in enumerate(('cam_high', 'cam_left_wrist', 'cam_right_wrist')):
+        values[f'observations/images/{name}'] = frames[view % 2].repeat(2, axis=1)
+    with h5py.File(file, 'w') as data:
+        data.attrs['sim'] = False
+        for key, value in (values | changes).items():
+            if value is not None:
+                data[key] = value
+    return file

@@ -8,20 +8,26 @@ switched on before Triton is imported. The interpreter has no correct bfloat16.
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from tiny import inputs, tiny_model
 
-from vla_prune_ros.runtime import engine, fast
+from vla_prune_ros.runtime import engine, fast, images
+from vla_prune_ros.runtime.kernels import pictures
 from vla_prune_ros.runtime.kernels.attention import attention
 from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
 from vla_prune_ros.runtime.kernels.operations import TritonOperations
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
+from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, rescaled, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.runtime.quantization import quantised, quantize
+from vla_prune_ros.vla import jpeg
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.operations import TORCH, rotate, use
+from vla_prune_ros.vla.pictures import crop_table, preprocess_image
 from vla_prune_ros.vla.selection import PassPlan
 
 F = torch.nn.functional
@@ -46,6 +52,15 @@ def close(found, wanted, dtype, factor=1):
     torch.testing.assert_close(found.float(), wanted.float(), rtol=tolerance, atol=tolerance)
 
 
+def close_in_bits(small, wanted):
+    """Whether 8 bits and scales are those of torch; an edge may fall on either side."""
+    values, scales = small
+    exact = quantised(wanted, 'int8')
+    torch.testing.assert_close(scales, exact.scales, rtol=1e-5, atol=0)
+    difference = (values.int() - exact.values.int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.01
+
+
 @pytest.mark.parametrize('with_delta', [True, False])
 @pytest.mark.parametrize(('m', 'd'), SHAPES)
 def test_add_rms_norm(m, d, with_delta, dtype):
@@ -56,7 +71,15 @@ def test_add_rms_norm(m, d, with_delta, dtype):
     assert torch.equal(x, before)
     if with_delta:
         assert torch.equal(delta, total)
-    close(found, F.rms_norm(total.float(), (d,), weight.float(), 1e-6), dtype)
+    wanted = F.rms_norm(total.float(), (d,), weight.float(), 1e-6)
+    close(found, wanted, dtype)
+    if with_delta:
+        delta.copy_(total - x)  # about: the sum is rounded again
+        total = x + delta
+        wanted = F.rms_norm(total.float(), (d,), weight.float(), 1e-6)
+    close_in_bits(
+        add_rms_norm_small(x, delta if with_delta else None, weight, 1e-6, 'int8'), wanted
+    )
 
 
 @pytest.mark.parametrize('kind', ['scaled', 'plain', 'alone'])
@@ -79,6 +102,8 @@ def test_activations(m, width, dtype):
     x, bias = draw(dtype, m, 2 * width), draw(dtype, 2 * width)
     gate, up = x.float().chunk(2, -1)
     close(swiglu(x), F.silu(gate) * up, dtype)
+    small = swiglu_small(x, 'int8')
+    close_in_bits(small, F.silu(gate) * up)
     close(bias_gelu(x.clone(), bias), F.gelu(x.float() + bias.float()), dtype)
 
 
@@ -108,9 +133,43 @@ def test_attention_over_the_first_keys(heads, width, m, live, dtype):
     assert not found[live:].any()
 
 
+def test_products_of_small_numbers_are_rescaled(dtype):
+    whole = torch.randint(-40000, 40000, (5, 1100), dtype=torch.int32, device=DEVICE)
+    rows, columns = (torch.rand(n, 1, device=DEVICE) / 1000 for n in whole.shape)
+    found = rescaled(whole, rows, columns, dtype)
+    assert found.dtype == dtype
+    close(found, TORCH.rescaled(whole, rows, columns, dtype), dtype)
+
+
+# -- pictures -------------------------------------------------------------------------------
+@pytest.mark.parametrize(('height', 'width'), [(16, 16), (17, 33), (3, 5), (1, 1), (40, 24)])
+def test_pictures_to_the_last_bit(height, width):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    frames[1] = (rng.random((height, width, 1)) > 0.5) * 255
+    given = torch.from_numpy(frames).to(DEVICE)
+    decoded = pictures.jpeg_round_trip(given, *jpeg.tables(given.device))
+    assert torch.equal(decoded, jpeg.round_trip(given))
+    rows, columns = (images._taps(n, 24, given.device) for n in (height, width))
+    small = pictures.resize(given, rows, columns)
+    assert torch.equal(small, images.TorchSteps.resize(given, rows, columns))
+    crop = [torch.from_numpy(t).to(DEVICE) for t in crop_table(24)]
+    assert torch.equal(pictures.crop(small, *crop), images.TorchSteps.crop(small, *crop))
+
+
+def test_the_pipeline_with_kernels_gives_the_pictures_of_the_host(monkeypatch):
+    monkeypatch.setenv(fast.VARIABLE, 'triton')
+    pipeline = images.DeviceImages(28, torch.device(DEVICE))
+    pipeline._on_host = False
+    frames = np.random.default_rng(1).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8)
+    for picture, frame in zip(pipeline([*frames]).cpu().numpy(), frames, strict=True):
+        np.testing.assert_array_equal(picture, preprocess_image(frame, 28))
+
+
 # -- the whole network through the same seams ---------------------------------------------------
-def test_the_network_gives_the_same_with_kernels():
-    model = tiny_model(3).to(DEVICE)
+@pytest.mark.parametrize('film', [False, True])
+def test_the_network_gives_the_same_with_kernels(film):
+    model = tiny_model(3, film=film).to(DEVICE)
     model.decoder.fuse()
     ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
     outs = []
@@ -121,6 +180,19 @@ def test_the_network_gives_the_same_with_kernels():
     torch.testing.assert_close(outs[1].actions, outs[0].actions, rtol=0, atol=2e-5)
     torch.testing.assert_close(outs[1].readout, outs[0].readout, rtol=0, atol=2e-4)
     assert not torch.equal(outs[1].readout, outs[0].readout), 'no kernel was used'
+
+
+def test_a_network_in_8_bits_gives_the_same_with_kernels():
+    model = tiny_model(3).to(DEVICE)
+    quantize(model, 'int8')
+    ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
+    outs = []
+    for operations in (TORCH, TritonOperations()):
+        use(model, operations)
+        with torch.inference_mode():
+            outs.append(model(*ask).actions)
+    torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=0.02)
+    assert not torch.equal(outs[1], outs[0]), 'no kernel was used'
 
 
 class Cut:

@@ -16,7 +16,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vla_prune_ros.runtime.kernels import attention, gelu, layer_norm, rms_norm, rope, swiglu
+from vla_prune_ros.runtime.kernels import (
+    attention,
+    gelu,
+    jpeg,
+    layer_norm,
+    resize,
+    rms_norm,
+    rope,
+    small,
+    swiglu,
+)
 
 _STRIDES = (
     'q_head', 'q_row', 'k_head', 'k_row', 'v_head', 'v_row', 'out_head', 'out_row', 'width',
@@ -32,7 +42,23 @@ KERNELS = [
     (gelu.bias_gelu_kernel, {'BLOCK': 1024}, 4),
     (attention.attention_kernel,
      {'ROWS': 64, 'KEYS': 64, 'WIDTH': 128, 'PRECISION': 'tf32'}, 8),
+    *[(kernel, {'BLOCK': 256}, 4) for kernel in (
+        jpeg.brightness_kernel, jpeg.colour_kernel, jpeg.rows_forward_kernel, jpeg.columns_kernel,
+        jpeg.rows_back_kernel, jpeg.rgb_kernel, resize.crop_kernel)],
+    (resize.filter_kernel, {'BLOCK': 256, 'ROUND': True}, 4),
+    (small.add_rms_norm_small_kernel, {'HAS_DELTA': True, 'MOST': 127.0, 'BLOCK': 4096}, 8),
+    (small.swiglu_small_kernel, {'MOST': 127.0, 'BLOCK': 16384}, 16),
+    (small.rescale_kernel, {'BLOCK': 1024}, 4),
 ]  # fmt: skip
+FLOAT8 = [
+    (kernel, {**constants, 'MOST': 448.0}, warps)
+    for kernel, constants, warps in KERNELS
+    if 'MOST' in constants
+]
+# Arguments of the kernels for pictures; numbers not named here or above are i32.
+_PICTURES = {'rgb': '*u8', 'blocks': '*i16', 'divisors': '*i32', 'multipliers': '*i32',
+             'low': '*i64', 'high': '*i64', 'fraction': '*fp32', 'at': '*i64',
+             'weights': '*fp32', 'x': '*u8', 'out': '*u8'}  # fmt: skip
 _TYPES = {'eps': 'fp32', 'scale': 'fp32', 'count': '*i32', 'heads': 'i32', 'rows': 'i32'}
 CAPABILITIES = (80, 86, 87, 89, 90, 100, 120)
 
@@ -40,6 +66,13 @@ CAPABILITIES = (80, 86, 87, 89, 90, 100, 120)
 def type_of(name, constants, kernel):
     if name in constants:
         return 'constexpr'
+    if kernel.__module__.endswith(('jpeg', 'resize')):
+        return _PICTURES.get(name, 'i32')
+    if name in ('out', 'scales') and kernel.__module__.endswith('small'):
+        small_type = {127.0: '*i8', 448.0: '*fp8e4nv'}.get(constants.get('MOST'), '*bf16')
+        return '*fp32' if name == 'scales' else small_type
+    if name in ('whole', 'rows', 'columns') and kernel.__module__.endswith('small'):
+        return '*i32' if name == 'whole' else '*fp32'
     if name == 'scale' and kernel is layer_norm.add_scale_layer_norm_kernel:
         return '*bf16'
     return _TYPES.get(name, 'i32' if name in _STRIDES else '*bf16')
@@ -52,13 +85,15 @@ def build(kernel, constants, warps, capability):
     whole = {
         (i,): [['tt.divisibility', 16]]
         for i, name in enumerate(names)
-        if signature[name].startswith('*') or name in _STRIDES
+        if signature[name].startswith('*')
+        or (name in _STRIDES and signature[name] == 'i32' and 'at' not in names)
     }
     values = {(names.index(name),): value for name, value in constants.items()}
+    exact = kernel.__module__.endswith('resize')
     return triton.compile(
         ASTSource(kernel, signature, constexprs=values, attrs=whole),
         target=GPUTarget('cuda', capability, 32),
-        options={'num_warps': warps, 'num_stages': 2},
+        options={'num_warps': warps, 'num_stages': 2, 'enable_fp_fusion': not exact},
     )
 
 
@@ -76,6 +111,8 @@ def spilled(cubin):
 
 if __name__ == '__main__':
     for capability in map(int, sys.argv[1:] or CAPABILITIES):
-        for kernel, constants, warps in KERNELS:
+        for kernel, constants, warps in KERNELS + FLOAT8 * (capability >= 89):
             made = build(kernel, constants, warps, capability)
+            if kernel.__module__.endswith('resize'):  # another rounding, other pictures
+                assert 'fma.rn.f32' not in made.asm['ptx'], kernel.__name__
             print(capability, kernel.__name__, made.metadata.shared, *spilled(made.asm['cubin']))

@@ -161,6 +161,8 @@ def test_actions_count_from_the_observation_that_the_chunk_answers():
     play = InPlay()
     assert play.left is None
     play.published(10 * PERIOD, 8)
+    play.told(tick(11 * PERIOD))
+    assert play.left is None  # nobody tells what is executed
     play.told(tick(12 * PERIOD, [FAST] * 5))  # three of them ended before the observation
     assert play.left == 6
     play.told(tick(18 * PERIOD, [FAST] * 6))

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from bag_tools import replay
+from bag_tools import PUT, replay, rewrite
 from conftest import die_with_parent, patience
 from faults import FaultPeer
 from test_nodes_policy import arguments
@@ -25,6 +25,9 @@ from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import recorded_track
 from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.ros import messages as m
+from vla_prune_ros.vla.checkpoint import save_pretrained
+from vla_prune_ros.vla.sizes import random_model
+from vla_prune_ros.vla.tokenizer import build_tokenizer
 
 SETTINGS = {
     'default_instruction': 'wave', 'pruning__mode': 'fastv', 'diagnostic_updater__period': 0.2,
@@ -153,13 +156,47 @@ def test_decisions_are_in_the_bag_and_a_replay_takes_the_same_bit_for_bit(
 
     common = ('--namespace', namespace, '--checkpoint', str(checkpoint), '--instruction', 'wave')
     exactly = ('--atol', '0', '--jaccard', '1', '--count', '0', '--gripper', '0')
-    result = replay(capsys, tmp_path, tmp_path / 'bag', *common, *exactly)
+    result = replay(capsys, tmp_path, tmp_path / 'bag', *common, *exactly, '--audit')
     assert result.code == 0, result.text
     assert [v['passed'] for v in result.verdict['verdicts']] == [True, True]  # T0, T1
     assert max(t['max_diff_normalised'] for t in result.ticks) == 0.0
+    found = [line for line in result.lines if line['type'] == 'audit']
+    assert found[1]['published'] > 0 and found[1]['largest'] == 0.0
+    audited = [t['audit'] for t in result.ticks if t['tier'] == 'T1']
+    assert len(audited) == 22 and max(a['overall'] for a in audited) > 0 == audited[0]['overall']
     capsys.readouterr()
     over_dds = replay(capsys, tmp_path, tmp_path / 'bag', *common, *exactly, '--tiers', 'T2')
     assert over_dds.code == 0, over_dds.text
+
+
+def test_deviations_over_a_bag_are_held_against_the_outcomes_of_its_episodes(capsys, tmp_path):
+    seen = []
+
+    def with_episodes(topic, received, message):
+        yield topic, received, message
+        if topic == '/action_chunk':
+            seen.append(m.to_ns(message.header.stamp))
+            if len(seen) in (4, 8):
+                result = {'state': 'done', 'result': 'success' if len(seen) == 4 else 'step_limit'}
+                yield '/sim_bridge/episode', received, m.values_message('e', result, seen[-1])
+
+    bag = rewrite(PUT, tmp_path / 'bag', with_episodes)
+    arguments = ('--modes', 'fastv', '--compare', 'none', '--tiers', 'T1', '--audit')
+    result = replay(capsys, tmp_path, bag, *arguments)
+    assert result.code == 0, result.text
+    none, fastv = (line for line in result.lines if line['type'] == 'audit')
+    assert none['track'] == 'none' and none['deviation']['overall'] == 0.0
+    assert (fastv['outcomes'], fastv['episodes'], fastv['failures']) == (2, 2, 1)
+    assert fastv['queries'] == 8 and fastv['deviation']['overall'] > 0
+    assert fastv['auroc']['mean overall']['value'] in (0.0, 1.0)
+    assert 'What pruning changed' in result.text and 'AUROC' in result.text
+    ticks = [t for t in result.ticks if t['track'] == 'fastv']
+    assert len(ticks) == 12 and all(t['audit']['translation'] > 0 for t in ticks)
+    plain = replay(capsys, tmp_path, bag, *arguments[:-1])
+    assert not any(line['type'] == 'audit' for line in plain.lines)
+    for audited, other in zip(result.ticks, plain.ticks, strict=True):
+        assert audited['max_diff'] == other['max_diff']
+    assert replay(capsys, tmp_path, bag, '--audit', '--tiers', 'T0').code == 2
 
 
 class Burn:
@@ -183,13 +220,12 @@ class Burn:
 def test_under_load_on_its_core_it_takes_fewer_tokens_and_comes_back(
     ros, start, namespace, tmp_path
 ):
-    """The published layout at size `small`, a real busy loop beside it, a real deadline."""
-    from vla_prune_ros.benchmark.startup import _random_checkpoint
-
-    folder = _random_checkpoint('small', None, tmp_path)
+    """Layers of the published shape, a real busy loop on their core, a real deadline."""
+    build_tokenizer(['wave'], tmp_path)
+    save_pretrained(random_model('small', n_layers=4), tmp_path)
     core = sorted(os.sched_getaffinity(0))[-1]
-    settings = SETTINGS | {'pruning__mode': 'fastv', 'max_observation_age': 0.0}
-    process = start('policy_node', *arguments(folder, namespace, **settings))
+    settings = SETTINGS | {'pruning__mode': 'random', 'max_observation_age': 0.0}
+    process = start('policy_node', *arguments(tmp_path, namespace, **settings))
     os.sched_setaffinity(process.popen.pid, {core})
     peer = FaultPeer(namespace)
     peer.wait_until_active(process, 180)

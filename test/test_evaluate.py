@@ -52,7 +52,7 @@ def test_a_run_writes_all_its_files_and_a_second_one_only_reads_them(command, tm
     assert results['entries'][1]['paired']['n'] == 3
     assert len(results['run']['sha256']) == 64
     assert 'initial states 4 to 5 of 50' in (out / 'report.md').read_text()
-    for name in ('summary.csv', 'episodes.csv', 'success_against_tokens.png', 'actions.png'):
+    for name in ('summary.csv', 'episodes.csv', 'success_against_flops.png', 'actions.png'):
         assert (out / name).stat().st_size > 0
     before, log = outcomes(out), (out / 'episodes.jsonl').read_bytes()
     assert evaluate.main(command) == 0

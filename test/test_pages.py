@@ -102,3 +102,6 @@ def test_the_mode_that_the_page_for_contributors_adds_works(monkeypatch, checkpo
     middle = {r * side + c for r in (side // 2 - 1, side // 2) for c in (side // 2 - 1, side // 2)}
     first = {int(k) - 1 for k in chunk.kept if k - 1 < side * side}
     assert first == middle
+    policy.set_budget(0.25)
+    chunk = policy.step(observation())
+    assert len(chunk.kept) == chunk.n_visual // 4

@@ -120,6 +120,40 @@ def test_a_stage_that_cannot_be_recorded_runs_eagerly_and_says_why():
     assert stages.said == 'plain: no recording today'
 
 
+class Spoilt(RecordedOperations):
+    """After a recording that broke off it records no more, like a pool of CUDA graphs."""
+
+    broken = False
+
+    def capture(self, work, written=()):
+        if self.broken:
+            raise RuntimeError('the pool is spoilt')
+        try:
+            return super().capture(work, written)
+        except RuntimeError:
+            self.broken = True
+            raise
+
+
+@dataclass(frozen=True)
+class Asks(Add):
+    """Reads a value, which no graph can."""
+
+    def work(self, network, space):
+        return [space + int(space.sum()) + self.number]
+
+
+def test_a_failed_recording_spoils_no_other_and_is_tried_once():
+    stages = Stages(Spoilt, 9, 1 << 20)
+    x = torch.ones(1)
+    with torch.inference_mode():
+        for stage, result in ((Add(1), 2), (Asks(1), 3), (Add(1), 2), (Add(2), 3), (Asks(1), 3)):
+            assert stages.run(None, x, stage)[0].item() == result
+            assert stages.run(None, x, stage)[0].item() == result
+    assert (stages.captures, stages.fallbacks) == (3, 4)  # Add(1) was recorded again
+    assert 'needs the host' in stages.last_fallback and not stages.backend.broken
+
+
 def test_the_least_recently_used_stage_goes_first():
     stages = Stages(RecordedOperations, 2, 1 << 20)
     x = torch.ones(1)

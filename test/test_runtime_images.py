@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_checkpoint
 
+from vla_prune_ros.policy import VLAPolicy
+from vla_prune_ros.runtime import images
 from vla_prune_ros.runtime.images import DeviceImages
 from vla_prune_ros.vla.pictures import preprocess_image
 
@@ -41,6 +44,37 @@ def test_pictures_equal_those_of_the_host(size, device):
             np.testing.assert_array_equal(picture, preprocess_image(frame, size), str(shape))
 
 
+def test_frames_of_several_sizes_and_jpeg_in_whole_numbers(monkeypatch):
+    monkeypatch.setattr(images, 'has_decoder', lambda: False)
+    pipeline = DeviceImages(56, torch.device('cpu'))
+    given = [frames(60, 50)[0], frames(33, 90)[1], frames(60, 50)[2]]
+    for picture, frame in zip(pipeline(given).numpy(), given, strict=True):
+        np.testing.assert_array_equal(picture, preprocess_image(frame, 56))
+
+
+def test_a_decoder_of_another_kind_keeps_jpeg_on_the_host(monkeypatch):
+    assert images.decoder_agrees()
+    monkeypatch.setattr(images, 'decoder_agrees', lambda: False)
+    monkeypatch.setattr(images, 'round_trip', lambda x: pytest.fail('another decoder'))
+    monkeypatch.setattr(images, 'has_decoder', lambda: False)
+    (frame, *_) = frames(60, 50)
+    monkeypatch.setattr(images, 'jpeg_round_trip', lambda image: image)
+    assert DeviceImages(56, torch.device('cpu'))([frame]).shape == (1, 56, 56, 3)
+
+
 def test_malformed_frames_are_refused():
     with pytest.raises(ValueError, match='uint8'):
         DeviceImages(56, torch.device('cpu'))([np.zeros((8, 8, 3))])
+
+
+@pytest.mark.parametrize('pipeline', ['exact', 'device'])
+def test_cameras_that_were_never_compressed_are_not(pipeline, tmp_path):
+    settings = {'image_pipeline': pipeline, 'jpeg': False}
+    policy = VLAPolicy.from_pretrained(tiny_checkpoint(tmp_path), **settings)
+    given = frames(60, 50)[:2]
+    found = torch.as_tensor(policy._pictures(given)).numpy()
+    for picture, frame in zip(found, given, strict=True):
+        np.testing.assert_array_equal(picture, preprocess_image(frame, 56, jpeg=False))
+        assert (picture != preprocess_image(frame, 56)).any()
+    assert policy.info()['jpeg'] is False
+    assert VLAPolicy.from_pretrained(tmp_path).info()['jpeg'] is True

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy with every runtime, image pipeline and type of weights."""
 
-import builtins
 import copy
 import os
 import resource
@@ -20,6 +19,7 @@ from vla_prune_ros import weights
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import MODES
 from vla_prune_ros.runtime.engine import BACKENDS, RUNTIMES
+from vla_prune_ros.runtime.quantization import SmallLinear, quantised, quantize
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.processor import pixel_values
 
@@ -149,19 +149,6 @@ def test_fp8_says_what_it_needs(directory):
         load(directory, quantization='fp8')
 
 
-def test_quantization_without_its_library_says_what_to_install(directory, monkeypatch):
-    real = builtins.__import__
-
-    def without_torchao(name, *args, **kwargs):
-        if name.split('.')[0] == 'torchao':
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, '__import__', without_torchao)
-    with pytest.raises(ValueError, match=r'pip install -r requirements/quantization\.txt'):
-        load(directory, quantization='int8')
-
-
 def golden_error(model):
     """Largest difference from the authors' normalised actions, which are within about -1..1."""
     errors = []
@@ -187,19 +174,40 @@ def golden_model(tmp_path_factory):
 
 @pytest.mark.parametrize(('dtype', 'bound'), [(torch.float32, 0.05), (torch.bfloat16, 0.06)])
 def test_int8_stays_near_the_golden_actions(golden_model, dtype, bound):
-    pytest.importorskip('torchao')
-    from vla_prune_ros.runtime.quantization import quantize
-
     model = copy.deepcopy(golden_model).to(dtype)
     quantize(model, 'int8')
     assert 1e-4 < golden_error(model) < bound
 
 
+def test_a_product_of_8_bit_numbers_is_that_of_what_they_stand_for():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(40, 24, bias=False)
+    small, x = SmallLinear(linear, 'int8'), torch.randn(2, 5, 40)
+    rows = quantised(x, 'int8')
+    assert rows.values.dtype == small.weight.dtype == torch.int8
+    assert rows.values.abs().amax(1).tolist() == [127] * 10
+    meant = (rows.values * rows.scales).view(2, 5, 40) @ (small.weight * small.scales).t()
+    torch.testing.assert_close(small(x), meant)
+    assert torch.equal(small(rows), small(x))
+    assert not quantised(torch.zeros(1, 4), 'int8').values.any()
+    error = (small(x) - linear(x)).norm() / linear(x).norm()
+    assert 1e-4 < error < 0.02
+
+
+def test_every_product_of_the_decoder_is_in_8_bits(golden_model):
+    model = copy.deepcopy(golden_model)
+    quantize(model, 'int8')
+    linears = [m for m in model.decoder.layers.modules() if isinstance(m, torch.nn.Linear)]
+    assert not linears
+    wide = sum(p.numel() for p in golden_model.decoder.layers.parameters())
+    small = [m for m in model.decoder.layers.modules() if isinstance(m, SmallLinear)]
+    assert len(small) == 4 * len(model.decoder.layers)
+    held = sum(m.weight.numel() * m.weight.element_size() for m in small)
+    assert 0.95 * wide < held <= wide
+
+
 @pytest.mark.gpu
 def test_fp8_stays_near_the_golden_actions(golden_model):
-    pytest.importorskip('torchao')
-    from vla_prune_ros.runtime.quantization import quantize
-
     model = copy.deepcopy(golden_model).to('cuda', torch.bfloat16)
     quantize(model, 'fp8')
     assert 1e-4 < golden_error(model) < 0.3
@@ -207,7 +215,6 @@ def test_fp8_stays_near_the_golden_actions(golden_model):
 
 @pytest.mark.parametrize('mode', ['none', 'specprune', 'lightvla', 'vla_cache'])
 def test_quantised_weights_prune_and_record_like_others(directory, mode):
-    pytest.importorskip('torchao')
     plain = episode(load(directory, mode, quantization='int8', runtime='plain'))
     recorded = episode(load(directory, mode, quantization='int8', runtime='graphs'))
     exact = episode(load(directory, mode))
@@ -271,7 +278,6 @@ def test_a_gpu_answers_like_its_plain_network(directory, mode, settings):
 @pytest.mark.gpu
 @pytest.mark.parametrize('mode', ['none', 'specprune'])
 def test_quantised_weights_are_recorded_on_a_gpu(directory, mode):
-    pytest.importorskip('torchao')
     place = {'device': 'cuda', 'dtype': 'bfloat16', 'quantization': 'int8'}
     policy = load(directory, mode, **place)
     for a, b in zip(

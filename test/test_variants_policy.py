@@ -88,6 +88,14 @@ def test_another_instruction_modulates_recorded_towers_anew(directories, monkeyp
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize('name', ['libero_tokens', 'aloha', 'film'])
+def test_an_audit_of_a_variant(directories, name):
+    policy = VLAPolicy.from_pretrained(directories(name), 'grid')
+    policy.step(observation(config=policy.config))
+    found = policy.audit()
+    assert found is not None and found.overall > 0
+
+
 @pytest.mark.parametrize(('name', 'cameras'), [('libero', ('agentview',)), ('aloha', ('a', 'b'))])
 def test_another_number_of_cameras_is_refused(directories, name, cameras):
     with pytest.raises(ValueError, match=r'the checkpoint is for \d camera'):

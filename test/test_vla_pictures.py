@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from vla_prune_ros.vla import jpeg, pictures
 from vla_prune_ros.vla.pictures import (
     centre_crop,
     crop_table,
@@ -71,10 +73,30 @@ def test_damaged_jpeg_is_refused(frames):
             decode_jpeg(data)
 
 
-def test_without_the_decoder_there_are_no_other_pictures(frames, monkeypatch):
+def test_without_the_decoder_the_pictures_are_the_same(frames, monkeypatch):
+    wanted = preprocess_image(frames['raw'][0])
+    monkeypatch.setattr(pictures, 'has_decoder', lambda: False)
     monkeypatch.setitem(sys.modules, 'simplejpeg', None)
+    np.testing.assert_array_equal(preprocess_image(frames['raw'][0]), wanted)
     with pytest.raises(ModuleNotFoundError, match='pip install simplejpeg'):
-        preprocess_image(frames['raw'][0])
+        decode_jpeg(encode_jpeg(frames['raw'][0]))
+
+
+@pytest.mark.parametrize('width', [1, 3, 5, 16, 33, 250, 256])
+@pytest.mark.parametrize('height', [1, 2, 8, 17, 100])
+def test_a_round_trip_in_whole_numbers_has_the_bits_of_the_library(height, width):
+    rng = np.random.default_rng(height * 1000 + width)
+    noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    board = np.add.outer(np.arange(height), np.arange(width)) % 2 * 255  # overflows 16 bits
+    given = [
+        noise,
+        (noise > 127) * np.uint8(255),
+        np.repeat(board[..., None], 3, 2).astype(np.uint8),
+        np.broadcast_to(noise[0, 0], noise.shape),
+    ]
+    ours = jpeg.round_trip(torch.from_numpy(np.stack(given))).numpy()
+    for own, picture in zip(ours, given, strict=True):
+        np.testing.assert_array_equal(own, decode_jpeg(encode_jpeg(picture)))
 
 
 @pytest.mark.parametrize('before', [1, 2, 57, 96, 223, 256, 480, 640, 1080])

@@ -20,6 +20,7 @@ VERBS = {
     'shifts': ('vla_prune_ros.evaluation.shifts', 'worlds that differ from the suite'),
     'bench': ('vla_prune_ros.benchmark.bench', 'latency of pruning modes, by stage'),
     'gpu_check': ('vla_prune_ros.benchmark.gpu_check', 'tests and times of a GPU, unattended'),
+    'deadline': ('vla_prune_ros.benchmark.deadline', 'governor against fixed budgets under load'),
     'latency': ('vla_prune_ros.trials.latency_sweep', 'success in real time against latency'),
     'realtime': ('vla_prune_ros.trials.realtime', 'both nodes in real time on a few cores'),
     'overhead': ('vla_prune_ros.trials.overhead', 'what the node adds to a direct call'),
@@ -47,6 +48,9 @@ NODES = (
     'sim_bridge',
 )  # they end with 0 when they are told to
 
+# What a verb can do with rooms above its own: modules whose `register` is called before it.
+BEFORE = {'train': ('vla_prune_ros.bags.demonstrations',)}
+
 
 def usage() -> str:
     """The help text."""
@@ -71,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before torch is loaded: threads of OpenMP that spin while they wait take the cores from
         # the robot's other processes, which then hold up the thread that all the others wait for.
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    for name in BEFORE.get(verb, ()):
+        importlib.import_module(name).register()
     return importlib.import_module(VERBS[verb][0]).main(rest) or 0
 
 

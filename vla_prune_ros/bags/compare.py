@@ -29,6 +29,8 @@ class TickOutput:
         reset_reason: why the history was empty before; '' if it was not.
         timing: stage -> ms.
         inputs: digest of what the policy saw and was told since the last tick; '' if unknown.
+        audit: deviation from the dense policy by group of dimensions, and `overall`; empty if it
+            was not looked for.
     """
 
     stamp: int
@@ -39,6 +41,7 @@ class TickOutput:
     reset_reason: str = ''
     timing: dict[str, float] = field(default_factory=dict)
     inputs: str = ''
+    audit: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class TickComparison:
     jaccard: float | None = None
     reset_reason: str = ''
     timing: dict[str, float] = field(default_factory=dict)
+    audit: dict[str, float] = field(default_factory=dict)
     problem: str = ''
 
     def record(self) -> dict[str, Any]:
@@ -151,6 +155,7 @@ def _compare(
         'n_visual': output.n_visual,
         'reset_reason': output.reset_reason,
         'timing': output.timing,
+        'audit': output.audit,
     }
     if reference is None:
         problem = 'a chunk that the reference does not have'

@@ -113,15 +113,23 @@ class Bag:
             if key.startswith(LOST) and value.isdigit():
                 self.lost[key.removeprefix(LOST)] += int(value)
 
-    def messages(self, topics: Collection[str] | None = None) -> Iterator[Entry]:
+    def messages(
+        self, topics: Collection[str] | None = None, since: int = 0, until: int | None = None
+    ) -> Iterator[Entry]:
         """The messages of some topics, or of all, in the order in which they were published.
+
+        Args:
+            topics: names; None: all.
+            since: time of publishing, ns, from which on all are there; some earlier ones may be.
+            until: and up to which, later ones likewise.
 
         Raises:
             BagError: the bag turns out to be damaged on the way.
         """
+        end = None if until is None else until + ON_THE_WAY  # recorded later than published
         try:
             for part in self._parts:
-                yield from as_published(part.recorded(topics))
+                yield from as_published(part.recorded(topics, since, end))
         except (GeneratorExit, BagError):
             raise
         except Exception as error:
@@ -175,9 +183,12 @@ class _Mcap:
             if record.name == NOTES:
                 self.notes |= record.metadata
 
-    def recorded(self, topics: Collection[str] | None) -> Iterator[Recorded]:
-        """Messages in the order of their recording."""
-        for _, channel, message in self._reader.iter_messages(topics):
+    def recorded(
+        self, topics: Collection[str] | None, since: int, end: int | None
+    ) -> Iterator[Recorded]:
+        """Messages in the order of their recording, of that time."""
+        span = {'starting_at': since, 'ending_before': end}
+        for _, channel, message in self._reader.iter_messages(topics, **span):
             yield _recorded(channel.topic, message)
 
 
@@ -192,10 +203,12 @@ class _Other:
             self.counts[connection.topic] += connection.msgcount
         self.notes: dict[str, str] = {}
 
-    def recorded(self, topics: Collection[str] | None) -> Iterator[Recorded]:
-        """Messages in the order of their recording."""
+    def recorded(
+        self, topics: Collection[str] | None, since: int, end: int | None
+    ) -> Iterator[Recorded]:
+        """Messages in the order of their recording, of that time."""
         chosen = [c for c in self._reader.connections if topics is None or c.topic in topics]
-        for connection, time, data in self._reader.messages(chosen) if chosen else ():
+        for connection, time, data in self._reader.messages(chosen, since, end) if chosen else ():
             yield time, Entry(connection.topic, time, bytes(data))
 
 
@@ -239,9 +252,17 @@ class _Salvaged:
         elif isinstance(record, Metadata) and record.name == NOTES:
             self.notes |= record.metadata
 
-    def recorded(self, topics: Collection[str] | None) -> Iterator[Recorded]:
-        """Messages in the order of their recording."""
-        chosen = (found for found in self.found if topics is None or found[1].topic in topics)
+    def recorded(
+        self, topics: Collection[str] | None, since: int, end: int | None
+    ) -> Iterator[Recorded]:
+        """Messages in the order of their recording, of that time."""
+        chosen = (
+            (time, entry)
+            for time, entry in self.found
+            if (topics is None or entry.topic in topics)
+            and since <= time
+            and (end is None or time < end)
+        )
         return iter(sorted(chosen, key=lambda found: found[0]))
 
 

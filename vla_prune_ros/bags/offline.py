@@ -27,6 +27,7 @@ from vla_prune_ros.bags.files import file_digest
 from vla_prune_ros.bags.settings import MODEL, VARIANT, policy_config
 from vla_prune_ros.bags.streams import STATES
 from vla_prune_ros.bags.tracks import Moment, Track
+from vla_prune_ros.evaluation.auditing import OVERALL
 from vla_prune_ros.execution.executed import Executed
 from vla_prune_ros.nodes.policy.answering import observation_of, publishable
 from vla_prune_ros.nodes.policy.assembler import MatchedSet
@@ -65,6 +66,7 @@ class Setup:
     runtime: str = 'auto'
     quantization: str = 'none'
     image_pipeline: str = 'exact'
+    jpeg: bool = True
     others: tuple[tuple[str, Any], ...] = ()  # parameters of the variant and their values
 
     @property
@@ -177,8 +179,10 @@ def run(
     ticks: Iterable[Tick],
     schedule: Schedule,
     setup: Setup,
+    *,
+    audit: bool = False,
 ) -> Iterator[tuple[TickOutput, Moment]]:
-    """Answer ticks one after another, from a policy without a history."""
+    """Answer ticks one after another, from a policy without a history; see `answer`."""
     policy.set_pruning('none')
     policy.reset('start')
     for index, tick in enumerate(ticks):
@@ -187,15 +191,19 @@ def run(
             policy.reset('reset')
         policy.set_pruning(moment.mode, **moment.options)
         yield (
-            answer(policy, values_of(tick), setup),
+            answer(policy, values_of(tick), setup, audit=audit),
             replace(moment, options=dict(policy.settings.options)),
         )
 
 
-def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
-    """The chunk for a tick, as the node would publish it."""
+def answer(policy: Any, tick: Tick, setup: Setup, *, audit: bool = False) -> TickOutput:
+    """The chunk for a tick, as the node publishes it, and with `audit` what pruning changed."""
     chunk = policy.step(observation_of(policy, tick, setup.cameras))
     actions, _ = publishable(chunk.actions, setup.config, setup.period)
+    deviation = {}
+    if audit:
+        found = policy.audit(steps=policy.requery_after(actions))
+        deviation = {**found.groups, OVERALL: found.overall}
     return TickOutput(
         tick.observation.stamp,
         chunk.mode,
@@ -205,6 +213,7 @@ def answer(policy: Any, tick: Tick, setup: Setup) -> TickOutput:
         chunk.reset_reason or '',
         dict(chunk.timing),
         inputs_digest(tick),
+        deviation,
     )
 
 
@@ -230,6 +239,7 @@ def run_track(
     progress: Callable[[], None] = lambda: None,
     *,
     by_messages: bool = False,
+    audit: bool = False,
 ) -> Track:
     """T1: all ticks of a bag; T0, `by_messages`: with everything made a message and read again."""
     ticks = (
@@ -238,7 +248,7 @@ def run_track(
         else feed
     )
     pairs = []
-    for output, moment in run(policy, ticks, schedule, setup):
+    for output, moment in run(policy, ticks, schedule, setup, audit=audit):
         if by_messages:
             names = setup.config.action.names
             chunk = chunk_message(output.actions, output.stamp, setup.period, names=names)

@@ -18,6 +18,10 @@ class UsageError(ValueError):
     """Arguments that do not make sense; the text says why."""
 
 
+class ReplayError(RuntimeError):
+    """A replay that cannot be done as asked; the text says why and what to do."""
+
+
 def chosen_tracks(
     args: argparse.Namespace, checkpoint: str, has_recorded: bool
 ) -> dict[str, Entry | None]:

@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
         '--switch', action='append', default=[], metavar='TICK=MODE',
         help='another mode from this tick on (from 0), in every run',
     )  # fmt: skip
+    p.add_argument(
+        '--audit', action='store_true',
+        help='T1: run every observation dense, too, and say what pruning changed',
+    )  # fmt: skip
     p.add_argument('--out', type=Path, default=None, help='new folder; default out/replay/BAG')
     p.add_argument('--no-plots', action='store_true', help='no pictures of the actions')
     p.add_argument('--update-golden', action='store_true', help='show the differences, then write')
@@ -117,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif 'T2' in tiers:
         isolate(None)
     from vla_prune_ros.bags.graph import GraphError
-    from vla_prune_ros.bags.run import Replay, ReplayError
+    from vla_prune_ros.bags.plan import ReplayError
+    from vla_prune_ros.bags.run import Replay
 
     try:
         return Replay(args, argv, tiers).run()
@@ -153,6 +158,8 @@ def check(args: argparse.Namespace) -> list[str]:
     for name, value in (limits | {'count': args.count}).items():
         if value is not None and not value >= 0:
             raise UsageError(f'--{name} {value} is not a tolerance')
+    if args.audit and 'T1' not in tiers:
+        raise UsageError('--audit goes with T1')
     if args.update_golden and 'T1' not in tiers:
         raise UsageError('--update-golden takes the values of T1')
     if args.dry_run and not args.update_golden:

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_prune_ros.bags import report
+from vla_prune_ros.bags.auditing import audit_report
 from vla_prune_ros.bags.compare import (
     TickComparison,
     Tolerance,
@@ -36,7 +37,7 @@ from vla_prune_ros.bags.offline import (
     run_track,
     setup_of,
 )
-from vla_prune_ros.bags.plan import GOLDEN, chosen_switches, chosen_tracks
+from vla_prune_ros.bags.plan import GOLDEN, ReplayError, chosen_switches, chosen_tracks
 from vla_prune_ros.bags.settings import chosen_parameters, device_of, said_by
 from vla_prune_ros.bags.streams import FeedSettings
 from vla_prune_ros.bags.tracks import (
@@ -48,10 +49,6 @@ from vla_prune_ros.bags.tracks import (
     start_of,
     write_golden,
 )
-
-
-class ReplayError(RuntimeError):
-    """A replay that cannot be done as asked; the text says why and what to do."""
 
 
 class Replay:
@@ -258,12 +255,14 @@ class Replay:
                 )  # fmt: skip
             compared[name] = self._compare('T1', name, track, reference)
         print(f'\n{report.difference_table(compared, names)}\n')
+        if self.args.audit:
+            print(audit_report(self.bag, self.settings, self.results, self.lines))
         if self.args.update_golden:
             self._update_golden()
 
     def _offline(self, name: str) -> Track:
         if name not in self.results:
-            self.results[name] = self._run(name, 'T1')
+            self.results[name] = self._run(name, 'T1', audit=self.args.audit)
             if not self.results[name].outputs:
                 raise ReplayError('\n'.join([self.feed.nothing(), *self.feed.warnings()]))
         return self.results[name]

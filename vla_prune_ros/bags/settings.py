@@ -16,7 +16,8 @@ from vla_prune_ros.ros.parameters import ParameterError, Spec
 
 MODEL = (
     *('device', 'dtype', 'unnorm_key', 'readout_start', 'torch_threads', 'runtime'),
-    *('quantization', 'image_pipeline', 'cameras', 'finger_joints', 'control_rate', 'max_gap'),
+    *('quantization', 'image_pipeline', 'jpeg', 'cameras', 'finger_joints', 'control_rate'),
+    'max_gap',
 )
 VARIANT = (
     *('variant', 'state.kind', 'state.joints', 'action.kind', 'action.joints', 'action.units'),
@@ -29,6 +30,7 @@ SAID = (
     'control_rate',
     'quantization',
     'image_pipeline',
+    'jpeg',
     'cameras',
     *VARIANT,
 )  # what a recording says of itself

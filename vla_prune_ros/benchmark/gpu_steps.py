@@ -181,6 +181,8 @@ def _steps() -> list[Step]:
              _of_single),
         Step('attention', 'attention by shape and backend', 40, _measure('attention'),
              _of_single),
+        Step('elementwise', 'kernels against torch between the products', 40,
+             _measure('elementwise'), _of_single),
         Step('pictures', 'frames to policy images', 30, _measure('pictures'), _of_single),
         Step('read', 'what one count costs that the host must know', 20, _measure('read'),
              _of_single),

@@ -165,6 +165,48 @@ def attention(config: OpenVLAConfig, device: torch.device) -> Iterator[Row]:
                     yield {**row, 'us': '-', 'error': '-'}
 
 
+def elementwise(config: OpenVLAConfig, device: torch.device) -> Iterator[Row]:
+    """What happens between the products, in torch and in kernels, and how far they are apart."""
+    from vla_prune_ros.runtime.fast import operations_for
+    from vla_prune_ros.vla.decoder import RMSNorm, rope_table
+    from vla_prune_ros.vla.operations import TORCH
+
+    llama, tower, dtype = config.llama, config.featurizer, _dtype(device)
+    d, heads = llama.hidden_size, llama.n_heads
+    norm = RMSNorm(d, llama.norm_eps).to(device, dtype)
+    layer_norm = torch.nn.LayerNorm(tower.dim).to(device, dtype)
+    inward = torch.nn.Linear(tower.dim, tower.mlp_hidden).to(device, dtype)
+    ways = {ops.name: ops for ops in (TORCH, operations_for(device))}
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, device=device).to(dtype)
+
+    def calls(ops: Any, rows: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+        """Of every operation; what is written in place starts anew each time."""
+        torch.manual_seed(rows)
+        x, delta, qkv = draw(rows, d), draw(rows, d), draw(rows, 3 * d)
+        packed, picture = draw(rows, 2 * llama.mlp_hidden), draw(rows, tower.dim)
+        table = rope_table(torch.arange(rows, device=device), llama.head_dim, 1e4, dtype)
+        parts = qkv.view(1, rows, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        live = torch.tensor([rows - 9], dtype=torch.int32, device=device)
+        bias = torch.zeros(1, 1, 1, rows, device=device, dtype=dtype)
+        bias[..., rows - 9 :] = -torch.inf
+        yield 'sum and norm', lambda: ops.add_norm(x, delta.clone(), norm)[1]
+        yield 'rotary', lambda: ops.rotated(qkv.clone(), table, heads)[0]
+        yield 'swiglu', lambda: ops.swiglu(packed.clone(), norm)
+        yield 'attention to a count', lambda: ops.attention(*parts, bias, live)[:, : rows - 9]
+        yield 'layer norm', lambda: ops.add_layer_norm(picture, None, None, layer_norm)[1]
+        yield 'product and gelu', lambda: ops.linear_gelu(picture, inward)
+
+    for rows in (167, 293, 601):
+        exact = {name: call().float() for name, call in calls(TORCH, rows)}
+        for way, ops in ways.items():
+            for name, call in calls(ops, rows):
+                error = float((call().float() - exact[name]).norm() / exact[name].norm())
+                yield {'operation': name, 'rows': rows, 'way': way,
+                       'us': 1e6 * seconds_of(call, device), 'against torch': error}  # fmt: skip
+
+
 def pictures(config: OpenVLAConfig, device: torch.device) -> Iterator[Row]:
     """Two camera frames of noise to policy images, ms, and whether they are the host's."""
     from vla_prune_ros.runtime.images import DeviceImages
@@ -253,7 +295,7 @@ def _wait(device: torch.device) -> None:
 
 
 MEASURES: dict[str, Callable[[OpenVLAConfig, torch.device], Iterable[Row]]] = {
-    f.__name__: f for f in (env, products, attention, pictures, read, prompts)
+    f.__name__: f for f in (env, products, attention, elementwise, pictures, read, prompts)
 }
 
 

@@ -137,6 +137,7 @@ class ReadOptions:
         rate: of the actions, Hz; None takes what the file says.
         instruction: for episodes that have none.
         skip_damaged: leave out what cannot be read, and note it.
+        only_success: bags: only episodes that the simulation or robot reports as successful.
     """
 
     format: str = ''
@@ -149,6 +150,7 @@ class ReadOptions:
     rate: float | None = None
     instruction: str = ''
     skip_damaged: bool = False
+    only_success: bool = False
 
     def __post_init__(self) -> None:
         if self.rotate not in (None, 0, 180):

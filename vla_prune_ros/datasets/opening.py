@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vla_prune_ros.datasets import lerobot, libero_hdf5, rlds, tabletop
+from vla_prune_ros.datasets import aloha_hdf5, lerobot, libero_hdf5, rlds, tabletop
 from vla_prune_ros.datasets.base import DataError, DataSet, ReadOptions
 
 
@@ -24,6 +24,7 @@ FORMATS = {
     'lerobot': Format('LeRobot v2.0, v2.1, v3.0', lerobot.detect, lerobot.LerobotSet),
     'libero_hdf5': Format('LIBERO HDF5', libero_hdf5.detect, libero_hdf5.LiberoSet),
     'rlds': Format('RLDS', rlds.detect, rlds.RldsSet),
+    'aloha_hdf5': Format('ALOHA HDF5', aloha_hdf5.detect, aloha_hdf5.AlohaSet),
     'tabletop': Format('tabletop episodes', tabletop.detect, tabletop.TabletopSet),
 }
 

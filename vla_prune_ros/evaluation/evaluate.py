@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from vla_prune_ros.command_line import (
     verb_parser,
     write_json,
 )
+from vla_prune_ros.evaluation.exclusive import exclusive
 
 if TYPE_CHECKING:
     from vla_prune_ros.evaluation.rollouts import Entry, Setup
@@ -81,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
         '--trials', type=int, metavar='N',
         help='episodes of every entry and task; 50 is the published LIBERO protocol',
     )  # fmt: skip
+    p.add_argument(
+        '--audit', action='store_true',
+        help='also run every observation dense: what pruning changed, and how well that predicts'
+        ' failure',
+    )  # fmt: skip
     p.add_argument('--tasks', help='task names or indices with commas; default: the whole suite')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
     p.add_argument(
@@ -115,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         '--threads', type=at_least(1), default=1, help='torch threads per worker (default: 1)'
     )
     add_compute(p, ' of every worker')
+    p.add_argument('--quantization', default='none', help='none, int8 or fp8 (default: none)')
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
     p.add_argument(
         '--shift', default='', metavar='AXIS:LEVEL,...',
@@ -141,34 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     kept = f'finished episodes are kept in {args.out}, the same command goes on from there'
     return exit_code_of('evaluate', run, interrupted=kept)
-
-
-@contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """Keep an output directory to one evaluation; one that it left empty goes again.
-
-    Raises:
-        RuntimeError: another one writes there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / '.lock').open('a+') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise RuntimeError(
-                f'another evaluation writes to {out} (process {lock.read().strip() or "unknown"});'
-                ' wait for it or choose another --out'
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield
-        finally:
-            if [path.name for path in out.iterdir()] == ['.lock']:
-                (out / '.lock').unlink()
-                out.rmdir()
 
 
 def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -201,6 +179,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         suite=args.suite,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         unnorm_key=args.unnorm_key,
         variant=args.model_variant,
         readout_start=args.readout_start,
@@ -211,6 +190,7 @@ def evaluate(args: argparse.Namespace, argv: Sequence[str]) -> int:
         robot_options=robot_options(args, libero),
         videos=str(args.out / 'videos'),
         max_videos=(3 if libero else 0) if args.videos is None else args.videos,
+        audit=args.audit,
     )
     entries = make_entries(args.modes, args.option, args.variant, args.sweep, args.control)
     entries = assign_checkpoints(entries, args.checkpoint_for, own)
@@ -313,6 +293,7 @@ def write_results(
     out: Path, run: dict, entries: Sequence[Entry], records: Sequence[Any]
 ) -> list[dict]:
     """Summarise the records, print the table and write all files; returns the rows."""
+    from vla_prune_ros.evaluation import auditing as audit
     from vla_prune_ros.evaluation import report, summary
     from vla_prune_ros.evaluation.published import published_table
 
@@ -322,6 +303,7 @@ def write_results(
         for e in entries
     ]
     rows = summary.summarise(entries, records, baseline, run['mode_notes'])
+    audit.add_audits(rows, records)
     for row in rows:  # a table that is copied away from its page must say it, too
         row['note'] = '; '.join(filter(None, (run['notice'], row['note'])))
     pictures = report.write_pictures(rows, records, run['dimension_names'], run['chunk_len'], out)
@@ -334,6 +316,8 @@ def write_results(
     print(summary.summary_table(rows, run['checkpoint']))
     if published := published_table(rows, run['suite'], run['notice']):
         print(f'\n{published}')
+    if audited := audit.audit_table(rows):
+        print(f'\n{audited}')
     print(f'\nwritten: {out / "report.md"}, results.json, summary.csv, episodes.csv, pictures')
     for row in rows:
         if row['exceptions']:

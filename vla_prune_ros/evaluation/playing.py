@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vla_prune_ros.evaluation.auditing import note_audit
 from vla_prune_ros.evaluation.landmarks import add_counts, count_landmarks
 from vla_prune_ros.evaluation.motion import path_length, rms_jerk
 from vla_prune_ros.sim import SimulatedRobot, to_env_action
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
 
 
 def run_episode(
-    policy: VLAPolicy, robot: SimulatedRobot, meter: WorkMeter, record: EpisodeRecord
+    policy: VLAPolicy,
+    robot: SimulatedRobot,
+    meter: WorkMeter,
+    record: EpisodeRecord,
+    *,
+    audit: bool = False,
 ) -> list[np.ndarray]:
     """Play one episode into `record`, which names task, initial state and step limit.
 
     Success is tested after every control step and ends the episode. What happens within it may
-    allow more steps. Returns the executed actions, float64 [7] each.
+    allow more steps. With `audit` every observation is also run dense, outside of the history.
+    Returns the executed actions, float64 [7] each.
     """
     from vla_prune_ros.policy import Observation
 
@@ -57,6 +64,8 @@ def run_episode(
         _note_query(record, chunk, resets)
         _note_landmarks(record, robot, policy.settings.cameras, chunk)
         chunk_end = min(len(chunk.actions), limit + robot.extra_steps - record.steps)
+        if audit:
+            note_audit(record.audit, policy.audit(steps=chunk_end))
         for number, action in enumerate(chunk.actions[:chunk_end], start=1):
             # rendering costs more than physics: only frames that somebody looks at
             observation = robot.step(to_env_action(action), render=number == chunk_end)

@@ -18,7 +18,7 @@ from vla_prune_ros.evaluation.summary import stages_of
 
 _PALETTE = (
     '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7', '#B5A900',
-    '#888888',
+    '#888888', '#44AA99', '#882255', '#999933',
 )  # fmt: skip
 _MARKERS = 'osD^vPX*<>hdp'
 _STAGE_HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo', '--', '++')
@@ -59,7 +59,24 @@ def success_bars(rows: Sequence[Mapping], path: Path) -> None:
 
 
 def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
-    """Success against visual tokens computed per layer.
+    """Success against visual tokens computed per layer; see `_success_against`."""
+    label = 'visual tokens per decoder layer (mean over layers and queries)'
+    _success_against([row['visual_rows_mean'] for row in rows], label, rows, path)
+
+
+def success_against_flops(rows: Sequence[Mapping], path: Path) -> None:
+    """Success against the FLOPs of the decoder, of the dense model if it ran, else absolute."""
+    dense = next((row for row in rows if row['mode'] == 'none'), None)
+    unit, label = 1e6, 'decoder MFLOP per query (mean)'
+    if dense is not None:
+        unit, label = dense['flops']['decoder'], 'decoder FLOPs per query, dense = 1'
+    _success_against([row['flops']['decoder'] / unit for row in rows], label, rows, path)
+
+
+def _success_against(
+    cost: Sequence[float], cost_label: str, rows: Sequence[Mapping], path: Path
+) -> None:
+    """Success against what a query costs.
 
     Several budgets of a mode are joined, ablations stand alone and pale. `random` at the count of
     a method is the hollow mark in that method's look, joined to it by a thin line: the shorter
@@ -69,16 +86,20 @@ def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
     style = styles(rows)
     defaults = {row['mode']: row for row in reversed(rows) if not row['options']}
     several = len({row['checkpoint'] for row in rows}) > 1
+    rows = [{**row, 'cost': value} for row, value in zip(rows, cost, strict=True)]
     for one, look in style.items():
         mode, checkpoint = one
         label = _with_note(mode) + (f' on {Path(checkpoint).name}' if several else '')
         points = [row for row in rows if method(row) == one and not _matched(row)]
-        points.sort(key=lambda row: row['visual_rows_mean'])
-        budgets = [row for row in points if not _is_ablation(row)]
+        points.sort(key=lambda row: row['cost'])
+        curves: dict[str, list[Mapping]] = {}
+        for row in points:
+            curves.setdefault(_curve(row), []).append(row)
         line = '--' if mode in CONTROLS else '-'
-        if points:
-            _success_points(axes, budgets, **look, label=label, linestyle=line)
-            ablations = [row for row in points if _is_ablation(row)]
+        for k, curve in enumerate(curves.values()):
+            budgets = [row for row in curve if not _is_ablation(row)]
+            _success_points(axes, budgets, **look, label=label if not k else None, linestyle=line)
+            ablations = [row for row in curve if _is_ablation(row)]
             _success_points(axes, ablations, **look, linestyle='none', alpha=0.5)
     for row in rows:
         other = defaults.get(_matched(row))
@@ -87,7 +108,7 @@ def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
         look = style[method(other)]
         _success_points(axes, [row], **look, markerfacecolor='white', linestyle='none')
         axes.plot(
-            [row['visual_rows_mean'], other['visual_rows_mean']],
+            [row['cost'], next(r['cost'] for r in rows if r['name'] == other['name'])],
             [100 * row['success'], 100 * other['success']],
             color=look['color'], linewidth=0.8, linestyle=':',
         )  # fmt: skip
@@ -95,7 +116,7 @@ def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
         axes.plot([], [], 'ko', markerfacecolor='white', label='random, as many as that method')
     axes.set_xlim(left=0)
     axes.set_ylim(0, 103)
-    axes.set_xlabel('visual tokens per decoder layer (mean over layers and queries)')
+    axes.set_xlabel(cost_label)
     axes.set_ylabel('success (%), 95 % Wilson interval')
     figure.legend(fontsize=8, loc='outside right upper')
     _save(figure, path)
@@ -104,6 +125,13 @@ def success_against_tokens(rows: Sequence[Mapping], path: Path) -> None:
 def _matched(row: Mapping) -> str | None:
     """The method whose count a control takes."""
     return (row['options'] or {}).get('matched_to') or None
+
+
+def _curve(row: Mapping) -> str:
+    """What the points of one curve have in common: a budget varies, and then nothing else."""
+    options = row['options'] or {}
+    rest = {k: v for k, v in options.items() if k != 'budget'}
+    return repr(sorted(rest.items())) if 'budget' in options else ''
 
 
 def _is_ablation(row: Mapping) -> bool:
@@ -116,7 +144,7 @@ def _success_points(axes, rows: Sequence[Mapping], **look) -> None:
     low = y - [100 * row['low'] for row in rows]
     high = [100 * row['high'] for row in rows] - y
     axes.errorbar(
-        [row['visual_rows_mean'] for row in rows], y,
+        [row['cost'] for row in rows], y,
         yerr=[np.maximum(low, 0), np.maximum(high, 0)], capsize=3, markersize=7, **look,
     )  # fmt: skip
 

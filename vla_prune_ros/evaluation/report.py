@@ -11,6 +11,7 @@ import numpy as np
 
 from vla_prune_ros.command_line import environment_line
 from vla_prune_ros.evaluation import plots
+from vla_prune_ros.evaluation.auditing import audit_table
 from vla_prune_ros.evaluation.published import published_table
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord
 from vla_prune_ros.evaluation.summary import layer_table, stages_of, summary_table, table
@@ -33,6 +34,11 @@ def write_pictures(
             'success_against_tokens.png',
             'Success against the visual tokens that the decoder really computed.',
             plots.success_against_tokens,
+        ),
+        (
+            'success_against_flops.png',
+            'Success against the FLOPs of the decoder.',
+            plots.success_against_flops,
         ),
         ('tokens_per_layer.png', 'Visual tokens computed in each layer.', plots.tokens_per_layer),
         ('latency.png', 'Where the time of a query goes.', plots.latency_by_stage),
@@ -84,6 +90,16 @@ def markdown(run: dict, rows: Sequence[dict], pictures: Sequence[tuple[str, str]
     if published := published_table(rows, run['suite'], run.get('notice', '')):
         text += ['Beside published numbers, which are means over 10 tasks x 50 trials:', '']
         text += [published, '']
+    if audited := audit_table(rows):
+        text += ['## What pruning changed', '']
+        text += [
+            'Mean absolute difference of the normalised actions from those of the dense policy at'
+            ' the same observations, and how well it tells episodes that fail (area under the ROC'
+            ' curve with 95 % interval; 0.5 tells nothing).',
+            '',
+            audited,
+            '',
+        ]
     text += _failures(run)
     for name, caption in pictures:
         text += [f'![{caption}]({name})', '', caption, '']

@@ -76,7 +76,8 @@ class EpisodeRecord:
     policy and is counted apart. Per-layer numbers and `flops` are means over the queries;
     `timing_ms` keeps every query. `landmarks` counts, over all queries, how often the patch that
     shows a thing was kept and how often the thing was in the picture; `landmarks_after` over the
-    queries after the first event of a shift, `landmarks_next` over the very next one.
+    queries after the first event of a shift, `landmarks_next` over the very next one. `audit`
+    keeps the deviation from the dense policy at every query, by group and `overall`.
 
     Attributes:
         events: [time in s, kind] of what a shift did, and when the robot was back on its way.
@@ -95,6 +96,7 @@ class EpisodeRecord:
     flops: dict[str, float] = field(default_factory=dict)
     timing_ms: dict[str, list[float]] = field(default_factory=dict)
     landmarks: dict[str, list[int]] = field(default_factory=dict)
+    audit: dict[str, list[float]] = field(default_factory=dict)
     landmarks_after: dict[str, list[int]] = field(default_factory=dict)
     landmarks_next: dict[str, list[int]] = field(default_factory=dict)
     events: list[list] = field(default_factory=list)
@@ -127,7 +129,8 @@ class Setup:
     weights, for workers on other machines to compare. `threads` is the number of torch threads of
     each worker; more than one makes float sums depend on the machine. Of failed episodes up to
     `max_videos` per entry are filmed into the folder `videos`. `shift` is how the world differs
-    from the suite, as `shift_text` writes it, and `shift_seed` what it draws from.
+    from the suite, as `shift_text` writes it, and `shift_seed` what it draws from. With `audit`
+    every observation is also run dense.
     """
 
     checkpoint: str
@@ -136,6 +139,7 @@ class Setup:
     robot_options: dict[str, Any] = field(default_factory=dict)
     device: str = 'cpu'
     dtype: str = 'float32'
+    quantization: str = 'none'
     unnorm_key: str | None = None
     variant: str = ''
     readout_start: int | None = None
@@ -145,12 +149,18 @@ class Setup:
     threads: int = 1
     videos: str = ''
     max_videos: int = 0
+    audit: bool = False
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for episodes of two runs to be the same."""
         free = ['checkpoint', 'threads', 'videos', 'max_videos']
+        free += [] if self.audit else ['audit']  # episodes without one go on as before
         if not self.shift:  # as episodes were logged before there were any
             free += ['shift', 'shift_seed']
+        if not self.variant:
+            free.append('variant')
+        if self.quantization == 'none':
+            free.append('quantization')
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -213,7 +223,8 @@ class Session:
             self.policy.set_pruning('none')  # so that a seeded mode is built anew even if equal
             self.policy.set_pruning(episode.entry.mode, **self._options(episode))
             self.policy.reset()
-            executed = run_episode(self.policy, self.robot, self.meter, record)
+            audit = self.setup.audit
+            executed = run_episode(self.policy, self.robot, self.meter, record, audit=audit)
             self._film(record, executed)
         except Exception as error:
             record.success = None
@@ -262,6 +273,7 @@ def load_policy(setup: Setup, directory: Path) -> VLAPolicy:
         directory,
         device=setup.device,
         dtype=setup.dtype,
+        quantization=setup.quantization,
         unnorm_key=setup.unnorm_key or suite_statistics(directory, setup.suite, setup.variant),
         variant=setup.variant,
         readout_start=setup.readout_start,

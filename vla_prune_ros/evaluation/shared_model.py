@@ -120,6 +120,10 @@ class RemotePolicy:
         chunk, self.last = self._ask('step', observation)
         return chunk
 
+    def audit(self, *, steps: int = 0) -> Any:
+        """As `VLAPolicy.audit`."""
+        return self._ask('audit', steps=steps)
+
     def set_pruning(self, mode: str, **options: Any) -> None:
         """As `VLAPolicy.set_pruning`."""
         self._ask('set_pruning', mode, **options)
@@ -180,6 +184,7 @@ class _Models:
                 first.processor,
                 readout_start=self._setup.readout_start,
                 checkpoint=directory,
+                quantization=self._setup.quantization,
             )
             return own, meter
 

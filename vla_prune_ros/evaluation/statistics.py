@@ -130,6 +130,61 @@ def _corrected_phi(a: int, b: int, c: int, d: int) -> float:
     return excess / sqrt(margins)
 
 
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Area under the ROC curve: how often a positive's score is above a negative's; ties half.
+
+    Args:
+        positive: scores of what is to be found, at least one.
+        negative: scores of the others, at least one.
+
+    Raises:
+        ValueError: one of the two is empty.
+    """
+    if not (len(positive) and len(negative)):
+        raise ValueError('an area under the ROC curve needs both positives and negatives')
+    a, b = np.asarray(positive, np.float64)[:, None], np.asarray(negative, np.float64)
+    return float(((a > b) + 0.5 * (a == b)).mean())
+
+
+def auroc_interval(area: float, n: int, m: int, confidence: float = 0.95) -> Interval:
+    """Score-like interval of an area under the ROC curve; has a width also at 0 and 1.
+
+    Source: Newcombe, Stat. Med. 25:559 (2006), method 5: the variance of Hanley and McNeil at the
+    limit itself, with the mean of both numbers in the place of each.
+
+    Args:
+        area: the estimate.
+        n: number of positives.
+        m: number of negatives.
+        confidence: two-sided level, between 0 and 1.
+
+    Raises:
+        ValueError: an area outside of 0..1, or an empty side.
+    """
+    if not 0 <= area <= 1 or min(n, m) < 1:
+        raise ValueError(f'no area under a ROC curve: {area} of {n} and {m}')
+    z, mean = _normal_quantile(confidence), (n + m) / 2
+
+    def outside(limit: float) -> bool:
+        spread = (1 - limit) / (2 - limit) + limit / (1 + limit)
+        variance = limit * (1 - limit) * (1 + (mean - 1) * spread) / (n * m)
+        return (area - limit) ** 2 > z * z * variance
+
+    def bound(inside: float, outer: float) -> float:
+        if not outside(outer):
+            return outer
+        for _ in range(60):
+            middle = (inside + outer) / 2
+            inside, outer = (inside, middle) if outside(middle) else (middle, outer)
+        return (inside + outer) / 2
+
+    # At an area of 0 or 1 the variance vanishes: the limit is looked for from just inside.
+    return Interval(
+        0.0 if area == 0 else bound(min(area, 1 - 1e-9), 0.0),
+        1.0 if area == 1 else bound(max(area, 1e-9), 1.0),
+    )
+
+
 def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f'confidence {confidence} is not between 0 and 1')

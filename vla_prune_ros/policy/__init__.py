@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One observation in, one action chunk out."""
 
-from vla_prune_ros.policy.policy import IMAGE_PIPELINES, VLAPolicy
+from vla_prune_ros.policy.policy import VLAPolicy
 from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
 
-__all__ = ['IMAGE_PIPELINES', 'ActionChunk', 'Observation', 'PolicySettings', 'VLAPolicy']
+__all__ = ['ActionChunk', 'Observation', 'PolicySettings', 'VLAPolicy']

@@ -70,4 +70,5 @@ def describe(policy: VLAPolicy, note: str) -> dict[str, Any]:
         'runtime': policy.runtime_stats()['runtime'],
         'quantization': policy.quantization,
         'image_pipeline': policy.image_pipeline,
+        'jpeg': policy.jpeg,
     }

@@ -23,15 +23,16 @@ from vla_prune_ros.policy.audit import Latest
 from vla_prune_ros.policy.description import describe
 from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
+from vla_prune_ros.pruning.resets import outdated
 from vla_prune_ros.runtime.engine import make_engine
-from vla_prune_ros.runtime.images import DeviceImages, HostImages
+from vla_prune_ros.runtime.images import make_images
+from vla_prune_ros.runtime.pinned import Receiver
 from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
 from vla_prune_ros.vla.processor import Processor
 
-IMAGE_PIPELINES = ('exact', 'device')
 _STAGE_OF = {'assemble': 'decoder'}  # what the model marks -> what is reported
 
 
@@ -50,6 +51,7 @@ class VLAPolicy(Aside):
         runtime: str = 'auto',
         quantization: str = 'none',
         image_pipeline: str = 'exact',
+        jpeg: bool = True,
         **options: Any,
     ) -> None:
         """Put a policy together; `from_pretrained` is the usual way.
@@ -65,16 +67,14 @@ class VLAPolicy(Aside):
             checkpoint: where the weights came from, for `info`.
             runtime: how the network is run, see `make_engine`.
             quantization: none, int8 or fp8, see `quantize`; changes the model.
-            image_pipeline: exact: on the host; device: behind the JPEG on the model's device.
+            image_pipeline: exact: on the host; device: where the model is.
+            jpeg: frames go through JPEG, as those of the published training data did.
             options: options of the pruning mode.
 
         Raises:
             ValueError: unknown mode, option or setting, or one that does not work here.
         """
-        if image_pipeline not in IMAGE_PIPELINES:
-            raise ValueError(
-                f'unknown image_pipeline {image_pipeline!r}; valid: {", ".join(IMAGE_PIPELINES)}'
-            )
+        self._pictures = make_images(image_pipeline, processor, model.device, jpeg)
         self.model, self.processor = model, processor
         self.config = model.config
         cameras = self.config.cameras if cameras is None else tuple(cameras)
@@ -84,6 +84,7 @@ class VLAPolicy(Aside):
                 f'{", ".join(self.config.cameras)}; cameras are {", ".join(cameras) or "none"}'
             )
         self.quantization, self.image_pipeline = quantization, image_pipeline
+        self.jpeg = jpeg
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.history = History()
         self._selector: PruningMethod = make_selector(pruning, model.config, **options)
@@ -97,9 +98,7 @@ class VLAPolicy(Aside):
         )
         quantize(model, quantization)
         self._engine = make_engine(model, runtime)
-        self._pictures: HostImages | DeviceImages = HostImages(processor, model.device)
-        if image_pipeline == 'device':
-            self._pictures = DeviceImages(model.config.image_size, model.device)
+        self._home = Receiver(model.device)
         self._sequence = 0
         self._last: Observation | None = None
 
@@ -287,7 +286,10 @@ class VLAPolicy(Aside):
         ids, template_tokens = processor.prompt(observation.instruction)
         proprio = processor.state(observation.proprio)
         timer.mark('preprocess')
-        self._selector.observe(Tick(frames, template_tokens, self.history))
+        tick = Tick(frames, template_tokens, self.history)
+        if cause := outdated(self._selector.opt, tick, self.config.featurizer.patch_size):
+            self.reset(cause)
+        self._selector.observe(tick)
         timer.mark('select')
         if (rehearsal := self._selector.rehearsal) is not None:
             engine(frames, ids, proprio, rehearsal)
@@ -300,12 +302,11 @@ class VLAPolicy(Aside):
             self.settings.readout_start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
-        normalised = out.actions[0].double().cpu().numpy()
+        normalised, kept = self._home(out.actions[0].double(), out.kept)
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')
         self._latest = Latest(observation.stamp, out, normalised)
         actions = processor.normaliser.unnormalise_actions(normalised)
-        kept = out.kept.cpu().numpy()
         reason, sequence = self.history.reset_reason, self._sequence
         self.history.close_query(frames)
         self._last, self._sequence = observation, sequence + 1

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vla_prune_ros.runtime.attention import order_for, pinned, shapes_of
 from vla_prune_ros.runtime.capture import CudaGraphs, GraphBackend
 from vla_prune_ros.runtime.fast import operations_for
 from vla_prune_ros.runtime.stages import Stages
@@ -31,6 +32,7 @@ class PlainEngine:
     def __init__(self, model: OFTNetwork) -> None:
         self.model = model
         self._scale = PixelScale(model.device)
+        self._attention = order_for(model.device, model.dtype, shapes_of(model.config))
         self._ids: tuple[Tensor, Tensor] | None = None  # latest prompt, on the host and the device
 
     @torch.inference_mode()
@@ -60,7 +62,8 @@ class PlainEngine:
         if proprio is not None:
             state = torch.from_numpy(np.asarray(proprio)).to(device, torch.float32)[None]
         pixels = self._scale(torch.as_tensor(frames).to(device))
-        return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
+        with pinned(self._attention):
+            return self.model(pixels, self._ids[1], state, selector, readout_start, mark=mark)
 
     @torch.inference_mode()
     def again(
@@ -74,7 +77,8 @@ class PlainEngine:
             readout_start: as in a pass.
         """
         space = self.model.decoder.space(out.embeddings)
-        return self.model.act(space, out.layout, selector, readout_start)
+        with pinned(self._attention):
+            return self.model.act(space, out.layout, selector, readout_start)
 
     def last(self) -> str:
         """How the latest pass ran, '' for plain."""
@@ -125,12 +129,13 @@ class GraphEngine(PlainEngine):
         self.stages.said = ''
         space.load(frames, proprio)
         space.set_text(input_ids)
-        run(self.model, space, See())
-        mark('vision')
-        run(self.model, space, Assemble())
-        mark('assemble')
-        layout = space.layout(input_ids.shape[1])
-        return self.model.act(space, layout, selector, readout_start, mark, run)
+        with pinned(self._attention):
+            run(self.model, space, See())
+            mark('vision')
+            run(self.model, space, Assemble())
+            mark('assemble')
+            layout = space.layout(input_ids.shape[1])
+            return self.model.act(space, layout, selector, readout_start, mark, run)
 
     @torch.inference_mode()
     def again(
@@ -138,8 +143,9 @@ class GraphEngine(PlainEngine):
     ) -> OFTOutput:
         """See `PlainEngine.again`; the sequence is still where it was assembled."""
         assert self._space is not None  # of that pass
-        run = self.stages.run
-        return self.model.act(self._space, out.layout, selector, readout_start, unmarked, run)
+        space, run = self._space, self.stages.run
+        with pinned(self._attention):
+            return self.model.act(space, out.layout, selector, readout_start, unmarked, run)
 
     def last(self) -> str:
         """See `PlainEngine.last`."""
@@ -151,6 +157,7 @@ class GraphEngine(PlainEngine):
         return {
             'runtime': self.name,
             'kernels': self.model.decoder.layers[0].ops.name,
+            'attention': self._attention[0].name.lower() if self._attention else '',
             'backend': stages.backend.name,
             'graphs': len(stages),
             'captures': stages.captures,
@@ -212,7 +219,8 @@ def compile_layers(model: OFTNetwork) -> None:
         model.decoder.pack()
     backbone = model.vision_backbone
     for block in (*backbone.featurizer.blocks, *backbone.fused_featurizer.blocks):
-        block.compile()
+        if 'run' not in vars(block):
+            block.run = torch.compile(block.run)
     for layer in model.decoder.layers:
         if 'enter' in vars(layer):  # by another policy on the same model
             continue

@@ -9,6 +9,7 @@ import os
 from functools import lru_cache
 
 import torch
+from torch import nn
 
 from vla_prune_ros.vla.operations import TORCH, Operations
 
@@ -48,8 +49,8 @@ def _kernels(device: torch.device) -> tuple[Operations | None, str]:
         kernels = TritonOperations()
         x = torch.ones(1, 2, 16, device=device)
         with torch.inference_mode():
-            found = kernels.swiglu(x.clone()).cpu()
-            wanted = TORCH.swiglu(x.clone()).cpu()
+            found = kernels.swiglu(x.clone(), nn.Identity()).cpu()
+            wanted = TORCH.swiglu(x.clone(), nn.Identity()).cpu()
         if not torch.allclose(found, wanted, atol=1e-5):
             return None, 'a kernel gives a wrong result'
     except Exception as error:  # of the compiler, the driver, a missing package: many kinds

@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays on their way to a device, without waiting for them."""
+"""Arrays on their way to a device, without waiting for them, and back, waiting once."""
 
 from __future__ import annotations
 
@@ -34,3 +34,29 @@ class Sender:
         if self._sent is not None:
             self._sent.record(torch.cuda.current_stream(self._device))
         return to
+
+
+class Receiver:
+    """Brings tensors from a device home in one copy, through page-locked memory on a GPU."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._cuda = torch.device(device).type == 'cuda'
+        self._host = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, *tensors: Tensor) -> list[np.ndarray]:
+        """Wait for tensors of that device and return copies on the host."""
+        each = [t.flatten().clone(memory_format=torch.contiguous_format) for t in tensors]
+        flat = torch.cat([tensor.view(torch.uint8) for tensor in each])
+        if len(flat) > len(self._host):
+            self._host = torch.empty(2 * len(flat), dtype=torch.uint8, pin_memory=self._cuda)
+        self._host[: len(flat)].copy_(flat, non_blocking=True)
+        if self._cuda:
+            torch.cuda.current_stream(flat.device).synchronize()
+        found, at, here = [], 0, self._host.numpy()
+        for tensor in tensors:
+            size = tensor.numel() * tensor.element_size()
+            own = torch.empty(tensor.shape, dtype=tensor.dtype).numpy()
+            own.reshape(-1).view(np.uint8)[:] = here[at : at + size]
+            found.append(own)
+            at += size
+        return found

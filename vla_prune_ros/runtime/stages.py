@@ -68,6 +68,7 @@ class Stages:
             except RuntimeError as error:  # out of memory is one, too
                 refused = self._refused[key] = str(error).splitlines()[0]
                 _log.warning('%s runs without a graph: %s', stage, refused)
+                self._drop()  # a recording that broke off may have spoilt the pool of all
         if graph is None:
             self.fallbacks += 1
             self.last_fallback = refused
@@ -82,12 +83,15 @@ class Stages:
         return graph.outputs
 
     def clear(self) -> None:
-        """Forget every recording and give its memory back."""
+        """Forget every recording and every failure, and give their memory back."""
+        self._refused.clear()
+        self._drop()
+
+    def _drop(self) -> None:
         self.evicted += len(self._graphs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # nothing may be under way in what is freed
         self._graphs.clear()
-        self._refused.clear()
         self.backend = self._make_backend()
         self._bytes = 0
 
@@ -106,4 +110,4 @@ class Stages:
         if self._bytes > self.max_bytes:
             # The pool is one: it gets smaller only when all of it goes.
             _log.warning('graphs exceed %d MB and are recorded anew', self.max_bytes >> 20)
-            self.clear()
+            self._drop()

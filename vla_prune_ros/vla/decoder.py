@@ -111,7 +111,7 @@ class _Mlp(nn.Module):
         whole = _one_product(self, x)
         if whole is None:
             return self.down_proj(gated(*(linear(x) for linear in self.inward)))
-        return self.down_proj(self.ops.swiglu(whole))
+        return self.down_proj(self.ops.swiglu(whole, self.down_proj))
 
 
 def _one_product(block: _Attention | _Mlp, x: Tensor) -> Tensor | None:
@@ -141,7 +141,7 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, delta: Tensor | None, rope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States [B, m, D] of the layer, and its queries, keys and values."""
-        x, normed = self.ops.add_norm(x, delta, self.input_layernorm)
+        x, normed = self.ops.add_norm(x, delta, self.input_layernorm, self.self_attn.packed)
         return x, *self.self_attn.qkv(normed, rope)
 
     def leave(
@@ -164,7 +164,7 @@ class DecoderLayer(nn.Module):
             live: see there.
         """
         attended = self.self_attn.attend(q, k, v, mask, live)
-        x, normed = self.ops.add_norm(x, attended, self.post_attention_layernorm)
+        x, normed = self.ops.add_norm(x, attended, self.post_attention_layernorm, self.mlp.packed)
         return x, self.mlp(normed)
 
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,6 +195,8 @@ class Decoder(nn.Module):
             for block in (layer.self_attn, layer.mlp):
                 if block.packed is None:
                     lay_side_by_side(block.inward)
+            if layer.mlp.down_proj.weight.is_cuda:
+                torch.cuda.empty_cache()  # what they left: too small for anything else
 
     @property
     def packed(self) -> bool:

@@ -9,8 +9,6 @@ so that a sum and a norm can be one pass over memory. Modules call the operation
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +22,16 @@ class Operations:
 
     name = 'torch'
 
-    def add_norm(self, x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, x: Tensor, delta: Tensor | None, norm: nn.Module, to: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Add a delta, whose memory the sum may take, and norm it.
 
         Args:
             x: states [B, m, D]; they stay as they are.
             delta: [B, m, D], or None for zeros.
             norm: `RMSNorm`.
+            to: the only layer that takes the norm, if there is one: may get what only it knows.
 
         Returns:
             The sum and its norm, both of the shape of x.
@@ -39,17 +40,21 @@ class Operations:
         return x, norm(x)
 
     def add_layer_norm(
-        self, x: Tensor, delta: Tensor | None, sum_of: Callable[..., Tensor], norm: nn.LayerNorm
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        sum_of: nn.Module | None,
+        norm: nn.LayerNorm,
     ) -> tuple[Tensor, Tensor]:
         """The same with a layer norm and a sum that may scale its delta.
 
         Args:
             x: states [B, m, D]; they stay as they are.
             delta: [B, m, D], or None for zeros.
-            sum_of: module that adds them up; a `scale_factor` [D] of it scales the delta.
+            sum_of: adds them up; a `scale_factor` [D] of it scales the delta. None without delta.
             norm: of the sum.
         """
-        x = x if delta is None else sum_of(x, delta)
+        x = x if delta is None or sum_of is None else sum_of(x, delta)
         return x, norm(x)
 
     def rotated(self, qkv: Tensor, rope: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,13 +72,20 @@ class Operations:
         q, k = rotate(parts[:2], rope)  # at once; parts [3, B, heads, m, head_dim]
         return q, k, parts[2]
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up of a packed product [B, m, 2 I], which may be changed; [B, m, I]."""
+    def swiglu(self, gate_up: Tensor, to: nn.Module) -> Tensor:
+        """silu(gate) * up of a packed product [B, m, 2 I], which may be changed; [B, m, I].
+
+        `to`: the layer that takes it, see `add_norm`.
+        """
         return gated(*gate_up.chunk(2, dim=-1))
 
     def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:
         """gelu(linear(x)), the exact one."""
         return nn.functional.gelu(linear(x))
+
+    def rescaled(self, whole: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        """Product of 8-bit numbers [m, N] int32 times float32 scales [m, 1] and [N, 1]."""
+        return whole.float().mul_(rows).mul_(columns.t()).to(dtype)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None

@@ -81,9 +81,10 @@ class Processor:
         )
         return cls(config, tokenizer, unnorm_key)
 
-    def frames(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Turn camera frames into policy images, uint8 [views, S, S, 3]."""
-        return np.stack([preprocess_image(image, self.config.image_size) for image in images])
+    def frames(self, images: Sequence[np.ndarray], jpeg: bool = True) -> np.ndarray:
+        """Turn camera frames into policy images, uint8 [views, S, S, 3]; `jpeg`: as published."""
+        size = self.config.image_size
+        return np.stack([preprocess_image(image, size, jpeg) for image in images])
 
     def state(self, proprio: np.ndarray | None) -> np.ndarray | None:
         """Return the normalised robot state [proprio_dim]; None for a model that takes none.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_prune_ros.vla.config import OpenVLAConfig, TowerConfig
+from vla_prune_ros.vla.operations import TORCH, Operations
 
 
 class _Scale(nn.Module):
@@ -48,17 +49,24 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
+    ops: Operations = TORCH
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))  # exact (erf) GELU in both towers
+        return self.fc2(self.ops.linear_gelu(x, self.fc1))  # exact (erf) GELU in both towers
 
 
 class _Block(nn.Module):
-    """Pre-norm transformer block with optional LayerScale and modulation by language (FiLM)."""
+    """Pre-norm transformer block with optional LayerScale and modulation by language (FiLM).
+
+    It takes and leaves its states as a sum of two, `x` and `delta`, see `operations`.
+    """
+
+    ops: Operations = TORCH
 
     def __init__(self, config: TowerConfig, language_dim: int = 0) -> None:
         super().__init__()
@@ -75,10 +83,31 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """Map [B, n, dim] to the same; modulation [2, B, 1, dim]: factor and shift."""
-        x = self.ls1(x, self.attn(self.norm1(x)))
-        if modulation is not None:  # behind the residual sum and in front of the second norm
-            x = torch.addcmul(modulation[1], x, modulation[0])
-        return self.ls2(x, self.mlp(self.norm2(x)))
+        return self.ls2(*self.run(x, None, None, modulation))
+
+    def run(
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        sum_of: nn.Module | None,
+        modulation: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """X and delta behind the block, whose sum is `ls2` of them.
+
+        Args:
+            x: [B, n, dim].
+            delta: what is to be added to x, or None.
+            sum_of: adds them up, the `ls2` of the block before.
+            modulation: see `forward`.
+        """
+        x, normed = self.ops.add_layer_norm(x, delta, sum_of, self.norm1)
+        change = self.attn(normed)
+        if modulation is None:
+            x, normed = self.ops.add_layer_norm(x, change, self.ls1, self.norm2)
+        else:  # behind the residual sum and in front of the second norm
+            x = torch.addcmul(modulation[1], self.ls1(x, change), modulation[0])
+            normed = self.norm2(x)
+        return x, self.mlp(normed)
 
 
 class _PatchEmbed(nn.Module):
@@ -129,8 +158,11 @@ class VisionTower(nn.Module):
             prefix.append(self.reg_token.expand(len(x), -1, -1))
         if prefix:
             x = torch.cat([*prefix, x], dim=1)
+        delta = sum_of = None
         for block, change in zip(self.blocks, _each(modulation, self.blocks), strict=True):
-            x = block(x, change)
+            x, delta = block.run(x, delta, sum_of, change)
+            sum_of = block.ls2
+        x = x if sum_of is None else sum_of(x, delta)
         return x[:, self.config.n_prefix :]
 
 

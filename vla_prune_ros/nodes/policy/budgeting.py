@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vla_prune_ros.policy.audit import IdleTime, Watch
     from vla_prune_ros.policy.governor import Decision, Governor
 
-NANOSECONDS = 1_000_000_000
 SOME = 'pick up the red block'  # instruction to measure with, before there is one
 
 
@@ -34,6 +33,7 @@ class InPlay:
     def __init__(self) -> None:
         self._stamp: int | None = None
         self._actions = self._played = 0
+        self._reports = False  # whether the robot tells what it executes
 
     def published(self, stamp: int, actions: int) -> None:
         """A chunk left for the robot; it replaces the one before."""
@@ -41,6 +41,7 @@ class InPlay:
 
     def told(self, tick: Tick) -> None:
         """Take in what was executed before an observation."""
+        self._reports |= bool(tick.executed)
         if self._stamp is not None:
             self._played += sum(end > self._stamp for e in tick.executed for end in e.ends)
 
@@ -50,9 +51,9 @@ class InPlay:
 
     @property
     def left(self) -> int | None:
-        """Actions left; None without a chunk, or where it has run dry already."""
+        """Actions left; None without a chunk or reports, or where it has run dry already."""
         left = self._actions - self._played
-        return left if self._stamp is not None and left > 0 else None
+        return left if self._stamp is not None and self._reports and left > 0 else None
 
 
 class Budgeting:
@@ -76,6 +77,7 @@ class Budgeting:
         self._idle: IdleTime | None = None
         self._due = False  # the latest chunk is to be audited
         self._played, self._share = 0, 1.0  # of it: actions to play, visual tokens kept
+        self._stamp = self._audited = 0  # ns, of it, and of the one audited last
         self._given_up = 0
         self._took = 0.0
 
@@ -200,6 +202,7 @@ class Budgeting:
             self._idle.answered(now)
             self._due = left
             self._played, self._share = answer.requery, len(chunk.kept) / chunk.n_visual
+            self._stamp = stamp
 
     # -- audit ----------------------------------------------------------------------------------
     def audit(
@@ -222,6 +225,7 @@ class Budgeting:
         self._took = clock() - started
         self._idle.took(self._took)
         self._watch.take(found, self._share)
+        self._audited = self._stamp
 
     # -- what is said ---------------------------------------------------------------------------
     def values(self) -> dict[str, Any]:
@@ -246,7 +250,7 @@ class Budgeting:
                 values |= {
                     'audit.overall': found.overall,
                     'audit.smoothed': float(watch.smoothed),
-                    'audit.stamp': round(found.stamp * NANOSECONDS),
+                    'audit.stamp': self._audited,
                     'audit.pass_ms': _ms(self._took),
                     'audit.floor': watch.floor,
                 }

@@ -51,6 +51,7 @@ def load_policy(config: PolicyConfig) -> Any:
         quantization=config.quantization,
         runtime=config.runtime,
         image_pipeline=config.image_pipeline,
+        jpeg=config.jpeg,
         **options,
     )
     check_fit(policy.config, config)

@@ -67,7 +67,7 @@ class PolicyConfig:
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     quantization: str = parameter(
-        'none', '8-bit decoder weights; need torchao, fp8 also a recent GPU',
+        'none', '8-bit decoder weights; fp8 needs a recent GPU',
         choices=('none', 'int8', 'fp8'),
     )
     runtime: str = parameter(
@@ -78,6 +78,9 @@ class PolicyConfig:
     image_pipeline: str = parameter(
         'exact', 'resize and crop of the images; exact: on the host; device: where the model is',
         choices=('exact', 'device'),
+    )
+    jpeg: bool = parameter(
+        True, 'whether frames go through JPEG, as those of the published training data did'
     )
     unnorm_key: str = parameter(
         '', 'normalisation statistics to use; empty: the only set there is'
@@ -323,11 +326,8 @@ class PolicyConfig:
     @property
     def budgeting(self) -> tuple[Any, ...]:
         """All that decides about the budget, but for the mode."""
-        return tuple(
-            getattr(self, f.name)
-            for f in fields(self)
-            if f.name.startswith(('governor_', 'audit_'))
-        )
+        own = (f.name for f in fields(self) if f.name.startswith(('governor_', 'audit_')))
+        return tuple(getattr(self, name) for name in own)
 
     @property
     def pruning(self) -> tuple[str, dict[str, Any]]:

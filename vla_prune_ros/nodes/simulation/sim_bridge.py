@@ -233,8 +233,10 @@ class SimBridge(Node):
                 f'episode {status.episode}: {status.task}, state {status.initial_state}: '
                 f'{status.result} after {status.step} steps {status.error}'
             ).rstrip() + self._notice
-            log = self.get_logger().error if failed else self.get_logger().info
-            log(text)
+            if failed:  # on lines of their own: rclpy holds a line to its first severity
+                self.get_logger().error(text)
+            else:
+                self.get_logger().info(text)
         message = values_message(
             f'{self.get_name()}: episode', asdict(status), stamp,
             summary=status.result or status.state,

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
+from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, rescaled, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
+from vla_prune_ros.runtime.quantization import Quantised, SmallLinear
 from vla_prune_ros.vla.operations import Operations
 
 
@@ -23,21 +25,30 @@ class TritonOperations(Operations):
 
     name = 'triton'
 
-    def add_norm(self, x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, x: Tensor, delta: Tensor | None, norm: nn.Module, to: nn.Module | None = None
+    ) -> tuple[Tensor, Any]:
         """See `Operations.add_norm`."""
         if torch.is_grad_enabled() or _watched(norm):
             return super().add_norm(x, delta, norm)
-        normed = add_rms_norm(_rows(x), _rows(delta), norm.weight, norm.eps).view(x.shape)
+        if isinstance(to, SmallLinear):
+            small = add_rms_norm_small(_rows(x), _place(delta), norm.weight, norm.eps, to.kind)
+            return (x if delta is None else delta), Quantised(*small, x.dtype, x.shape)
+        normed = add_rms_norm(_rows(x), _place(delta), norm.weight, norm.eps).view(x.shape)
         return (x if delta is None else delta), normed
 
     def add_layer_norm(
-        self, x: Tensor, delta: Tensor | None, sum_of: Callable[..., Tensor], norm: nn.LayerNorm
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        sum_of: nn.Module | None,
+        norm: nn.LayerNorm,
     ) -> tuple[Tensor, Tensor]:
         """See `Operations.add_layer_norm`."""
         if torch.is_grad_enabled() or type(norm) is not nn.LayerNorm:
             return super().add_layer_norm(x, delta, sum_of, norm)
         normed = add_scale_layer_norm(
-            _rows(x), _rows(delta), getattr(sum_of, 'scale_factor', None), norm.weight, norm.bias,
+            _rows(x), _place(delta), getattr(sum_of, 'scale_factor', None), norm.weight, norm.bias,
             norm.eps,
         )  # fmt: skip
         return (x if delta is None else delta), normed.view(x.shape)
@@ -46,14 +57,17 @@ class TritonOperations(Operations):
         """See `Operations.rotated`."""
         if torch.is_grad_enabled() or len(qkv) != 1:
             return super().rotated(qkv, table, heads)
-        rope(_rows(qkv), table, heads)
+        rope(_place(qkv), table, heads)
         parts = qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
         return parts[0], parts[1], parts[2]
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
+    def swiglu(self, gate_up: Tensor, to: nn.Module) -> Any:
         """See `Operations.swiglu`."""
         if torch.is_grad_enabled():
-            return super().swiglu(gate_up)
+            return super().swiglu(gate_up, to)
+        if isinstance(to, SmallLinear):
+            shape = torch.Size((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+            return Quantised(*swiglu_small(_rows(gate_up), to.kind), gate_up.dtype, shape)
         return swiglu(_rows(gate_up)).view(*gate_up.shape[:-1], -1)
 
     def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:
@@ -61,7 +75,11 @@ class TritonOperations(Operations):
         if torch.is_grad_enabled() or type(linear) is not nn.Linear or linear.bias is None:
             return super().linear_gelu(x, linear)
         product = nn.functional.linear(x, linear.weight)
-        return bias_gelu(_rows(product), linear.bias).view(product.shape)
+        return bias_gelu(_place(product), linear.bias).view(product.shape)
+
+    def rescaled(self, whole: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Operations.rescaled`."""
+        return rescaled(whole, rows, columns, dtype)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
@@ -72,11 +90,15 @@ class TritonOperations(Operations):
         return attention(q[0], k[0], v[0], live)[None]
 
 
-def _rows(x: Tensor | None) -> Tensor | None:
-    """[B, m, D] as [B m, D], without copying; the rows of one sample may be apart."""
-    if x is None or x.ndim == 2:
-        return x
-    return x[0] if len(x) == 1 else x.view(-1, x.shape[-1])
+def _rows(x: Tensor) -> Tensor:
+    """[B, m, D] as [B m, D] to read; rows of one sample may be apart, numbers of a row not."""
+    x = x[0] if len(x) == 1 else x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _place(x: Tensor | None) -> Tensor | None:
+    """[B, m, D] as [B m, D] to be written; the output of a product, which nobody else has."""
+    return None if x is None else x.view(-1, x.shape[-1])
 
 
 def _watched(module: nn.Module) -> bool:

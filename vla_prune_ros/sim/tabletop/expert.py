@@ -38,6 +38,32 @@ def expert_action(task: TabletopTask, scene: Scene) -> np.ndarray:
     return np.concatenate([move, _level(scene), [gripper]])
 
 
+class Demonstrator:
+    """The expert with a drifting disturbance, so that others can learn how to get back.
+
+    What is added is not seen in an observation, so the median of the actions at a state, which an
+    L1 loss asks for, stays the expert's (Laskey et al. 2017, DART).
+    """
+
+    def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
+        """Take the standard deviation of one step's disturbance, in action units."""
+        self._noise, self._rng = noise, np.random.default_rng(seed)
+        self._sigma, self._drift = 0.0, np.zeros(6)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start an episode: some are disturbed more than others."""
+        self._sigma, self._drift = self._rng.uniform(0.0, 2.0 * self._noise), np.zeros(6)
+
+    def action(self, task: TabletopTask, scene: Scene) -> np.ndarray:
+        """The next action [7] in the environment's convention, within -1..1."""
+        action = expert_action(task, scene)
+        fresh = self._rng.normal(0.0, self._sigma, 6) * [1, 1, 1, 0.15, 0.15, 0.15]
+        self._drift = 0.8 * self._drift + 0.6 * fresh
+        action[:6] = np.clip(action[:6] + self._drift, -1.0, 1.0)
+        return action
+
+
 def _pick_up(colour: str, scene: Scene) -> tuple[np.ndarray, float]:
     if _grasped(colour, scene):
         return np.array([*scene.hand[:2], LIFT_HEIGHT]), CLOSE

@@ -126,6 +126,15 @@ class TabletopRobot(SimulatedRobot):
             for name, group in points.items()
         }
 
+    def objects(self) -> dict[str, np.ndarray]:
+        """Poses of the four blocks and the plate."""
+        bodies = {f'{c}_block': b.id for c, b in self._blocks.items()} | {'plate': self._plate}
+        data = self.data
+        return {
+            name: np.concatenate([data.xpos[body], data.xquat[body][[1, 2, 3, 0]]])
+            for name, body in bodies.items()
+        }
+
     def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
         """The images of this instant, drawn later."""
         data = copy.copy(self.data)

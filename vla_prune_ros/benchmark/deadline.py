@@ -1,0 +1,296 @@
+# Copyright 2026 The vla_prune_ros authors
+# SPDX-License-Identifier: Apache-2.0
+"""Verb `deadline`: a budget that follows the deadline against fixed ones, while the load changes.
+
+On one core of this machine a random model of a named size is sampled with every budget, beside
+busy loops or by its processor time; and a checkpoint is run live, by the governor and with fixed
+budgets, while real busy loops come and go. Then the embedded policy plays closed-loop episodes in
+simulated time, in which each query takes as long as one of those samples: success at equal
+deadlines, whatever else this machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla_prune_ros.command_line import (
+    at_least,
+    command_line,
+    environment,
+    exit_code_of,
+    verb_parser,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from vla_prune_ros.benchmark.contention import Step
+
+DESCRIPTION = """\
+Does a budget that follows the deadline do better than fixed ones when other work comes and goes?
+Measures a model on one core beside real busy loops, then plays closed-loop episodes of the
+embedded policy with these latencies. Writes results.json, deadline.md and pictures."""
+EXAMPLES = """\
+examples:
+  deadline --measure --out out/deadline           the machine alone: some minutes, keep it idle
+  deadline --latencies out/deadline/results.json --out out/deadline           the episodes
+  deadline --mode specprune --leads 2,4,6 --episodes 32"""
+JSON = 'results.json'
+LIVE = ((0, 10), (1, 16), (0, 20), (3, 10), (0, 20))  # busy loops and queries
+EPISODES = ((0, 4.0), (1, 4.0), (0, 4.0), (3, 4.0))  # busy loops and seconds
+SLACK = 1.35  # deadline of the live runs in dense queries on the quiet core
+PERIOD = 0.05  # s of the tabletop
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = verb_parser('deadline', DESCRIPTION, EXAMPLES)
+    p.add_argument('--mode', default='fastv', help='pruning mode with a budget (default: fastv)')
+    p.add_argument('--size', default='small', help='model whose latency counts (default: small)')
+    p.add_argument(
+        '--trace', action='store_true',
+        help='take the processor time of a pass for its time on a quiet core, and n loops for a'
+        ' factor of n + 1: for a machine that has other work',
+    )  # fmt: skip
+    p.add_argument(
+        '--live', default='tabletop', metavar='DIR',
+        help='checkpoint of the live runs beside real busy loops (default: the embedded policy)',
+    )  # fmt: skip
+    p.add_argument('--core', type=int, help='core for model and loops (default: the last one)')
+    p.add_argument('--loads', default='0,1,3', help='busy loops to sample beside (%(default)s)')
+    p.add_argument('--samples', type=at_least(2), default=6, help='of every class and load (6)')
+    p.add_argument('--measure', action='store_true', help='only this; no episodes')
+    p.add_argument(
+        '--latencies', type=Path,
+        help='results.json with samples taken earlier; with --measure the live runs are new',
+    )  # fmt: skip
+    p.add_argument(
+        '--faster', type=float, default=1.0,
+        help='episodes: of a machine so many times as fast, as a chunk lasts 0.4 s (default: 1)',
+    )  # fmt: skip
+    p.add_argument(
+        '--leads', default='2,4,6,8',
+        help='deadlines in control steps of 50 ms: a chunk is asked for when so many actions are'
+        ' left (%(default)s)',
+    )  # fmt: skip
+    p.add_argument('--shares', default='0.0625,0.25,0.5,1', help='fixed budgets (%(default)s)')
+    p.add_argument('--episodes', type=at_least(1), default=16, help='of every cell (16)')
+    p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
+    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
+    p.add_argument('--out', type=Path, default=Path('out/deadline'), help='output directory')
+    p.add_argument('--quiet', action='store_true', help='no progress')
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(argv)
+    return exit_code_of('deadline', lambda: run(args, argv), interrupted='nothing is kept')
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure, or read what was measured; play; write."""
+    from vla_prune_ros.benchmark import deadline_report as report
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.latencies:
+        machine = json.loads(args.latencies.read_text(encoding='utf-8'))['machine']
+        if machine['mode'] != args.mode:
+            raise ValueError(f'{args.latencies} has latencies of {machine["mode"]}: --mode that')
+        if args.measure:
+            machine |= live_runs(args)
+    else:
+        machine = measure(args, argv)
+    result = {'machine': machine, 'episodes': None}
+    write_json(args.out / JSON, result)
+    if not args.measure:
+        cells: list[dict[str, Any]] = []
+        result['episodes'] = {
+            'command': command_line(argv, 'deadline'),
+            'environment': environment(),
+            'phases': EPISODES,
+            'faster': args.faster,
+            'cells': cells,
+        }
+        for cell in play(args, machine):
+            cells.append(cell)
+            write_json(args.out / JSON, result)  # what is done is kept
+    print(report.write(result, args.out))
+    return 0
+
+
+def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Latencies of the model by class and load, and live runs beside real busy loops."""
+    import torch
+
+    from vla_prune_ros.benchmark.contention import Asker, busy, pinned, sample, shared_core
+    from vla_prune_ros.benchmark.scene import make_queries
+    from vla_prune_ros.benchmark.subject import random_subject
+    from vla_prune_ros.policy.governor import LatencyModel
+
+    torch.set_num_threads(1)
+    core = core_of(args)
+    subject = random_subject(args.size, torch.float32, 'cpu')
+    frames, queries = make_queries('auto', 8)
+    clock = time.process_time if args.trace else time.perf_counter
+    ask = Asker(subject.policy(args.mode), queries, subject.instruction, clock)
+    loads = [int(n) for n in args.loads.split(',')]
+    samples = {}
+    with pinned(core):
+        quiet, rows = sample(ask, args.samples)
+        for loops in loads:
+            if args.trace:
+                samples[loops] = shared_core(quiet, loops)
+                continue
+            with busy(core, loops):
+                samples[loops] = sample(ask, args.samples)[0] if loops else quiet
+        model = LatencyModel.fit((rows[share], min(quiet[share])) for share in rows)
+        tell(args, f'{args.size}: {model}')
+        del ask, subject
+    return {
+        'command': command_line(argv, 'deadline'),
+        'environment': environment(),
+        'mode': args.mode,
+        'size': args.size,
+        'core': core,
+        'frames': frames,
+        'trace': args.trace,
+        'constant_ms': 1e3 * model.constant,
+        'per_row_us': 1e6 * model.per_row,
+        'rows': {f'{share:g}': rows[share] for share in sorted(rows)},
+        'samples_ms': {
+            str(loops): {f'{s:g}': [round(1e3 * t, 2) for t in ts] for s, ts in by.items()}
+            for loops, by in samples.items()
+        },
+        **live_runs(args),
+    }
+
+
+def live_runs(args: argparse.Namespace) -> dict[str, Any]:
+    """The governor and fixed budgets with real passes of a checkpoint beside real busy loops."""
+    import torch
+
+    from vla_prune_ros.benchmark.contention import Asker, live, pinned, settling
+    from vla_prune_ros.benchmark.scene import make_queries
+    from vla_prune_ros.benchmark.subject import checkpoint_subject
+    from vla_prune_ros.policy.calibration import calibrate
+    from vla_prune_ros.policy.governor import Governor
+
+    torch.set_num_threads(1)
+    core, load = core_of(args), os.getloadavg()[0]
+    subject = checkpoint_subject(args.live, torch.float32, 'cpu', 'pick up the red block')
+    policy, (_, queries) = subject.policy(args.mode), make_queries('auto', 8)
+    ask, runs = Asker(policy, queries, subject.instruction), {}
+    with pinned(core):
+        governor = calibrate(policy, subject.instruction)
+        deadline = SLACK * median([ask(1.0)[0] for _ in range(16)])
+        for name in ('governor', '1', '0.5'):
+            fresh = Governor(governor.model, governor.rows)
+            chooser = fresh if name == 'governor' else float(name)
+            steps = live(ask, core, LIVE, deadline, chooser)
+            runs[name] = summary(steps, deadline, settling)
+            tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
+    return {
+        'note': args.note,
+        'load_average': [load, os.getloadavg()[0]],
+        'live_model': args.live,
+        'live_fit': [1e3 * governor.model.constant, 1e6 * governor.model.per_row],
+        'deadline_ms': 1e3 * deadline,
+        'live': runs,
+    }
+
+
+def core_of(args: argparse.Namespace) -> int:
+    """The core for model and loops."""
+    return sorted(os.sched_getaffinity(0))[-1] if args.core is None else args.core
+
+
+def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, Any]:
+    """What a live run came to, and every step of it."""
+    missed = [step.seconds > deadline for step in steps]
+    shares = [step.share for step in steps]
+    return {
+        'missed': sum(missed) / len(missed),
+        'settling': settling(missed, [step.loops for step in steps]),
+        'changes': sum(a != b for a, b in pairwise(shares)),
+        'share': sum(shares) / len(shares),
+        'steps': [step.record() for step in steps],
+    }
+
+
+def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The cells of the comparison: deadlines and budgets, over the same initial states."""
+    import torch
+
+    from vla_prune_ros import weights
+    from vla_prune_ros.benchmark.contention import settling
+    from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
+    from vla_prune_ros.policy import VLAPolicy
+    from vla_prune_ros.policy.governor import Governor, LatencyModel
+    from vla_prune_ros.sim import make_robot
+
+    torch.set_num_threads(1)
+    policy = VLAPolicy.from_pretrained(weights.directory('tabletop'), args.mode)
+    unit = 1e3 * args.faster
+    samples = {
+        int(loops): {float(s): [ms / unit for ms in found] for s, found in by.items()}
+        for loops, by in machine['samples_ms'].items()
+    }
+    model = LatencyModel(machine['constant_ms'] / unit, machine['per_row_us'] / 1e3 / unit)
+    rows = {float(share): n for share, n in machine['rows'].items()}
+    load = Load(EPISODES)
+    robot = make_robot('tabletop')
+    try:
+        n_tasks = len(robot.tasks)
+        for lead in map(int, args.leads.split(',')):
+            for arm in ('governor', *args.shares.split(',')):
+                chooser = Governor(model, rows) if arm == 'governor' else float(arm)
+                timing, now, outcomes = Machine(samples, load, seed=7), 0.0, []
+                for k in range(args.episodes):
+                    start = k % n_tasks, args.first_state + k // n_tasks
+                    outcomes.append(
+                        run_episode(policy, robot, timing, chooser, lead, *start, begin=now)
+                    )
+                    now += outcomes[-1].steps * PERIOD
+                missed = [late for o in outcomes for late in o.missed]
+                loads = [n for o in outcomes for n in o.loads]
+                done = {
+                    'deadline_ms': 1e3 * lead * PERIOD,
+                    'arm': arm,
+                    'episodes': len(outcomes),
+                    'successes': sum(o.success for o in outcomes),
+                    'missed': sum(missed) / len(missed),
+                    'queries': len(missed),
+                    'starved': sum(o.starved for o in outcomes) / sum(o.steps for o in outcomes),
+                    'steps': sum(o.steps for o in outcomes) / len(outcomes),
+                    'share': sum(s for o in outcomes for s in o.shares) / len(missed),
+                    'settling': settling(missed, loads),
+                    'outcomes': [o.record() for o in outcomes],
+                }  # fmt: skip
+                tell(
+                    args,
+                    f'{lead * PERIOD:.2f} s, {arm}: {done["successes"]}/{done["episodes"]},'
+                    f' {100 * done["missed"]:.0f} % missed',
+                )
+                yield done
+    finally:
+        robot.close()
+
+
+def median(values: Sequence[float]) -> float:
+    """The upper median."""
+    return sorted(values)[len(values) // 2]
+
+
+def tell(args: argparse.Namespace, text: str) -> None:
+    """Progress."""
+    if not args.quiet:
+        print(f'deadline: {text}', flush=True)
