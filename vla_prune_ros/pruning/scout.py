@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import scale_layers, whole_numbers
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
@@ -61,6 +62,7 @@ class Scout(PruningMethod):
     dense_queries = 1
     options = (
         BUDGET,
+        *RESETS,
         Option('keep', float, 0.25, 'share of all patches kept, if budget is 0', 0.0, 1.0),
         Option('explore', float, 0.25, 'share of the kept patches that patrol', 0.0, 1.0),
         Option('follow', bool, True, 'scores move with what moves; else they stay in place'),
