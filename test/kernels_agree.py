@@ -21,7 +21,7 @@ from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
 from vla_prune_ros.runtime.kernels.operations import TritonOperations
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
-from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, swiglu_small
+from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, rescaled, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
 from vla_prune_ros.runtime.quantization import quantised, quantize
 from vla_prune_ros.vla import jpeg
@@ -131,6 +131,14 @@ def test_attention_over_the_first_keys(heads, width, m, live, dtype):
     wanted = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(live, -1)
     close(found[:live], wanted, dtype)
     assert not found[live:].any()
+
+
+def test_products_of_small_numbers_are_rescaled(dtype):
+    whole = torch.randint(-40000, 40000, (5, 1100), dtype=torch.int32, device=DEVICE)
+    rows, columns = (torch.rand(n, 1, device=DEVICE) / 1000 for n in whole.shape)
+    found = rescaled(whole, rows, columns, dtype)
+    assert found.dtype == dtype
+    close(found, TORCH.rescaled(whole, rows, columns, dtype), dtype)
 
 
 # -- pictures -------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ KERNELS = [
     (resize.filter_kernel, {'BLOCK': 256, 'ROUND': True}, 4),
     (small.add_rms_norm_small_kernel, {'HAS_DELTA': True, 'MOST': 127.0, 'BLOCK': 4096}, 8),
     (small.swiglu_small_kernel, {'MOST': 127.0, 'BLOCK': 16384}, 16),
+    (small.rescale_kernel, {'BLOCK': 1024}, 4),
 ]  # fmt: skip
 FLOAT8 = [
     (kernel, {**constants, 'MOST': 448.0}, warps)
@@ -68,7 +69,10 @@ def type_of(name, constants, kernel):
     if kernel.__module__.endswith(('jpeg', 'resize')):
         return _PICTURES.get(name, 'i32')
     if name in ('out', 'scales') and kernel.__module__.endswith('small'):
-        return '*fp32' if name == 'scales' else '*i8' if constants['MOST'] == 127.0 else '*fp8e4nv'
+        small_type = {127.0: '*i8', 448.0: '*fp8e4nv'}.get(constants.get('MOST'), '*bf16')
+        return '*fp32' if name == 'scales' else small_type
+    if name in ('whole', 'rows', 'columns') and kernel.__module__.endswith('small'):
+        return '*i32' if name == 'whole' else '*fp32'
     if name == 'scale' and kernel is layer_norm.add_scale_layer_norm_kernel:
         return '*bf16'
     return _TYPES.get(name, 'i32' if name in _STRIDES else '*bf16')

@@ -52,7 +52,7 @@ def test_a_defect_is_not_taken_for_bad_input():
         (bench.main, ['--size', 'tiny'], 2),
         (evaluate.main, ['--modes', 'none', '--quiet'], 1),
         (calibrate.main, ['--quiet'], 1),
-        (train.main, ['lightvla', '--start', 'nowhere'], 1),
+        (train.main, ['lightvla', '--start', 'nowhere', '--data', 'nowhere'], 1),
     ],
 )
 def test_a_gpu_that_is_not_there_is_one_line_in_every_verb(

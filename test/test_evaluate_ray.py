@@ -76,6 +76,7 @@ def test_without_ray_the_command_says_how_to_get_it_before_anything_runs(
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_the_verb_gives_the_same_results_on_a_cluster(command, cluster, tmp_path):
     results = []
     for executor in ('ray', 'processes'):
@@ -91,14 +92,16 @@ def test_the_verb_gives_the_same_results_on_a_cluster(command, cluster, tmp_path
     assert 'run by ray on 1 machine(s)' in (tmp_path / 'ray' / 'report.md').read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_one_episode(setup, cluster, tmp_path):
     plan = [episode(state=s) for s in range(4)]
     log = EpisodeLog(tmp_path / 'log.jsonl', RUN)
     records = run_episodes(setup, plan, log, workers=2, session=Dying, executor='ray')
     assert [bool(r.error) for r in records] == [False, True, False, False]
-    assert records[1].error.startswith('worker died: ')
+    assert records[1].error.startswith('worker died twice: ')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('what', ['directory', 'weights of the run', 'weights of an entry'])
 def test_a_worker_without_the_right_checkpoint_stops_the_run(setup, cluster, tmp_path, what):
     entry, message = NONE, 'holds other weights on '
@@ -113,6 +116,7 @@ def test_a_worker_without_the_right_checkpoint_stops_the_run(setup, cluster, tmp
         run_episodes(setup, [episode(entry), episode(entry, state=1)], log, 2, executor='ray')
 
 
+@pytest.mark.slow
 def test_a_cluster_without_room_for_a_worker_is_refused(setup, cluster, tmp_path):
     log = EpisodeLog(tmp_path / 'log.jsonl', RUN)
     for more in ({'device': 'cuda'}, {'threads': 3}):

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 import rclpy
+import yaml
 from bag_tools import replay, write
-from conftest import patience
+from conftest import REPOSITORY, patience
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, JointState
@@ -243,9 +244,9 @@ def arm(ros, namespace):
         one.node.destroy_node()
 
 
-def test_a_bimanual_arm_gets_chunks_with_its_own_joint_names(
-    start, arm, aloha, namespace, tmp_path, capsys
-):
+@pytest.fixture
+def recording(start, arm, aloha, namespace, tmp_path):
+    """A bag of a bimanual arm that was driven for four chunks, each held against the policy."""
     process = start('policy_node', *command_line(namespace, **parameters(aloha), trigger='request',
                                                  input_reliability='reliable'))  # fmt: skip
     robot = arm()
@@ -267,17 +268,48 @@ def test_a_bimanual_arm_gets_chunks_with_its_own_joint_names(
         positions = np.array([p.positions for p in chunk.points])
         np.testing.assert_allclose(positions, expected, rtol=0, atol=1e-4)
         played = robot.play(chunk)
-    said = robot.info[-1]
+    assert robot.wait(lambda: sum('inference_stats' in t for t, *_ in robot.log) == 4)
+    bag = write(tmp_path / 'bag', sorted(robot.log, key=lambda entry: entry[1]))
+    return bag, robot.info[-1]
+
+
+def test_a_bimanual_arm_gets_chunks_with_its_own_joint_names(recording, aloha, tmp_path, capsys):
+    bag, said = recording
     assert said['action.kind'] == 'joint_absolute' and said['control_mode'] == 'joint positions'
     assert said['action.joints'] == said['dimension_names'] == ','.join(JOINTS)
     assert (said['head'], said['normalisation']) == ('l1', 'bounds')
-    assert robot.wait(lambda: sum('inference_stats' in t for t, *_ in robot.log) == 4)
     # The same run again, from what a recorder would have kept, without a word about the robot.
-    bag = write(tmp_path / 'bag', sorted(robot.log, key=lambda entry: entry[1]))
     result = replay(capsys, tmp_path, bag, '--checkpoint', str(aloha), '--tiers', 'T0,T1',
                     '--modes', 'recorded', '--compare', 'recorded')  # fmt: skip
     assert result.code == 0, result.text
     assert len(result.ticks) >= 4
+
+
+@pytest.mark.slow
+def test_a_recording_of_a_bimanual_arm_replays_over_dds(recording, aloha, tmp_path, capsys):
+    result = replay(capsys, tmp_path, recording[0], '--checkpoint', str(aloha), '--tiers', 'T1,T2',
+                    '--modes', 'recorded', '--compare', 'recorded')  # fmt: skip
+    assert result.code == 0, result.text
+    assert {tick['tier'] for tick in result.ticks} == {'T1', 'T2'}
+
+
+def test_the_configuration_of_aloha_fits_its_checkpoints():
+    content = yaml.safe_load((REPOSITORY / 'config' / 'robots' / 'aloha.yaml').read_text())
+    values: dict = {}
+
+    def flat(part: dict, prefix: str = '') -> None:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                flat(value, f'{prefix}{name}.')
+            else:
+                values[prefix + name] = value
+
+    flat(content['/**/vla_policy']['ros__parameters'])
+    defaults = {spec.name: spec.default for spec in POLICY} | {'pruning.mode': 'none'}
+    loaded = PolicyConfig.from_values(defaults | values)
+    checkpoint = tiny_config(**variant('aloha'))
+    check_fit(checkpoint, loaded)
+    assert loaded.cameras == checkpoint.cameras and another_rate(checkpoint, loaded) == ''
 
 
 def test_one_camera_and_no_state(start, arm, namespace, tmp_path):

@@ -129,7 +129,7 @@ def test_times_and_kept_patches_after_a_change(runs):
     shares = (row['before_target'], row['next_target'], row['after_target'])
     assert shares == (1.0, 0.0, 0.8)
     assert row['before_goal'] is None
-    assert row['path_m'] == pytest.approx((0.5 + 0.7) / 6)
+    assert row['path_m'] == pytest.approx(0.6)  # of those that have one
     assert rows['none', 'none']['recovered'] is None
 
 
@@ -141,6 +141,15 @@ def test_the_page_the_picture_and_the_numbers_are_written(runs, tmp_path, capsys
     assert '-62 (' in page and 'shifts table' in page and 'Holm' in page
     assert len(json.loads((out / 'results.json').read_text())['cells']) == 8
     assert (out / 'success.png').stat().st_size > 5000
+
+
+def test_cells_that_are_too_small_or_never_shifted_are_left_out(runs, tmp_path):
+    extra = write(tmp_path / 'extra', outcomes(Entry('only', 'none', {}, 'l', 'y'), '11'))
+    few = write(tmp_path / 'few', outcomes(NONE, '11'), shift='noise:1')
+    names = {(r['shift'], r['entry']) for r in cells(read_runs([*runs, extra, few]), least=3)}
+    assert len(names) == 8 and ('noise:1', 'none') not in names
+    with pytest.raises(ValueError, match='no cell has 9 episodes'):
+        write_report(runs, tmp_path / 'none-left', 'x', least=9)
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):

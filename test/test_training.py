@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from vla_prune_ros import weights
+from vla_prune_ros.datasets import ReadOptions, Store, make_store, open_dataset
 from vla_prune_ros.sim.tabletop import TabletopRobot
 from vla_prune_ros.sim.tabletop.tasks import TASKS
-from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
-from vla_prune_ros.training.dataset import DemonstrationSet, random_crop
+from vla_prune_ros.training.augment import SIDE, random_crop
+from vla_prune_ros.training.batches import Batches
 from vla_prune_ros.training.demonstrations import (
     CHUNK,
     CollectionConfig,
@@ -21,12 +22,17 @@ from vla_prune_ros.training.demonstrations import (
     collect,
     record_episode,
 )
-from vla_prune_ros.training.embedded import UNNORM_KEY, fresh_checkpoint
+from vla_prune_ros.training.embedded import CLONING, UNNORM_KEY, fresh_checkpoint
+from vla_prune_ros.training.finetune import Run, finetune
+from vla_prune_ros.training.folder import STATE
 from vla_prune_ros.training.grounding import N_OBJECTS, Grounding
+from vla_prune_ros.training.processes import Team
 from vla_prune_ros.training.train import build_parser, main
+from vla_prune_ros.training.trainer import Trainer
 from vla_prune_ros.training.validation import closed_loop_success
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.pictures import centre_crop, crop_table
+from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.tokenizer import PromptTokenizer
 
 
 @pytest.fixture(scope='module')
@@ -36,9 +42,17 @@ def episodes(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def fresh(episodes, tmp_path_factory):
+def stored(episodes, tmp_path_factory):
+    path = tmp_path_factory.mktemp('stored') / 'store'
+    options = ReadOptions(name=UNNORM_KEY)
+    data = open_dataset(episodes[0].directory, options)
+    return make_store(data, path, options, progress=False)
+
+
+@pytest.fixture(scope='module')
+def fresh(stored, tmp_path_factory):
     folder = tmp_path_factory.mktemp('fresh')
-    fresh_checkpoint(folder, DemonstrationSet(episodes[1], folder / 'frames.npy'), seed=0)
+    fresh_checkpoint(folder, [Store(stored)], seed=0)
     return folder
 
 
@@ -97,46 +111,36 @@ def test_alternative_instructions_get_labels_of_their_own(tmp_path):
         n = len(data['proprio'])
     assert tasks.shape == (n, 3) and (tasks[:, 0] == 0).all()
     assert all(len(set(row)) == 3 for row in tasks)
-    data = DemonstrationSet(files, tmp_path / 'frames.npy')
+    fresh = tmp_path / 'fresh'
+    store = Store(make_store(open_dataset(tmp_path), tmp_path / 'store', progress=False))
+    fresh_checkpoint(fresh, [store], seed=0)
+    config = OpenVLAConfig.from_directory(fresh)
+    tokenizer = PromptTokenizer.from_directory(fresh, config.bos_id, config.llama.vocab_size)
+    known, recipe = [store.statistics], replace(CLONING, batch_size=3 * n)
+    data = Batches([store], config, known, tokenizer, recipe)
     assert len(data) == 3 * n
-    batch = data.batch(0, 3 * n, seed=0)
-    colours = [TASKS[t].colour for t in batch.task]
+    batch = data.batch(0)
+    tasks = batch.extras['task'].tolist()
+    colours = [TASKS[t].colour for t in tasks]
+    for i in range(3 * n):
+        ids = tokenizer.prompt_ids(TASKS[tasks[i]].instruction)
+        assert batch.ids[i][batch.mask[i]].tolist() == ids
     # the same frame under two instructions: same state, same plate, another target
+    relatives = batch.extras['relative']
     for i in range(3 * n):
         for j in range(3 * n):
             if torch.equal(batch.proprio[i], batch.proprio[j]) and colours[i] != colours[j]:
-                assert torch.equal(batch.relative[i, 3:], batch.relative[j, 3:])
-                assert (batch.relative[i, :3] - batch.relative[j, :3]).abs().max() > 0.03
+                assert torch.equal(relatives[i, 3:], relatives[j, 3:])
+                assert (relatives[i, :3] - relatives[j, :3]).abs().max() > 0.03
     assert np.isfinite(relative).all()
 
 
-def test_the_random_crop_at_the_middle_is_the_processors_centre_crop():
-    images = torch.randint(0, 256, (1, 1, 56, 56, 3), dtype=torch.uint8)
-    generator = torch.Generator()
-
-    class Middle:  # torch.rand with every draw at 0.5
-        @staticmethod
-        def rand(*shape, generator):
-            return torch.full(shape, 0.5)
-
-    original = torch.rand
-    torch.rand = Middle.rand
-    try:
-        cropped, offset = random_crop(images, generator)
-    finally:
-        torch.rand = original
-    wanted = centre_crop(images[0, 0].numpy())
-    np.testing.assert_allclose(cropped[0, 0].permute(1, 2, 0).numpy(), wanted, atol=2e-5)
-    lower, _, fraction = crop_table(56)
-    assert abs(float(offset[0, 0, 0]) - (lower + fraction)[0]) < 1e-4
-
-
 def test_object_pixels_follow_the_crop():
-    images = torch.zeros(1, 1, 112, 112, 3, dtype=torch.uint8)
-    images[0, 0, 70, 40] = 255
-    cropped, offset = random_crop(images, torch.Generator().manual_seed(3))
-    found = cropped[0, 0, 0].flatten().argmax()
-    moved = (torch.tensor([40.0, 70.0]) - offset[0, 0]) / np.sqrt(0.9)
+    images = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
+    images[0, 70, 40] = 255
+    offset = torch.tensor([[0.03, 0.01]])
+    found = random_crop(images, offset)[0, ..., 0].flatten().argmax()
+    moved = (torch.tensor([40.0, 70.0]) - offset[0] * 111) / SIDE  # as the learner does
     assert abs(moved[0] - found % 112) <= 1 and abs(moved[1] - found // 112) <= 1
 
 
@@ -155,72 +159,37 @@ def test_grounding_is_smallest_where_the_right_patch_stands_out():
     assert all(torch.isfinite(v) for v in losses[6].values())
 
 
-def test_batches_of_the_workers_share_out_the_set(episodes, fresh):
-    data = DemonstrationSet(episodes[1], fresh / 'frames.npy')
-    size = len(data) // 4
-    parts = [data.batch(0, size, seed=1, rank=r, ranks=4) for r in range(4)]
-    states = torch.cat([p.proprio for p in parts])
-    assert len(torch.unique(states, dim=0)) == 4 * size
-    again = data.batch(0, size, seed=1, rank=2, ranks=4)
-    assert torch.equal(again.images, parts[2].images)
+def _run(stored, fresh, output, **changes):
+    recipe = replace(CLONING, steps=6, batch_size=4, warmup=2)
+    return replace(Run(fresh, output, (stored,), recipe, grounding=True, log_every=1), **changes)
 
 
-def _config(episodes, fresh, output, **changes):
-    config = CloningConfig(
-        start=fresh,
-        output=output,
-        files=tuple(episodes[1]),
-        cache=fresh / 'frames.npy',
-        steps=6,
-        batch_size=4,
-        warmup=2,
-        save_every=3,
-        log_every=1,
-    )
-    return replace(config, **changes)
+def test_the_auxiliary_heads_go_on_in_the_next_stage(stored, fresh, tmp_path):
+    first = _run(stored, fresh, tmp_path / 'first')
+    path = finetune(first, progress=False)
+    heads = {
+        name: value
+        for name, value in torch.load(path / STATE, weights_only=True)['learner'].items()
+        if name.startswith('grounding.')
+    }
+    trainer = Trainer(Team(), _run(stored, path, tmp_path / 'second'))
+    own = trainer.learner.state_dict()
+    assert heads and all(torch.equal(own[name], value) for name, value in heads.items())
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(episodes, fresh, tmp_path, monkeypatch):
-    straight = clone(_config(episodes, fresh, tmp_path / 'straight'), progress=False)
-    from vla_prune_ros.training import behaviour_cloning
-
-    saved = behaviour_cloning._save
-
-    def save_and_die(*args):
-        saved(*args)
-        raise KeyboardInterrupt
-
-    config = _config(episodes, fresh, tmp_path / 'broken')
-    with monkeypatch.context() as patch:
-        patch.setattr(behaviour_cloning, '_save', save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            clone(config, progress=False)
-    resumed = clone(config, progress=False)
-    a, b = (OpenVLAOFT.from_pretrained(d).state_dict() for d in (straight, resumed))
-    for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, rtol=0, atol=1e-6, msg=name)
-    steps = [json.loads(line)['step'] for line in (resumed / 'log.jsonl').open()]
-    assert steps == [1, 2, 3, 4, 5, 6]
-
-
-def test_another_run_in_the_same_folder_is_refused(episodes, fresh, tmp_path):
-    clone(_config(episodes, fresh, tmp_path, steps=1), progress=False)
-    with pytest.raises(ValueError, match='another training run'):
-        clone(_config(episodes, fresh, tmp_path, steps=2, seed=5), progress=False)
-
-
-def test_two_workers_train_and_write_a_checkpoint_that_loads(episodes, fresh, tmp_path):
-    output = clone(_config(episodes, fresh, tmp_path, workers=2, steps=2), progress=False)
+def test_cloning_writes_a_checkpoint_that_loads(stored, fresh, tmp_path):
+    output = finetune(_run(stored, fresh, tmp_path), progress=False)
     model = OpenVLAOFT.from_pretrained(output)
     assert list(model.config.norm_stats) == [UNNORM_KEY]
     assert (output / 'tokenizer.json').exists()
 
 
-def test_every_checkpoint_is_tried_in_closed_loop(episodes, fresh, tmp_path):
-    config = _config(episodes, fresh, tmp_path, steps=2, save_every=1, validation=1)
-    log = [json.loads(line) for line in (clone(config, progress=False) / 'log.jsonl').open()]
+def test_every_checkpoint_is_tried_in_closed_loop(stored, fresh, tmp_path):
+    run = _run(stored, fresh, tmp_path, save_every=3, validation=1)
+    finetune(run, progress=False)
+    log = [json.loads(line) for line in (tmp_path / 'log.jsonl').open()]
     tried = [record for record in log if 'success' in record]
-    assert [record['step'] for record in tried] == [1, 2]
+    assert [record['step'] for record in tried] == [3, 6]
     assert all(record['episodes'] == 1 for record in tried)
     assert tried[0]['success'] == 0.0, 'weights without training do not solve a task'
     assert tried[0]['low'] == 0.0 < tried[0]['high']

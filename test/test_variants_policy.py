@@ -88,6 +88,14 @@ def test_another_instruction_modulates_recorded_towers_anew(directories, monkeyp
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize('name', ['libero_tokens', 'aloha', 'film'])
+def test_an_audit_of_a_variant(directories, name):
+    policy = VLAPolicy.from_pretrained(directories(name), 'grid')
+    policy.step(observation(config=policy.config))
+    found = policy.audit()
+    assert found is not None and found.overall > 0
+
+
 @pytest.mark.parametrize(('name', 'cameras'), [('libero', ('agentview',)), ('aloha', ('a', 'b'))])
 def test_another_number_of_cameras_is_refused(directories, name, cameras):
     with pytest.raises(ValueError, match=r'the checkpoint is for \d camera'):
@@ -126,6 +134,15 @@ def test_specprune_on_joints_is_without_its_controller(tmp_path):
         assert policy.step(observation(k, 0.1 * k, config=config)).stats['motion'] == 'coarse'
         assert policy.requery_after(still) == 0 and not policy.wants_query
     assert selector.note in policy.info()['note']
+
+
+def test_scout_on_joints_takes_no_number_for_a_gripper(directories):
+    with pytest.warns(UserWarning, match='joint positions: dense_on_grip is off'):
+        policy = VLAPolicy.from_pretrained(directories('aloha'), 'scout', dense_on_grip=True)
+    for k, last in enumerate((0.0, 1.0, 0.0)):
+        chunk = policy.step(observation(k, 0.1 * k, config=policy.config))
+        policy.record_executed(np.full((2, 14), last))
+    assert not chunk.stats['dense'] and 'dense_on_grip is off' in policy.info()['note']
 
 
 def test_lightvla_scores_three_views_together(directories):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +24,9 @@ from tiny import (
 )
 
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.checkpoint import save_pretrained
+from vla_prune_ros.vla.checkpoint import save_pretrained, unused_shapes
 from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.film import is_modulation
 from vla_prune_ros.vla.heads import TokenHead
 from vla_prune_ros.vla.normalisation import Normaliser
 from vla_prune_ros.vla.selection import TokenLayout
@@ -243,9 +245,9 @@ REFUSED = {
     ),
     'unmerged': (
         lambda d: _rename(d, lambda k: k.replace('q_proj.', 'q_proj.base_layer.')),
-        'unmerged.*run merge',
+        'unmerged.*run train merge',
     ),
-    'only an adapter': (_only_adapter, 'only an adapter.*needs --base'),
+    'only an adapter': (_only_adapter, 'only an adapter.*needs its base'),
     'value head': (
         lambda d: _rename(d, lambda k: k.replace('language_model.lm_head', 'value_head')),
         'RL trainer.*without its value head',
@@ -409,6 +411,30 @@ def test_the_mask_holds_for_state_and_action():
 
 
 # -- FiLM ----------------------------------------------------------------------------------------
+def test_published_sizes():
+    """Numbers by arithmetic from the shapes of the authors' modules."""
+
+    def count(config, select):
+        with torch.device('meta'):
+            model = OpenVLAOFT(config)
+        used = sum(p.numel() for k, p in model.named_parameters() if select(k))
+        rest = sum(math.prod(s) for k, s in unused_shapes(config).items() if select(k))
+        return used, used + rest
+
+    head = lambda key: key.startswith('action_head.')  # noqa: E731
+    assert count(OpenVLAConfig(), head)[0] == 151_117_831
+    assert count(OpenVLAConfig(action_dim=14, chunk_len=25), head)[0] == 268_644_366
+    assert count(OpenVLAConfig(film=True), is_modulation) == (438_411_776, 456_241_920)
+
+
+def test_the_film_file_has_as_many_tensors_as_the_published_layout(tmp_path):
+    towers = tiny_config().featurizer, tiny_config().fused_featurizer
+    first, second = (replace(t, depth=d) for t, d in zip(towers, (24, 27), strict=True))
+    model = tiny_model(film=True, featurizer=first, fused_featurizer=second)
+    save_pretrained(model, tmp_path)
+    assert len(torch.load(tmp_path / 'vision_backbone--1_checkpoint.pt')) == 1311
+
+
 def test_film_that_does_nothing_is_the_plain_tower():
     film, plain = tiny_model(**variant('film')), tiny_model()
     state = {k: p for k, p in film.state_dict().items() if 'scale.' not in k and 'shift.' not in k}

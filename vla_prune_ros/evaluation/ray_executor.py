@@ -112,8 +112,8 @@ def run_on_ray(
 ) -> Iterator[EpisodeRecord]:
     """Run episodes with `n` workers and yield their records as they come.
 
-    A worker that dies, or loses its machine, takes one episode with it and is replaced. Workers
-    that find no room yet join when they do.
+    A worker that dies, or loses its machine, is replaced, and its episode tried once more: a
+    second death is its outcome. Workers that find no room yet join when they do.
 
     Raises:
         RuntimeError: ray is not installed, or a worker cannot be built.
@@ -123,6 +123,7 @@ def run_on_ray(
     lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
     queue = deque(episodes)
     waiting: dict[Any, _Place] = {}
+    died: set[tuple] = set()
 
     def start() -> None:
         actor = _actor(ray, setup, n, cluster, session)
@@ -139,7 +140,12 @@ def run_on_ray(
             except lost as error:
                 if place.episode is None:
                     raise RuntimeError(f'an evaluation worker could not start:\n{error}') from None
-                yield EpisodeRecord(place.episode, '', '', error=f'worker died: {_line(error)}')
+                if place.episode.key in died:
+                    error_text = f'worker died twice: {_line(error)}'
+                    yield EpisodeRecord(place.episode, '', '', error=error_text)
+                else:
+                    died.add(place.episode.key)
+                    queue.append(place.episode)
                 if queue:
                     start()
                 continue

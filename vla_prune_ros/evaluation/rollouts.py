@@ -157,6 +157,8 @@ class Setup:
         free += [] if self.audit else ['audit']  # episodes without one go on as before
         if not self.shift:  # as episodes were logged before there were any
             free += ['shift', 'shift_seed']
+        if not self.variant:
+            free.append('variant')
         if self.quantization == 'none':
             free.append('quantization')
         return {key: value for key, value in asdict(self).items() if key not in free}

@@ -95,22 +95,30 @@ def _add(runs: Runs, shift: str, record: EpisodeRecord) -> None:
     states[episode.task, episode.state] = record
 
 
-def cells(runs: Runs) -> list[dict[str, Any]]:
-    """One row for every shift and entry that has episodes, with p-values adjusted by Holm.
+def cells(runs: Runs, least: int = 1) -> list[dict[str, Any]]:
+    """One row for every shift and entry with enough episodes, with p-values adjusted by Holm.
 
-    One family are all differences to dense, another all interactions.
+    One family are all differences to dense, another all interactions. What ran in the suite only
+    is left out, if anything ran under a shift.
     """
+    shifted = {
+        name
+        for shift, entries in runs.records.items()
+        for name, records in entries.items()
+        if shift != PLAIN and len(records) >= least
+    }
     rows = []
     for shift, entries in runs.records.items():
         for name, records in entries.items():
+            if len(records) < least or (shifted and name not in shifted):
+                continue
             row = {'shift': shift, 'entry': name, **_cell([*records.values()])}
             dense = runs.dense(name)
             if dense and dense in entries:
                 row |= _against(records, entries[dense])
                 plain = runs.records.get(PLAIN, {})
                 if shift != PLAIN and name in plain and dense in plain:
-                    four = (records, entries[dense], plain[name], plain[dense])
-                    row |= _interaction(four)
+                    row |= _interaction((records, entries[dense], plain[name], plain[dense]))
             rows.append(row)
     for what in ('difference', 'interaction'):
         of_this = [row for row in rows if what in row]
@@ -134,8 +142,8 @@ def _cell(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         'low': low,
         'high': high,
         'steps': _mean([r.steps for r in good]),
-        'path_m': _mean([r.path_m for r in good]),
-        'jerk': _mean([r.jerk for r in good]),
+        'path_m': _mean([r.path_m for r in good if r.path_m]),  # older logs have none
+        'jerk': _mean([r.jerk for r in good if r.path_m]),
         'kept': _mean([r.kept / r.visual_tokens for r in records]),
         'changed': len(changed),
         'recovered': sum(w is not None for w in waits) if recovers else None,
@@ -194,6 +202,8 @@ def _against(ours: dict[State, EpisodeRecord], dense: dict[State, EpisodeRecord]
 
 def _interaction(four: Sequence[dict[State, EpisodeRecord]]) -> dict:
     common = sorted(set.intersection(*(set(records) for records in four)))
+    if not common:
+        return {}
     units = [[bool(records[k].success) for records in four] for k in common]
     value, (low, high), p = interaction(units)
     return {'interaction': {'n': len(units), 'value': value, 'low': low, 'high': high, 'p': p}}
@@ -208,12 +218,18 @@ def _finite(value: float) -> float | str | None:
     return value if math.isfinite(value) else 'never' if math.isinf(value) else None
 
 
-def write_report(directories: Sequence[Path], out: Path, command: str) -> str:
-    """Write report.md, results.json and success.png; returns the table of success."""
+def write_report(directories: Sequence[Path], out: Path, command: str, least: int = 1) -> str:
+    """Write report.md, results.json and success.png; returns the table of success.
+
+    Raises:
+        ValueError: see `read_runs`; or no cell has so many episodes.
+    """
     from vla_prune_ros.evaluation.shift_plots import heat_map
 
     runs = read_runs(directories)
-    rows = cells(runs)
+    rows = cells(runs, least)
+    if not rows:
+        raise ValueError(f'no cell has {least} episodes')
     out.mkdir(parents=True, exist_ok=True)
     run = {'command': command, 'environment': environment(), **runs.facts}
     write_json(out / 'results.json', {'run': run, 'cells': rows})

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vla_prune_ros.command_line import command_line, exit_code_of, verb_parser
+from vla_prune_ros.command_line import at_least, command_line, exit_code_of, verb_parser
 
 DESCRIPTION = """\
 List the axes of shifted worlds, draw what each looks like, or compare finished evaluations of
@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument(
         'runs', nargs='+', type=Path,
         help='output directories of `evaluate`, each of one shift; one without any',
+    )  # fmt: skip
+    table.add_argument(
+        '--least', type=at_least(1), default=1, metavar='N',
+        help='leave out cells of fewer episodes (default: 1)',
     )  # fmt: skip
     table.add_argument('--out', type=Path, default=Path('out/shift_table'), help='directory')
     return p
@@ -82,6 +86,6 @@ def _picture(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _table(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.evaluation.shift_report import write_report
 
-    print(write_report(args.runs, args.out, command_line(argv, 'shifts')))
+    print(write_report(args.runs, args.out, command_line(argv, 'shifts'), args.least))
     print(f'\nwritten: {args.out / "report.md"}, results.json, success.png')
     return 0

@@ -29,7 +29,7 @@ def _choose(specs: Iterable[Spec], *names: str, **renamed: str) -> dict[str, Spe
     return {argument: by_name[name] for argument, name in wanted.items()}
 
 
-MODEL = _choose((*POLICY, PRUNING), 'checkpoint', 'device', pruning='pruning.mode')
+MODEL = _choose((*POLICY, PRUNING), 'checkpoint', 'variant', 'device', pruning='pruning.mode')
 ROBOT = _choose(
     (*POLICY, Spec('use_sim_time', False, 'take the time from /clock')),
     'image_transport',

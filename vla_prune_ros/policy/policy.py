@@ -23,6 +23,7 @@ from vla_prune_ros.policy.audit import Latest
 from vla_prune_ros.policy.description import describe
 from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
 from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
+from vla_prune_ros.pruning.resets import outdated
 from vla_prune_ros.runtime.engine import make_engine
 from vla_prune_ros.runtime.images import make_images
 from vla_prune_ros.runtime.pinned import Receiver
@@ -285,7 +286,10 @@ class VLAPolicy(Aside):
         ids, template_tokens = processor.prompt(observation.instruction)
         proprio = processor.state(observation.proprio)
         timer.mark('preprocess')
-        self._selector.observe(Tick(frames, template_tokens, self.history))
+        tick = Tick(frames, template_tokens, self.history)
+        if cause := outdated(self._selector.opt, tick, self.config.featurizer.patch_size):
+            self.reset(cause)
+        self._selector.observe(tick)
         timer.mark('select')
         if (rehearsal := self._selector.rehearsal) is not None:
             engine(frames, ids, proprio, rehearsal)

@@ -15,6 +15,7 @@ Only the first query after a reset is complete.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import scale_layers, whole_numbers
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
@@ -60,6 +62,7 @@ class Scout(PruningMethod):
     dense_queries = 1
     options = (
         BUDGET,
+        *RESETS,
         Option('keep', float, 0.25, 'share of all patches kept, if budget is 0', 0.0, 1.0),
         Option('explore', float, 0.25, 'share of the kept patches that patrol', 0.0, 1.0),
         Option('follow', bool, True, 'scores move with what moves; else they stay in place'),
@@ -85,6 +88,10 @@ class Scout(PruningMethod):
         if not sources:
             raise ValueError('options action_layers, text_layers: one of them must name a layer')
         self.sources = [*dict.fromkeys(sources)]
+        self.sees_grip = config.action_kind == 'delta_pose'  # then the last number is a gripper
+        if self.opt.dense_on_grip and not self.sees_grip:
+            self.note = 'the actions are joint positions: dense_on_grip is off'
+            warnings.warn(f'mode scout: {self.note}', stacklevel=2)
         self._slots: dict[str, Any] = {}
         self._gripper: list[bool] = []
         self._chosen: Tensor | None = None
@@ -94,7 +101,8 @@ class Scout(PruningMethod):
     def observe(self, tick: Tick) -> None:
         """Remember where the memory is, and what the gripper was told."""
         self._slots = tick.history.slots
-        self._gripper = [bool(action[-1] > 0.5) for action in tick.history.executed]
+        executed = tick.history.executed if self.sees_grip else ()
+        self._gripper = [bool(action[-1] > 0.5) for action in executed]
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Choose the patches; without a memory, or after a gripper event, all of them."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_prune_ros.pruning.base import BUDGET, Option
+from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import (
     PUBLISHED_PATCHES,
     scaled_count,
@@ -20,6 +21,7 @@ from vla_prune_ros.pruning.scaling import (
 
 OPTIONS = (
     BUDGET,
+    *RESETS,
     Option('alpha', float, 0.8, 'multiplies the three budgets', 0.01, 100.0),
     Option('k_local', int, 24, 'V_local: tokens per layer and view of 256 patches', 0, 4096),
     Option('k_global', int, 30, 'V_global: tokens per layer and view of 256 patches', 0, 4096),

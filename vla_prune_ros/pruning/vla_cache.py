@@ -28,6 +28,7 @@ from vla_prune_ros.pruning.cache_schedule import (
     released_shares,
 )
 from vla_prune_ros.pruning.frames import patch_similarity, to_patches
+from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import scaled_count, scaled_layer
 from vla_prune_ros.pruning.scores import instruction_rows, top_per_view
 from vla_prune_ros.vla.config import OpenVLAConfig
@@ -108,6 +109,7 @@ class VLACache(PruningMethod):
     dense_queries = 1
     options = (
         BUDGET,
+        *RESETS,
         Option('preset', str, 'default', 'where options are "preset" or -1', choices=(*PRESETS,)),
         Option('tau', float, 0.996, 'least similarity of a static patch', -1.0, 1.0),
         Option('static_k', int, -1, 'most static patches per camera; -1: by preset, scaled', -1),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
 from vla_prune_ros.pruning.budget import camera_quotas
+from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import scaled_layer
 from vla_prune_ros.pruning.scores import top_per_view
 from vla_prune_ros.vla.config import OpenVLAConfig
@@ -45,6 +46,7 @@ class VLAPruner(PruningMethod):
     budget_kind = 'exact'
     options = (
         BUDGET,
+        *RESETS,
         Option('keep', float, 0.25, 'share of all patches kept, if budget is 0', 0.0, 1.0),
         Option('full_layers', int, 3, 'layers before the cut, out of 32, at least 1', 1, 31),
         Option('window', int, 3, 'queries whose action attention is remembered', 1, 100),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_prune_ros.vla import OpenVLAOFT
+from vla_prune_ros.vla.operations import TORCH, Operations
 
 QUANTIZATIONS = ('none', 'int8', 'fp8')
 # Type and largest number of a kind.
@@ -52,6 +53,8 @@ class SmallLinear(nn.Module):
         scales: float32 [out, 1].
     """
 
+    ops: Operations = TORCH
+
     def __init__(self, linear: nn.Linear, kind: str) -> None:
         super().__init__()
         weight = quantised(linear.weight.detach(), kind)
@@ -69,16 +72,16 @@ class SmallLinear(nn.Module):
                 x.values, self.weight.t(), x.scales, self.scales.t(), out_dtype=x.dtype
             )
         else:
-            out = self._whole(x.values).mul_(x.scales).mul_(self.scales.t()).to(x.dtype)
+            out = self.ops.rescaled(self._whole(x.values), x.scales, self.scales, x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     def _whole(self, values: Tensor) -> Tensor:
-        """The product of whole numbers as float32: exact, below 2^24 of a row's."""
+        """The product of whole numbers, int32."""
         missing = 17 - len(values) if values.is_cuda else 0  # cuBLAS wants more than 16 rows
         if missing > 0:
             padded = nn.functional.pad(values, (0, 0, 0, missing))
-            return torch._int_mm(padded, self.weight.t())[:-missing].float()
-        return torch._int_mm(values, self.weight.t()).float()
+            return torch._int_mm(padded, self.weight.t())[:-missing]
+        return torch._int_mm(values, self.weight.t())
 
 
 def quantize(model: OpenVLAOFT, kind: str) -> None:

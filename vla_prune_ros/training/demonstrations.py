@@ -9,7 +9,6 @@ forked and the expert alone drives it for one chunk.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
@@ -251,21 +250,3 @@ def clean_chunk(robot: TabletopRobot, task: TabletopTask) -> np.ndarray:
             robot.advance(action)
     robot.restore(state)
     return chunk
-
-
-def action_statistics(actions: np.ndarray, proprio: np.ndarray) -> dict:
-    """`dataset_statistics.json` entry of the published layout from [N, 7] and [N, 8]."""
-
-    def entry(values: np.ndarray) -> dict:
-        values = values.astype(np.float64)
-        return {
-            'mean': values.mean(0).tolist(),
-            'std': values.std(0).tolist(),
-            'max': values.max(0).tolist(),
-            'min': values.min(0).tolist(),
-            'q01': np.quantile(values, 0.01, axis=0).tolist(),
-            'q99': np.quantile(values, 0.99, axis=0).tolist(),
-        }
-
-    action = {**entry(actions), 'mask': [True] * 6 + [False]}
-    return json.loads(json.dumps({'action': action, 'proprio': entry(proprio)}))

@@ -5,19 +5,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from vla_prune_ros.datasets import ReadOptions, Store, make_store, open_dataset
+from vla_prune_ros.datasets.statistics import statistics
 from vla_prune_ros.sim.tabletop.tasks import TASKS
-from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
-from vla_prune_ros.training.dataset import DemonstrationSet
-from vla_prune_ros.training.demonstrations import (
-    CollectionConfig,
-    action_statistics,
-    collect,
-)
+from vla_prune_ros.training.demonstrations import CHUNK, CollectionConfig, collect
+from vla_prune_ros.training.finetune import Run, finetune
+from vla_prune_ros.training.recipe import RECIPES, Recipe
 from vla_prune_ros.vla import LlamaConfig, OpenVLAConfig, OpenVLAOFT, TowerConfig
 from vla_prune_ros.vla.checkpoint import save_pretrained
 from vla_prune_ros.vla.tokenizer import build_tokenizer
@@ -31,9 +31,15 @@ SIZES = OpenVLAConfig(
     pad_id=3,
 )
 
+# From nothing, so at a higher rate; the tasks are told apart by colours, so those stay.
+CLONING = replace(
+    RECIPES['oft']['house'], learning_rate=1e-3, lora_rank=0, colour=False, clip_labels=False
+)
+BATCH = CLONING.batch_size
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Stages:
     """Stages of the embedded policy's training.
 
     Behaviour cloning on `episodes` noisy expert episodes and `detours` more that begin with a
@@ -58,70 +64,88 @@ class Recipe:
         return self.out / 'demonstrations'
 
 
-def train_embedded(recipe: Recipe, progress: bool = True) -> Path:
+def train_embedded(stages: Stages, progress: bool = True) -> Path:
     """Run every stage that is not finished yet; returns the last checkpoint directory."""
     collection = CollectionConfig(
-        recipe.demonstrations, recipe.episodes, stride=4, seed=recipe.seed
+        stages.demonstrations, stages.episodes, stride=4, seed=stages.seed
     )
-    files = collect(collection, recipe.workers, progress)
     detours = replace(
         collection,
-        directory=recipe.out / 'detours',
-        first=recipe.episodes,
-        episodes=recipe.detours,
+        directory=stages.out / 'detours',
+        first=stages.episodes,
+        episodes=stages.detours,
         detour=36,
         alternatives=2,
     )
-    files += collect(detours, recipe.workers, progress)
-    start = recipe.out / 'fresh'
+    stores = [_stored(one, stages, progress) for one in (collection, detours) if one.episodes]
+    start = stages.out / 'fresh'
     if not (start / 'dataset_statistics.json').exists():
-        fresh_checkpoint(start, DemonstrationSet(files, recipe.out / 'frames.npy'), recipe.seed)
-    stage = recipe.out / 'stage_0'
-    base = CloningConfig(
+        fresh_checkpoint(start, [Store(path) for path in stores], stages.seed)
+    base = Run(
         start=start,
-        output=stage,
-        files=tuple(files),
-        cache=recipe.out / 'frames.npy',
-        steps=recipe.steps,
-        validation=recipe.validation,
-        workers=recipe.workers,
-        device=recipe.device,
-        seed=recipe.seed,
+        output=stages.out / 'stage_0',
+        stores=tuple(stores),
+        recipe=_cloning(stages.steps),
+        grounding=True,
+        validation=stages.validation,
+        workers=stages.workers,
+        device=stages.device,
+        seed=stages.seed,
     )
-    clone(base, progress)
-    for number, (episodes, steps) in enumerate(recipe.rounds, start=1):
+    trained = finetune(base, progress)
+    for number, (episodes, steps) in enumerate(stages.rounds, start=1):
         collection = CollectionConfig(
-            recipe.out / f'dagger_{number}',
+            stages.out / f'dagger_{number}',
             episodes,
-            first=recipe.episodes + 10_000 * number,
+            first=stages.episodes + 10_000 * number,
             stride=6,
-            policy=stage,
+            policy=trained,
             alternatives=1,
-            seed=recipe.seed,
+            seed=stages.seed,
         )
-        files = [*files, *collect(collection, recipe.workers, progress)]
-        start, stage = stage, recipe.out / f'stage_{number}'
-        clone(
+        stores.append(_stored(collection, stages, progress))
+        trained = finetune(
             replace(
                 base,
-                start=start,
-                output=stage,
-                files=tuple(files),
-                cache=recipe.out / f'frames_{number}.npy',
-                steps=steps,
-                seed=recipe.seed + number,
+                start=trained,
+                output=stages.out / f'stage_{number}',
+                stores=tuple(stores),
+                recipe=_cloning(steps),
+                seed=stages.seed + number,
             ),
             progress,
         )
-    return stage
+    return trained
 
 
-def fresh_checkpoint(directory: Path, data: DemonstrationSet, seed: int) -> None:
+def _cloning(steps: int) -> Recipe:
+    return replace(CLONING, steps=steps)
+
+
+def _stored(collection: CollectionConfig, stages: Stages, progress: bool) -> Path:
+    """Collect the episodes that are missing, and make their store."""
+    collect(collection, stages.workers, progress)
+    folder = collection.directory
+    options = ReadOptions(format='tabletop', name=UNNORM_KEY)
+    path = stages.out / 'stores' / folder.name
+    return make_store(open_dataset(folder, options), path, options, progress=progress)
+
+
+def fresh_checkpoint(directory: Path, stores: Sequence[Store], seed: int) -> None:
     """Write randomly initialised weights with the data's statistics and a tokenizer."""
     vocab = build_tokenizer([task.instruction for task in TASKS], directory)
-    statistics = {UNNORM_KEY: action_statistics(data.actions, data.proprio)}
+    samples = [(store, store.samples(CHUNK)) for store in stores]
+    actions = [s.actions(np.arange(len(s))).reshape(-1, 7) for _, s in samples]
+    states = [store.proprio[s.frame] for store, s in samples if store.proprio is not None]
+    entry = statistics(
+        np.concatenate(actions),
+        np.concatenate(states),
+        [True] * 6 + [False],
+        sum(len(store.episodes) for store in stores),
+    )
     torch.manual_seed(seed)
-    config = replace(SIZES, llama=replace(SIZES.llama, vocab_size=vocab), norm_stats=statistics)
+    known = {UNNORM_KEY: entry}
+    config = replace(SIZES, llama=replace(SIZES.llama, vocab_size=vocab), norm_stats=known)
     model = OpenVLAOFT(config)
     towers = model.vision_backbone
     with torch.no_grad():

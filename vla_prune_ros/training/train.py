@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,12 +12,19 @@ from pathlib import Path
 import torch
 
 from vla_prune_ros.command_line import at_least, exit_code_of, require_device
-from vla_prune_ros.pruning.lightvla import NOISES
-from vla_prune_ros.training.behaviour_cloning import CloningConfig, clone
-from vla_prune_ros.training.embedded import Recipe, train_embedded
-from vla_prune_ros.training.lightvla import Finetuning
+from vla_prune_ros.training import data_report
+from vla_prune_ros.training.embedded import BATCH, Stages, train_embedded
+from vla_prune_ros.training.finetune import finetune
+from vla_prune_ros.training.lora import load_adapters, load_heads, merged
+from vla_prune_ros.training.options import add_finetuning, fitting, needed_memory, run_of
+from vla_prune_ros.training.processes import torchrun_team
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
+
+_FINETUNED = {
+    'oft': 'fine-tune a policy on demonstrations, with every visual token',
+    'lightvla': 'fine-tune a trained policy for the pruning mode lightvla',
+}
 
 
 def _rounds(text: str) -> tuple[tuple[int, int], ...]:
@@ -33,16 +39,6 @@ def _rounds(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def _add_common(parser: argparse.ArgumentParser, default: Recipe) -> None:
-    parser.add_argument(
-        '--validation', type=int, default=default.validation,
-        help='closed-loop episodes whose success is logged with every checkpoint; 0: none',
-    )  # fmt: skip
-    parser.add_argument('--workers', type=at_least(1), default=os.cpu_count())
-    parser.add_argument('--device', default=default.device, help='cpu or cuda')
-    parser.add_argument('--seed', type=int, default=default.seed)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `train`."""
     parser = argparse.ArgumentParser(prog='vla_prune_ros train', description=__doc__)
@@ -52,11 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         help='the embedded policy from nothing: demonstrations, cloning, DAgger rounds',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    default = Recipe(out=Path('out/train'))
+    default = Stages(out=Path('out/train'))
     tabletop.add_argument('--out', type=Path, default=default.out, help='working folder')
-    tabletop.add_argument('--episodes', type=int, default=default.episodes)
-    tabletop.add_argument('--detours', type=int, default=default.detours)
-    tabletop.add_argument('--steps', type=int, default=default.steps)
+    tabletop.add_argument('--episodes', type=at_least(1), default=default.episodes)
+    tabletop.add_argument('--detours', type=at_least(0), default=default.detours)
+    tabletop.add_argument('--steps', type=at_least(1), default=default.steps)
     tabletop.add_argument(
         '--rounds',
         type=_rounds,
@@ -64,35 +60,25 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='EPISODES:STEPS,...',
         help='DAgger rounds after the first stage',
     )
-    _add_common(tabletop, default)
-    lightvla = stages.add_parser(
-        'lightvla',
-        help='fine-tune a trained policy for the pruning mode lightvla',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    lightvla.add_argument(
-        '--start', type=Path, required=True, help='checkpoint directory of a dense policy'
-    )
-    lightvla.add_argument(
-        '--data', type=Path, default=default.out, help='folder searched for episode files'
-    )
-    lightvla.add_argument('--cache', type=Path, help='unpacked frames; default: in --out')
-    lightvla.add_argument('--out', type=Path, default=Path('out/lightvla'), help='new checkpoint')
-    lightvla.add_argument('--steps', type=int, default=4000)
-    lightvla.add_argument('--batch-size', type=int, default=32)
-    lightvla.add_argument('--learning-rate', type=float, default=3e-4)
-    lightvla.add_argument(
-        '--noise', choices=NOISES, default='uniform', help='on the scores, fading to 0 at the end'
-    )
-    lightvla.add_argument(
-        '--lora-rank', type=int, default=0,
-        help='train adapters of this rank (32 for a 7B model, needs peft) and the heads; '
-        '0 trains all weights',
+    tabletop.add_argument(
+        '--validation', type=at_least(0), default=default.validation,
+        help='closed-loop episodes whose success is logged with every checkpoint; 0: none',
     )  # fmt: skip
-    lightvla.add_argument(
-        '--fresh-heads', action='store_true', help='new action head and proprio projector'
+    tabletop.add_argument('--workers', type=at_least(1), default=fitting(BATCH))
+    tabletop.add_argument('--device', default=default.device, help='cpu or cuda')
+    tabletop.add_argument('--seed', type=int, default=default.seed)
+    for kind, text in _FINETUNED.items():
+        add_finetuning(stages.add_parser(kind, help=text, description=text), kind)
+    data_report.add_arguments(stages.add_parser('data', help=data_report.HELP))
+    merge = stages.add_parser(
+        'merge', help='add adapters to the weights that they were trained on'
     )
-    _add_common(lightvla, default)
+    merge.add_argument('base', type=Path, help='checkpoint directory')
+    merge.add_argument(
+        'adapter', type=Path,
+        help='folder of adapters, ours or the authors\', and of the heads if they have any',
+    )  # fmt: skip
+    merge.add_argument('out', type=Path, help='new directory')
     export = stages.add_parser(
         'export', help='write a trained checkpoint in bfloat16, with nothing but what a user needs'
     )
@@ -107,40 +93,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         require_device(getattr(args, 'device', 'cpu'))
-        print(f'trained checkpoint: {_STAGES[args.what](args)}')
+        if args.what == 'data':
+            return data_report.report(args)
+        done = _STAGES[args.what](args)
+        if done is not None:
+            print(f'trained checkpoint: {done}')
         return 0
 
     return exit_code_of('train', run, interrupted='the same command goes on from the last save')
 
 
 def _tabletop(args: argparse.Namespace) -> Path:
-    return train_embedded(Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)}))
+    return train_embedded(Stages(**{f.name: getattr(args, f.name) for f in fields(Stages)}))
 
 
-def _lightvla(args: argparse.Namespace) -> Path:
-    shared = ('steps', 'batch_size', 'learning_rate', 'validation', 'workers', 'device', 'seed')
-    return clone(
-        CloningConfig(
-            start=args.start,
-            output=args.out,
-            files=tuple(sorted(args.data.rglob('episode_*.npz'))),
-            cache=args.cache or args.out / 'frames.npy',
-            grounding=False,
-            lightvla=Finetuning(args.noise, args.lora_rank, args.fresh_heads),
-            **{name: getattr(args, name) for name in shared},
-        )
-    )
+def _finetune(args: argparse.Namespace) -> Path | None:
+    with torchrun_team(args.device) as team:
+        if args.dry_run:
+            print(needed_memory(args, args.what, team))
+            return None
+        path = finetune(run_of(args, args.what, team), team=team)
+        return path if team is None or team.rank == 0 else None
+
+
+def _merge(args: argparse.Namespace) -> Path:
+    _require_empty(args.out)
+    model = OpenVLAOFT.from_pretrained(args.base)
+    load_adapters(model, args.adapter)
+    load_heads(model, args.adapter)
+    save_pretrained(merged(model), args.out, dtype=torch.bfloat16, tokenizer=args.base)
+    return args.out
 
 
 def _export(args: argparse.Namespace) -> Path:
-    if args.out.exists() and any(args.out.iterdir()):
-        raise FileExistsError(f'{args.out} is not empty')
+    _require_empty(args.out)
     model = OpenVLAOFT.from_pretrained(args.checkpoint)
     save_pretrained(model, args.out, dtype=torch.bfloat16, tokenizer=args.checkpoint)
     return args.out
 
 
-_STAGES = {'tabletop': _tabletop, 'lightvla': _lightvla, 'export': _export}
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f'{folder} is not empty')
+
+
+_STAGES = {
+    'tabletop': _tabletop,
+    'oft': _finetune,
+    'lightvla': _finetune,
+    'merge': _merge,
+    'export': _export,
+}
 
 if __name__ == '__main__':
     raise SystemExit(main())

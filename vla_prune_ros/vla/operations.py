@@ -83,6 +83,10 @@ class Operations:
         """gelu(linear(x)), the exact one."""
         return nn.functional.gelu(linear(x))
 
+    def rescaled(self, whole: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        """Product of 8-bit numbers [m, N] int32 times float32 scales [m, 1] and [N, 1]."""
+        return whole.float().mul_(rows).mul_(columns.t()).to(dtype)
+
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
     ) -> Tensor:

@@ -214,7 +214,7 @@ def _stored_or_nothing(directory: Path) -> dict[str, StoredTensor]:
         if adapters and not [*directory.glob('model*.safetensors*')]:
             raise ValueError(
                 f'{directory} holds only an adapter ({adapters[0].name}), not the weights of the '
-                'model: merge it into the model that it was trained on (merge needs --base)'
+                'model; it needs its base: train merge BASE ADAPTER OUT'
             ) from None
         return {}
     except ValueError:
@@ -225,7 +225,8 @@ def _refuse_unfinished(directory: Path, tensors: Mapping[str, StoredTensor]) -> 
     for key, tensor in tensors.items():
         if '.base_layer.' in key or '.lora_' in key:
             raise ValueError(
-                f'{tensor.path.name} in {directory} is unmerged: it has {key}; run merge first'
+                f'{tensor.path.name} in {directory} is unmerged: it has {key}; run train merge '
+                'first'
             )
         if key.startswith('value_head.'):
             raise ValueError(

@@ -14,7 +14,7 @@ from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
-from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, swiglu_small
+from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, rescaled, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
 from vla_prune_ros.runtime.quantization import Quantised, SmallLinear
 from vla_prune_ros.vla.operations import Operations
@@ -76,6 +76,10 @@ class TritonOperations(Operations):
             return super().linear_gelu(x, linear)
         product = nn.functional.linear(x, linear.weight)
         return bias_gelu(_place(product), linear.bias).view(product.shape)
+
+    def rescaled(self, whole: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Operations.rescaled`."""
+        return rescaled(whole, rows, columns, dtype)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
