@@ -129,6 +129,7 @@ class Protocol(RuleBasedStateMachine):
         self.fetched = 0  # stamp of that observation
         self.told: set[int] = set()  # requests that came before it
         self.turn = -GAP  # stamp of the last observation that `max_rate` lets through
+        self.behind = 0  # observations since then
         self.counted: list[int] = []  # chunks since everything was forgotten
         self.stamp = 0  # of the newest observation
         self.latest = 0  # stamp of the newest observation since the clock started anew
@@ -238,7 +239,11 @@ class Protocol(RuleBasedStateMachine):
                 if good and self.pending is not None and self.pending <= self.stamp:
                     self.due = self.stamp
             elif in_turn:
-                self.due = self.stamp if good else None
+                self.due, self.behind = self.stamp if good else None, 0
+            else:
+                self.behind += 1
+                if self.behind >= DEPTH:  # so many newer frames, and the oldest goes
+                    self.due = None
             if broken:
                 self.broken.add(self.stamp)
 

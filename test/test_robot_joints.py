@@ -15,8 +15,13 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 import joint_peer
-from joint_peer import CHUNK, JOINTS, OFFSET, RATE, SCALE, UNITS, JointRobot
+from conftest import REPOSITORY
+from joint_peer import CHUNK, JOINTS, OFFSET, RATE, SCALE, UNITS, Controller, JointRobot
+from robot_peer import LATCHED, Peer, _stamp
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
 from test_robot_pilot import config
+from tiny import tiny_checkpoint, variant
 
 from vla_prune_ros.execution.joints import JointCommander, JointLimits, Joints
 from vla_prune_ros.execution.playing import ChunkPlayer, Execution
@@ -49,6 +54,7 @@ PARAMETERS = {
     'limits.joint_lead': [0.3, 0.3, 0.05] * 2,
     'limits.joint_jump': [0.2, 0.2, 0.05] * 2,
 }
+ALOHA_ARM = ('waist', 'shoulder', 'elbow', 'forearm_roll', 'wrist_angle', 'wrist_rotate')
 INFO = {k: str(v) for k, v in SEMANTICS.values().items()} | {'control_rate': str(RATE)}
 
 
@@ -231,7 +237,7 @@ def test_a_plan_that_begins_far_away_is_refused_and_the_old_one_goes_on():
 # -- processes ---------------------------------------------------------------------------------
 def words(namespace: str, **changes) -> list[str]:
     given = PARAMETERS | {
-        'dry_run': False, 'speed_scale': 1.0, 'state_timeout': 0.25, 'hold_timeout': 3.0,
+        'dry_run': False, 'speed_scale': 1.0, 'state_timeout': 0.5, 'hold_timeout': 3.0,
         'diagnostic_updater.period': 0.2,
     }  # fmt: skip
     given |= {k.replace('__', '.'): v for k, v in changes.items()}
@@ -313,3 +319,88 @@ def test_a_killed_bridge_leaves_a_plan_that_ends_at_rest(robot):
     robot.process.popen.wait()
     robot.spin(CHUNK / RATE)  # the rest of the plan
     assert robot.stands_still(0.1)
+
+
+class Aloha(Peer):
+    """Two ViperX behind their own names, three cameras and an instruction; no policy."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace, 'aloha')
+        self.controllers, self._out = {}, {}
+        for side in ('left', 'right'):
+            for kind, joints in (('arm', ALOHA_ARM), ('gripper', ('left_finger',))):
+                topic = f'/follower_{side}/{kind}_controller/joint_trajectory'
+                start = np.full(len(joints), 0.0 if kind == 'arm' else 0.05)
+                self.controllers[topic] = Controller(self.node, topic, joints, start)
+            self._out[side] = self.node.create_publisher(
+                JointState, f'/follower_{side}/joint_states', 5
+            )
+        self._cameras = {
+            name: self.node.create_publisher(Image, f'{name}/image_raw', 5)
+            for name in ('cam_high', 'cam_left_wrist', 'cam_right_wrist')
+        }
+        self.instruction = self.node.create_publisher(String, 'instruction', LATCHED)
+        self.instruction.publish(String(data='fold the shirt'))
+        self._k = 0
+        self.node.create_timer(0.01, self._tick)
+
+    def _tick(self) -> None:
+        self._k += 1
+        now, stamp = time.monotonic(), _stamp(time.time())
+        for side, publisher in self._out.items():
+            parts = [c for topic, c in self.controllers.items() if f'_{side}/' in topic]
+            message = JointState(
+                name=[name for part in parts for name in part.joints],
+                position=np.concatenate([part.position(now) for part in parts]).tolist(),
+            )
+            message.header.stamp = stamp
+            publisher.publish(message)
+        for publisher in self._cameras.values() if self._k % 4 == 0 else ():
+            picture = Image(height=32, width=32, encoding='rgb8', step=96)
+            picture.data = bytes(np.random.default_rng(self._k).bytes(32 * 96))
+            picture.header.stamp = stamp
+            publisher.publish(picture)
+
+
+@pytest.mark.slow
+def test_a_policy_of_14_joints_moves_two_arms_as_the_file_for_aloha_says(
+    ros, namespace, start, tmp_path
+):
+    """The real node with a network that was never trained, and the bridge, by the file."""
+    checkpoint = tiny_checkpoint(tmp_path / 'aloha', **variant('aloha'))
+    file = ['--params-file', str(REPOSITORY / 'config' / 'robots' / 'aloha.yaml')]
+    inside = ['--ros-args', '-r', f'__ns:={namespace}', *file]
+    remaps = ['-r', 'joint_states:=vla/joint_states', '-r', 'ee_pose:=vla/ee_pose']
+    policy = start(
+        'policy_node',
+        *inside,
+        *remaps,
+        '-p',
+        f'checkpoint:={checkpoint}',
+        '-p',
+        'torch_threads:=1',
+    )
+    bridge = start(
+        'robot_bridge', *inside, '-p', 'dry_run:=false', '-p', 'speed_scale:=1.0',
+        '-p', 'state_timeout:=0.5', '-p', 'limits.joint_jump:=[100.0]',  # it knows nothing
+    )  # fmt: skip
+    robot = Aloha(namespace)
+    try:
+        policy.wait_for_log('configure: inactive')
+        robot.enable()
+        assert robot.is_in('running', timeout=30.0), (robot.state, policy.log, bridge.log)
+        taken = lambda: [len(c.taken) for c in robot.controllers.values()]  # noqa: E731
+        assert robot.wait_for(lambda: min(taken()) >= 3, 20.0), (robot.state, taken())
+        for topic, controller in robot.controllers.items():
+            assert not controller.refused, controller.refused
+            message = controller.taken[-1][1]
+            assert 1 <= len(message.points) <= 25
+            rows = np.array([point.positions for point in message.points])
+            if 'gripper' in topic:
+                assert rows.min() >= 0.021 - 1e-9 and rows.max() <= 0.058 + 1e-9
+        reports = lambda: [message for message in robot.executed if message.points]  # noqa: E731
+        assert robot.wait_for(reports, 10.0), (robot.state, bridge.log)
+        assert len(reports()[-1].joint_names) == 14
+        assert reports()[-1].joint_names[0] == 'left_waist'
+    finally:
+        robot.close()

@@ -538,6 +538,37 @@ def test_goals_have_the_fields_of_the_two_actions(packages, monkeypatch):
     assert [words[2] for words in made] == ['gripper/gripper_cmd'] * 2
 
 
+def test_servo_is_told_what_comes_and_says_when_it_halts(monkeypatch):
+    from vla_prune_ros.nodes.robot.outputs import Servo
+
+    modules = {name: ModuleType(name) for name in ('moveit_msgs', 'moveit_msgs.msg')}
+    modules['moveit_msgs.msg'].ServoStatus = object
+    modules['moveit_msgs.srv'] = ModuleType('moveit_msgs.srv')
+    modules['moveit_msgs.srv'].ServoCommandType = SimpleNamespace(Request=SimpleNamespace)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    asked, heard, said = {}, {}, []
+
+    def create_client(kind, name):
+        ready = name.endswith('switch_command_type')
+        call = lambda request: asked.update({name: request})  # noqa: E731
+        return SimpleNamespace(service_is_ready=lambda: ready, srv_name=name, call_async=call)
+
+    node = SimpleNamespace(
+        create_client=create_client,
+        create_subscription=lambda kind, name, take, qos: heard.update({name: take}),
+    )
+    servo = Servo(node, 'servo_node', 'twist', said.append)
+    servo.start()
+    assert asked['servo_node/switch_command_type'].command_type == 1
+    assert asked['servo_node/pause_servo'].data is False
+    assert said == ['servo_node/pause_servo is not there']
+    heard['servo_node/status'](SimpleNamespace(code=2))
+    assert servo.halted == 'singularity'
+    heard['servo_node/status'](SimpleNamespace(code=0))
+    assert servo.halted == ''
+
+
 def test_a_pose_of_tf_is_where_one_frame_is_in_another(packages):
     tf = TfPose(None, 'base_link', 'tool0')
     assert tf.newest() is None, 'not there yet'

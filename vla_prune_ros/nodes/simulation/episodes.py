@@ -45,8 +45,7 @@ class Episodes(threading.Thread):
         self._link = link
         self._settings = Settings()  # of the last episode
         self._player = ChunkPlayer()
-        self._asked = -1  # stamp of the last request
-        self._left_over = -1  # that of the last episode
+        self._begin = 0  # of the episode; what is older answers the last one
         self._limited = -1  # stamp of the last chunk of which the policy said how much to play
         self._stopping = threading.Event()
         self._abort = threading.Event()
@@ -107,7 +106,7 @@ class Episodes(threading.Thread):
             self._settings, self._player = settings, ChunkPlayer(settings.execution)
         self._player.clear()
         self._link.answers.clear()
-        self._left_over = self._asked
+        self._begin = self._now
         status = EpisodeStatus(
             self._number,
             robot.suite,
@@ -165,7 +164,7 @@ class Episodes(threading.Thread):
     def _take(self, answer: Answer, status: EpisodeStatus, delay: int | None = None) -> bool:
         """Give an answer to the player; whether it was a chunk that can be played."""
         player, unknown = self._player, self._player.unknown
-        if answer.stamp == self._left_over:  # too late for the last episode
+        if answer.stamp < self._begin:  # too late for the last episode
             return False
         usable = False
         if answer.actions is not None:
@@ -247,7 +246,6 @@ class Episodes(threading.Thread):
     ) -> None:
         """Ask for a chunk; again, ever more rarely, until one comes."""
         status.queries += 1
-        self._asked = self._now
         self._report(status)
         actions = np.reshape(executed, (-1, 7))
         patience = FIRST_PATIENCE + self._settings.latency
@@ -304,7 +302,7 @@ class Episodes(threading.Thread):
                     status.resent += asked is not None
                     self._report(status)
                     self._link.request(np.reshape(executed, (-1, 7)), self._now)
-                    executed, asked, self._asked = [], wall, self._now
+                    executed, asked = [], wall
                 self._link.observation(robot, observation, self._now)
             action = player.next()
             if action is None:
