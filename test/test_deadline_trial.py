@@ -16,6 +16,7 @@ from vla_prune_ros.benchmark.contention import busy, settling
 from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
 from vla_prune_ros.policy import ActionChunk
 from vla_prune_ros.policy.governor import Governor, LatencyModel
+from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.sim import SimObservation
 
 
@@ -122,6 +123,28 @@ def test_a_governor_in_the_loop_takes_the_class_that_is_in_time():
     assert policy.settings.options['budget'] == 0.5
 
 
+def test_in_a_trace_the_governor_holds_what_can_be_held_with_more_tokens_than_the_smallest():
+    rows = {f'{share:g}': 90 + 512 * share for share in CLASSES}
+    quiet = {share: 60 + 0.5 * n for share, n in rows.items()}
+    samples = {
+        str(loops): {
+            s: [ms * (1 + loops) * x for x in (0.97, 1.0, 1.03)] for s, ms in quiet.items()
+        }
+        for loops in (0, 1, 3)
+    }
+    machine = {'constant_ms': 60.0, 'per_row_us': 500.0, 'rows': rows, 'samples_ms': samples}
+    args = deadline.parser().parse_args([])
+    cells = deadline.traced(args, machine)['cells']
+    governed, least, _, _, dense = (c for c in cells if c['deadline_ms'] == 400)
+    missed, share = zip(*governed['by_loops'].values(), strict=True)
+    assert missed[0] < 0.03 and missed[1] < 0.06
+    assert missed[2] == 1.0  # four times 121 ms: nothing fits
+    assert share[0] > 0.7 > share[1] > 0.2 and share[2] < 0.12  # up takes four queries a class
+    assert governed['settling'][0] <= 3 and governed['changes'] < 60
+    assert [m for m, _ in dense['by_loops'].values()] == [0.0, 1.0, 1.0]
+    assert [m for m, _ in least['by_loops'].values()] == [0.0, 0.0, 1.0]
+
+
 def test_wrong_arguments_and_other_latencies_are_refused(tmp_path, capsys):
     file = tmp_path / 'results.json'
     file.write_text(json.dumps({'machine': {'mode': 'random'}}))
@@ -142,7 +165,7 @@ def test_the_trial_runs_and_writes_page_and_pictures(tmp_path, capsys):
         '0.5',
     }
     played = [
-        '--latencies', str(out / 'results.json'), '--leads', '4', '--shares', '0.5',
+        '--latencies', str(out / 'results.json'), '--leads', '4', '--budgets', 'governor,0.5',
         '--episodes', '1', '--out', str(out), '--quiet',
     ]  # fmt: skip
     assert deadline.main(played) == 0

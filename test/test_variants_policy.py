@@ -136,6 +136,15 @@ def test_specprune_on_joints_is_without_its_controller(tmp_path):
     assert selector.note in policy.info()['note']
 
 
+def test_scout_on_joints_takes_no_number_for_a_gripper(directories):
+    with pytest.warns(UserWarning, match='joint positions: dense_on_grip is off'):
+        policy = VLAPolicy.from_pretrained(directories('aloha'), 'scout', dense_on_grip=True)
+    for k, last in enumerate((0.0, 1.0, 0.0)):
+        chunk = policy.step(observation(k, 0.1 * k, config=policy.config))
+        policy.record_executed(np.full((2, 14), last))
+    assert not chunk.stats['dense'] and 'dense_on_grip is off' in policy.info()['note']
+
+
 def test_lightvla_scores_three_views_together(directories):
     policy = VLAPolicy.from_pretrained(directories('three_views'), 'lightvla')
     chunk = policy.step(observation(3, config=policy.config))

@@ -184,6 +184,28 @@ def live(
     return steps
 
 
+def trace(
+    samples: Mapping[int, Mapping[float, Sequence[float]]],
+    rows: Mapping[float, float],
+    phases: Sequence[tuple[int, int]],
+    deadline: float,
+    chooser: Governor | float,
+    seed: int = 0,
+) -> list[Step]:
+    """As `live`, with latencies drawn from samples: loops -> share -> s."""
+    random, steps, at = np.random.default_rng(seed), [], 0.0
+    for loops, queries in phases:
+        for _ in range(queries):
+            decision = chooser.decide(deadline) if isinstance(chooser, Governor) else None
+            share = chooser if decision is None else decision.share
+            seconds = float(random.choice(samples[loops][share]))
+            if isinstance(chooser, Governor):
+                chooser.learn(seconds, rows[share])
+            steps.append(Step(at, loops, share, seconds, decision))
+            at += seconds
+    return steps
+
+
 def settling(missed: Sequence[bool], loads: Sequence[int]) -> list[int]:
     """After every rise of the load: queries until two in a row are in time.
 

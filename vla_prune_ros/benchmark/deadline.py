@@ -43,6 +43,9 @@ examples:
   deadline --latencies out/deadline/results.json --out out/deadline           the episodes
   deadline --mode specprune --leads 2,4,6 --episodes 32"""
 JSON = 'results.json'
+TRACE = (*((0, 60), (1, 60), (0, 60), (3, 60)) * 2, (0, 60))
+BUDGETS = 'governor,0.0625,0.25,0.5,1'
+TRACE_LEADS = (2, 4, 6, 8)
 LIVE = ((0, 10), (1, 16), (0, 20), (3, 10), (0, 20))  # busy loops and queries
 EPISODES = ((0, 4.0), (1, 4.0), (0, 4.0), (3, 4.0))  # busy loops and seconds
 SLACK = 1.35  # deadline of the live runs in dense queries on the quiet core
@@ -80,7 +83,10 @@ def parser() -> argparse.ArgumentParser:
         help='deadlines in control steps of 50 ms: a chunk is asked for when so many actions are'
         ' left (%(default)s)',
     )  # fmt: skip
-    p.add_argument('--shares', default='0.0625,0.25,0.5,1', help='fixed budgets (%(default)s)')
+    p.add_argument(
+        '--budgets', default=BUDGETS,
+        help='the governor and fixed shares to compare (%(default)s)',
+    )  # fmt: skip
     p.add_argument('--episodes', type=at_least(1), default=16, help='of every cell (16)')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
     p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
@@ -93,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     argv = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(argv)
-    return exit_code_of('deadline', lambda: run(args, argv), interrupted='nothing is kept')
+    return exit_code_of('deadline', lambda: run(args, argv), interrupted='finished cells are kept')
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -109,10 +115,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             machine |= live_runs(args)
     else:
         machine = measure(args, argv)
-    result = {'machine': machine, 'episodes': None}
-    write_json(args.out / JSON, result)
+    result = {'machine': machine, 'traces': traced(args, machine), 'episodes': None}
+    if args.measure:
+        write_json(args.out / JSON, result)
     if not args.measure:
-        cells: list[dict[str, Any]] = []
+        cells = finished(args)
         result['episodes'] = {
             'command': command_line(argv, 'deadline'),
             'environment': environment(),
@@ -120,11 +127,21 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             'faster': args.faster,
             'cells': cells,
         }
-        for cell in play(args, machine):
+        for cell in play(args, machine, [(c['deadline_ms'], c['arm']) for c in cells]):
             cells.append(cell)
             write_json(args.out / JSON, result)  # what is done is kept
+        write_json(args.out / JSON, result)
     print(report.write(result, args.out))
     return 0
+
+
+def finished(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cells of the same comparison that an earlier run left in the output directory."""
+    path = args.out / JSON
+    known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    episodes = known.get('episodes') or {'cells': [], 'faster': 0}
+    same = episodes['faster'] == args.faster
+    return [c for c in episodes['cells'] if same and c['episodes'] == args.episodes]
 
 
 def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -226,32 +243,68 @@ def summary(steps: Sequence[Step], deadline: float, settling: Any) -> dict[str, 
     }
 
 
-def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The cells of the comparison: deadlines and budgets, over the same initial states."""
-    import torch
+def samples_of(args: argparse.Namespace, machine: dict[str, Any]) -> Any:
+    """Latencies by load and share (s), and the fitted model, of a machine as fast as wanted."""
+    from vla_prune_ros.policy.governor import LatencyModel
 
-    from vla_prune_ros import weights
-    from vla_prune_ros.benchmark.contention import settling
-    from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
-    from vla_prune_ros.policy import VLAPolicy
-    from vla_prune_ros.policy.governor import Governor, LatencyModel
-    from vla_prune_ros.sim import make_robot
-
-    torch.set_num_threads(1)
-    policy = VLAPolicy.from_pretrained(weights.directory('tabletop'), args.mode)
     unit = 1e3 * args.faster
     samples = {
         int(loops): {float(s): [ms / unit for ms in found] for s, found in by.items()}
         for loops, by in machine['samples_ms'].items()
     }
     model = LatencyModel(machine['constant_ms'] / unit, machine['per_row_us'] / 1e3 / unit)
-    rows = {float(share): n for share, n in machine['rows'].items()}
+    return samples, model, {float(share): n for share, n in machine['rows'].items()}
+
+
+def traced(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
+    """Many queries with these latencies while the load changes: no passes, no robot."""
+    from vla_prune_ros.benchmark.contention import settling, trace
+    from vla_prune_ros.policy.governor import Governor
+
+    samples, model, rows = samples_of(args, machine)
+    cells = []
+    for lead in TRACE_LEADS:
+        for arm in BUDGETS.split(','):
+            chooser = Governor(model, rows) if arm == 'governor' else float(arm)
+            steps = trace(samples, rows, TRACE, lead * PERIOD, chooser)
+            found = summary(steps, lead * PERIOD, settling)
+            found['by_loops'] = {
+                str(loops): [
+                    sum(s.seconds > lead * PERIOD for s in own) / len(own),
+                    sum(s.share for s in own) / len(own),
+                ]
+                for loops in sorted({n for n, _ in TRACE})
+                if (own := [s for s in steps if s.loops == loops])
+            }
+            del found['steps']
+            cells.append({'deadline_ms': 1e3 * lead * PERIOD, 'arm': arm, **found})
+    return {'phases': TRACE, 'faster': args.faster, 'cells': cells}
+
+
+def play(
+    args: argparse.Namespace, machine: dict[str, Any], done: Sequence[tuple[float, str]] = ()
+) -> Iterator[dict[str, Any]]:
+    """Cells that are not done yet: deadlines and budgets, over the same initial states."""
+    import torch
+
+    from vla_prune_ros import weights
+    from vla_prune_ros.benchmark.contention import settling
+    from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
+    from vla_prune_ros.policy import VLAPolicy
+    from vla_prune_ros.policy.governor import Governor
+    from vla_prune_ros.sim import make_robot
+
+    torch.set_num_threads(1)
+    policy = VLAPolicy.from_pretrained(weights.directory('tabletop'), args.mode)
+    samples, model, rows = samples_of(args, machine)
     load = Load(EPISODES)
     robot = make_robot('tabletop')
     try:
         n_tasks = len(robot.tasks)
         for lead in map(int, args.leads.split(',')):
-            for arm in ('governor', *args.shares.split(',')):
+            for arm in args.budgets.split(','):
+                if (1e3 * lead * PERIOD, arm) in done:
+                    continue
                 chooser = Governor(model, rows) if arm == 'governor' else float(arm)
                 timing, now, outcomes = Machine(samples, load, seed=7), 0.0, []
                 for k in range(args.episodes):
@@ -262,7 +315,7 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str
                     now += outcomes[-1].steps * PERIOD
                 missed = [late for o in outcomes for late in o.missed]
                 loads = [n for o in outcomes for n in o.loads]
-                done = {
+                cell = {
                     'deadline_ms': 1e3 * lead * PERIOD,
                     'arm': arm,
                     'episodes': len(outcomes),
@@ -277,10 +330,10 @@ def play(args: argparse.Namespace, machine: dict[str, Any]) -> Iterator[dict[str
                 }  # fmt: skip
                 tell(
                     args,
-                    f'{lead * PERIOD:.2f} s, {arm}: {done["successes"]}/{done["episodes"]},'
-                    f' {100 * done["missed"]:.0f} % missed',
+                    f'{lead * PERIOD:.2f} s, {arm}: {cell["successes"]}/{cell["episodes"]},'
+                    f' {100 * cell["missed"]:.0f} % missed',
                 )
-                yield done
+                yield cell
     finally:
         robot.close()
 

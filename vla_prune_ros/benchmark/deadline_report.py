@@ -14,6 +14,10 @@ from vla_prune_ros.command_line import environment_line
 from vla_prune_ros.evaluation.statistics import wilson_interval
 from vla_prune_ros.evaluation.summary import table
 
+_CROWDED = (
+    '- **More wanted to run than there are cores: the live part below says nothing about an idle'
+    ' machine.**'
+)
 _TRACE = (
     '- the times below are computed, not taken beside loops: processor time of real passes, times'
     ' n + 1 for n busy loops, with a spread of 4 % and half more once in 100'
@@ -36,9 +40,10 @@ def write(result: dict[str, Any], out: Path) -> str:
         ' deadline. Below: the budget.',
         '',
     ]
+    text += _traces(result['traces'], machine)
     if episodes:
         success_picture(episodes['cells'], out / SUCCESS)
-        text += _episodes(episodes, machine)
+        text += _episodes(episodes, machine, result['traces']['faster'])
     page = '\n'.join(text)
     (out / PAGE).write_text(page, encoding='utf-8')
     return page
@@ -72,6 +77,7 @@ def _machine(machine: dict[str, Any]) -> list[str]:
         f'    {machine["command"]}',
         '',
         *([f'- {machine["note"]}'] if machine['note'] else []),
+        *([_CROWDED] if max(machine['load_average']) > environment['cores'] + 2 else []),
         environment_line(environment),
         f'- {environment["cpu"]}; model and busy loops on core {machine["core"]} alone, one'
         f' thread, float32; load average of the whole machine {machine["load_average"][0]:.1f} to'
@@ -92,7 +98,33 @@ def _machine(machine: dict[str, Any]) -> list[str]:
     ]
 
 
-def _episodes(episodes: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+def _traces(traces: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    lines = []
+    for cell in traces['cells']:
+        lines.append([
+            f'{cell["deadline_ms"]:.0f} ms, {_arm(cell["arm"])}',
+            *[f'{100 * missed:.0f} % at {share:.2f}' for missed, share in
+              cell['by_loops'].values()],
+            _settled(cell['settling']),
+            f'{cell["changes"]}',
+        ])  # fmt: skip
+    loops = [*traces['cells'][0]['by_loops']]
+    head = ['deadline, budget', *[f'{n} loops: missed, mean share' for n in loops],
+            'settled after', 'changes of class']  # fmt: skip
+    number = sum(queries for _, queries in traces['phases'])
+    return [
+        '## Traces with these latencies',
+        '',
+        f'{number} queries in phases of {traces["phases"][0][1]}, each as long as one of the'
+        f' samples of `{machine["size"]}` above, divided by {traces["faster"]:g} (a chunk of the'
+        ' embedded policy lasts 400 ms). No passes and no robot here: the rule alone.',
+        '',
+        table(head, lines),
+        '',
+    ]
+
+
+def _episodes(episodes: dict[str, Any], machine: dict[str, Any], faster: float) -> list[str]:
     lines = []
     for cell in episodes['cells']:
         low, high = wilson_interval(cell['successes'], cell['episodes'])
@@ -118,7 +150,7 @@ def _episodes(episodes: dict[str, Any], machine: dict[str, Any]) -> list[str]:
         '',
         f'Closed loop in simulated time: the embedded policy decides, mode `{machine["mode"]}`;'
         ' each of its queries takes as long as one of the samples above with the same budget under'
-        f' the same load, divided by {episodes["faster"]:g} and drawn at random. Busy loops:'
+        f' the same load, divided by {faster:g} and drawn at random. Busy loops:'
         f' {phases}, again and again. A chunk is asked for when as many actions are left as the'
         ' deadline is long; while it is late the robot holds still.'
         f' {episodes["cells"][0]["episodes"]} episodes per cell, the same'

@@ -15,6 +15,7 @@ Only the first query after a reset is complete.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,10 @@ class Scout(PruningMethod):
         if not sources:
             raise ValueError('options action_layers, text_layers: one of them must name a layer')
         self.sources = [*dict.fromkeys(sources)]
+        self.sees_grip = config.action_kind == 'delta_pose'  # then the last number is a gripper
+        if self.opt.dense_on_grip and not self.sees_grip:
+            self.note = 'the actions are joint positions: dense_on_grip is off'
+            warnings.warn(f'mode scout: {self.note}', stacklevel=2)
         self._slots: dict[str, Any] = {}
         self._gripper: list[bool] = []
         self._chosen: Tensor | None = None
@@ -96,7 +101,8 @@ class Scout(PruningMethod):
     def observe(self, tick: Tick) -> None:
         """Remember where the memory is, and what the gripper was told."""
         self._slots = tick.history.slots
-        self._gripper = [bool(action[-1] > 0.5) for action in tick.history.executed]
+        executed = tick.history.executed if self.sees_grip else ()
+        self._gripper = [bool(action[-1] > 0.5) for action in executed]
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Choose the patches; without a memory, or after a gripper event, all of them."""
