@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, patience
 from robot_peer import OtherRobot
 
 from vla_prune_ros.trials import robot_path, robot_report, robot_trial
@@ -228,11 +228,11 @@ def test_whatever_is_killed_in_motion_the_last_command_is_to_hold_still(
         processes[victim].popen.wait()
         log = processes['bridge'].log
         if victim == 'bridge':  # nobody is left to say it: velocities run out, poses stay
-            assert watcher.stands_still(0.7, 0.02)
+            assert watcher.stands_still(patience(0.7), 0.02)
             return
         if victim == 'policy':
             assert watcher.is_in('holding', 'no action to play', 3.0), log
-            assert watcher.stands_still(0.4, 0.02)
+            assert watcher.stands_still(patience(0.4), 0.02)
             watcher.spin(0.1)
             assert watcher.holds()
             assert watcher.is_in('stopped', 'held still for 2 s')
