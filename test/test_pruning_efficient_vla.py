@@ -239,9 +239,9 @@ def test_scores_are_the_attention_from_patches_to_the_words(sized):
     selector = make_selector('efficient_vla', model.config, preset='tokens_only')
     attention = model.decoder.layers[selector.score_layer].self_attn
     original = attention.attend
-    attention.attend = lambda q, k, v, mask: (
+    attention.attend = lambda q, k, v, mask, live: (
         captured.update(q=q[0].double(), k=k[0].double()),
-        original(q, k, v, mask),
+        original(q, k, v, mask, live),
     )[1]
     select = selector.select
 

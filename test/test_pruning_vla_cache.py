@@ -167,9 +167,9 @@ def test_relevance_is_the_attention_of_the_instruction_in_the_previous_pass():
     captured = {}
     attention = model.decoder.layers[layer].self_attn
     original = attention.attend
-    attention.attend = lambda q, k, v, mask: (
+    attention.attend = lambda q, k, v, mask, live: (
         captured.update(q=q[0], k=k[0]),
-        original(q, k, v, mask),
+        original(q, k, v, mask, live),
     )[1]
     run.dense(frames)
     del attention.attend
@@ -575,9 +575,9 @@ def test_the_released_preset_selects_as_the_released_code(sized, monkeypatch):
         frames = np.clip(start.astype(int) + change, 0, 255).astype(np.uint8)
         captured = []
 
-        def attend(self, q, k, v, mask, captured=captured):
+        def attend(self, q, k, v, mask, live, captured=captured):
             captured.append(torch.softmax(q[0] @ k[0].transpose(1, 2) / q.shape[-1] ** 0.5, -1))
-            return original(self, q, k, v, mask)
+            return original(self, q, k, v, mask, live)
 
         with monkeypatch.context() as patch:
             patch.setattr(attention, 'attend', attend)
