@@ -50,6 +50,7 @@ def agree(device, **environment):
 
 
 @with_triton
+@pytest.mark.timeout(600)  # half a minute of work, of which a busy machine makes minutes
 def test_kernels_agree_with_torch_in_the_interpreter():
     agree('cpu', TRITON_INTERPRET='1')
 
