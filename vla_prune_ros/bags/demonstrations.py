@@ -11,10 +11,8 @@ the room `datasets`, which stands below this one and cannot know it.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vla_prune_ros.bags.files import SUFFIXES, Bag, BagError, Entry, storage_files
+from vla_prune_ros.bags.steps import Recording, Step, parts_of, period_of, steps_of, succeeded
 from vla_prune_ros.bags.writer import typestore
 from vla_prune_ros.datasets import FORMATS, DataError, DataSet, Episode, ReadOptions
 from vla_prune_ros.datasets.base import Picture
@@ -43,7 +42,6 @@ from vla_prune_ros.vla.pictures import encode_jpeg
 CAMERAS = ('agentview', 'wrist')
 FINGERS = ('finger_joint1', 'finger_joint2')
 REWIND = NANOSECONDS  # a clock that goes back by more begins a recording of its own
-_OFF = 0.1  # of a period by which steps may be apart
 
 
 def register() -> None:
@@ -84,30 +82,10 @@ class Topics(NamedTuple):
     episode: str
 
 
-@dataclass
-class _Recording:
-    """What a bag says until its clock goes back; keys are stamps in ns."""
-
-    actions: dict[int, np.ndarray] = field(default_factory=dict)
-    poses: dict[int, np.ndarray] = field(default_factory=dict)
-    joints: dict[int, np.ndarray] = field(default_factory=dict)
-    frames: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
-    said: dict[int, str] = field(default_factory=dict)
-    ended: dict[int, bool] = field(default_factory=dict)  # end of an episode -> success
-
-
-class _Step(NamedTuple):
-    start: int
-    action: np.ndarray
-    proprio: np.ndarray | None
-    frames: dict[str, int]  # camera -> stamp
-    instruction: str
-
-
 class _Segment(NamedTuple):
     bag: Path
     id: str
-    steps: list[_Step]
+    steps: list[Step]
     times: tuple[int, int]  # when its frames were published
     topics: Topics
     problem: DataError | None = None
@@ -216,14 +194,15 @@ class BagSet(DataSet):
             return
         executed = observed = number = 0
         for recording in recordings:
-            period = _period(recording)
-            steps = list(self._steps(recording, topics, period))
+            period = period_of(recording)
+            poses, joints = bool(topics.ee_pose), bool(topics.joint_states)
+            steps = list(steps_of(recording, self.cameras, poses, joints, period))
             executed += len(recording.actions)
             observed += len(steps)
             if period:
                 self._periods.append(period)
-            for part in _parts(steps, period, recording):
-                if self._options.only_success and not _succeeded(part, recording):
+            for part in parts_of(steps, period, recording):
+                if self._options.only_success and not succeeded(part, recording):
                     continue
                 times = [recording.frames[c][s.frames[c]] for s in part for c in self.cameras]
                 span = min(times), max(times)
@@ -255,9 +234,9 @@ class BagSet(DataSet):
         names = ('ee_pose', 'joint_states', 'instruction', 'episode')
         return Topics(cameras, executed, *(_find(bag, name) for name in names))
 
-    def _read(self, bag: Bag, topics: Topics) -> list[_Recording]:
+    def _read(self, bag: Bag, topics: Topics) -> list[Recording]:
         """Numbers, and when which frame was published; pictures stay where they are."""
-        recordings = [_Recording()]
+        recordings = [Recording()]
         cameras = {topic: camera for camera, topic in topics.cameras.items()}
         newest: dict[str, int] = {}  # topic -> stamp
         turns: dict[str, int] = defaultdict(int)  # topic -> how often its clock went back
@@ -270,7 +249,7 @@ class BagSet(DataSet):
             turns[entry.topic] += stamp < newest.get(entry.topic, stamp) - REWIND
             newest[entry.topic] = stamp
             while len(recordings) <= turns[entry.topic]:
-                recordings.append(_Recording())
+                recordings.append(Recording())
             now = recordings[turns[entry.topic]]
             if entry.topic in cameras:
                 now.frames[cameras[entry.topic]].setdefault(stamp, entry.time)
@@ -289,27 +268,6 @@ class BagSet(DataSet):
                 if values.get('state') == 'done':
                     now.ended[stamp] = values.get('success') == 'true'
         return recordings
-
-    def _steps(self, now: _Recording, topics: Topics, period: int) -> Iterator[_Step]:
-        """Actions with a complete observation."""
-        streams: list[Mapping[int, Any]] = [now.frames[camera] for camera in self.cameras]
-        streams += [now.poses] if topics.ee_pose else []
-        streams += [now.joints] if topics.joint_states else []
-        ordered = [sorted(stream) for stream in streams]
-        views = len(self.cameras)
-        for start in sorted(now.actions):
-            stamps = [_nearest(stamps, start, period // 2) for stamps in ordered]
-            if any(stamp is None for stamp in stamps):
-                continue
-            state = [s[t] for s, t in zip(streams[views:], stamps[views:], strict=True)]
-            frames = dict(zip(self.cameras, stamps, strict=False))
-            yield _Step(
-                start,
-                now.actions[start],
-                np.concatenate(state) if state else None,
-                frames,
-                now.said[frames[self.cameras[0]]],
-            )
 
 
 def _find(bag: Bag, name: str) -> str:
@@ -345,40 +303,3 @@ def _stamp(data: bytes) -> int:
     order = '<iI' if data[1] & 1 else '>iI'
     seconds, rest = struct.unpack_from(order, data, 4)
     return seconds * NANOSECONDS + rest
-
-
-def _period(recording: _Recording) -> int:
-    """Time from one action to the next, ns; 0 for less than two."""
-    starts = np.array(sorted(recording.actions), dtype=np.int64)
-    return int(np.median(np.diff(starts))) if len(starts) > 1 else 0
-
-
-def _nearest(stamps: list[int], wanted: int, slop: int) -> int | None:
-    place = bisect_left(stamps, wanted)
-    around = stamps[max(place - 1, 0) : place + 1]
-    best = min(around, key=lambda stamp: abs(stamp - wanted), default=None)
-    return best if best is not None and abs(best - wanted) <= slop else None
-
-
-def _parts(steps: list[_Step], period: int, recording: _Recording) -> list[list[_Step]]:
-    """Steps that follow one another under one instruction."""
-    ends = sorted(recording.ended)
-    parts: list[list[_Step]] = []
-    for step in steps:
-        last = parts[-1][-1] if parts else None
-        if (
-            last is None
-            or abs(step.start - last.start - period) > _OFF * period
-            or step.instruction != last.instruction
-            or bisect_left(ends, step.start + 1) != bisect_left(ends, last.start + 1)
-        ):
-            parts.append([])
-        parts[-1].append(step)
-    return parts
-
-
-def _succeeded(part: list[_Step], recording: _Recording) -> bool:
-    """Whether the episode that the steps belong to ended well."""
-    ends = sorted(recording.ended)
-    place = bisect_left(ends, part[-1].start + 1)
-    return place < len(ends) and recording.ended[ends[place]]
