@@ -234,7 +234,7 @@ class Protocol(RuleBasedStateMachine):
             in_turn = not self.limited or not 0 <= self.stamp - self.turn < GAP
             self.turn = self.stamp if in_turn else self.turn
             self.known[self.stamp] = [int(in_turn), 0]
-            good = not broken and not self._is_ahead()
+            good = not broken and not self._is_ahead() and self.now - self.stamp <= AGE
             if self.by_request:
                 if good and self.pending is not None and self.pending <= self.stamp:
                     self.due = self.stamp
