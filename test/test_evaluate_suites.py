@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -44,7 +45,12 @@ def plain(record):
 
 
 # -- plan --------------------------------------------------------------------------------------
-FACTS = {'tasks': ['a', 'b', 'c'], 'n_initial_states': 50, 'slow_task_change': False}
+FACTS = {
+    'tasks': ['a', 'b', 'c'],
+    'shifted_tasks': [0, 1, 2],
+    'n_initial_states': 50,
+    'slow_task_change': False,
+}
 
 
 def starts(plan):
@@ -77,9 +83,11 @@ def test_trials_and_episodes_exclude_each_other(capsys):
 def test_statistics_are_found_by_the_name_of_the_suite(tmp_path, checkpoint):
     assert suite_statistics(checkpoint, 'tabletop') == 'tabletop'
     assert suite_statistics(checkpoint, 'libero_10') is None
-    (tmp_path / 'config.json').write_text((checkpoint / 'config.json').read_text())
-    (tmp_path / 'dataset_statistics.json').write_text('{"libero_10_no_noops": {}, "other": {}}')
-    assert suite_statistics(tmp_path, 'libero_10') == 'libero_10_no_noops'
+    shutil.copytree(checkpoint, tmp_path / 'other')
+    sets = json.loads((checkpoint / 'dataset_statistics.json').read_text())
+    renamed = dict.fromkeys(('libero_10_no_noops', 'other'), *sets.values())
+    (tmp_path / 'other' / 'dataset_statistics.json').write_text(json.dumps(renamed))
+    assert suite_statistics(tmp_path / 'other', 'libero_10') == 'libero_10_no_noops'
 
 
 # -- wrong use ---------------------------------------------------------------------------------
