@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from vla_prune_ros.benchmark import gpu_check
 from vla_prune_ros.benchmark.gpu_check import read, run_steps, unfinished, write_summary
@@ -17,7 +18,7 @@ from vla_prune_ros.benchmark.gpu_steps import STEPS, Place, Step, gpu_test_files
 from vla_prune_ros.benchmark.journal import Journal, summarise
 from vla_prune_ros.policy import ActionChunk
 
-ROOT = gpu_check.ROOT
+ROOT = REPOSITORY
 MISSING = (
     'rclpy',
     'mujoco',
