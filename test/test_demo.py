@@ -63,13 +63,14 @@ def are_gone(pids, timeout=5.0):
 
 
 def test_a_demo_switches_modes_writes_everything_and_leaves_no_process(demo, checkpoint, tmp_path):
+    before = processes_about(str(checkpoint)).keys()  # other tests share it
     process = demo()
     process.wait_for_log('both nodes are ready')
     nodes = nodes_of(process)
     assert nodes.keys() == {'policy_node', 'sim_bridge'}
     assert process.wait(90) == 0, process.log
     assert are_gone(nodes.values())
-    assert not processes_about(str(checkpoint))
+    assert processes_about(str(checkpoint)).keys() == before
 
     out = tmp_path / 'out'
     results = json.loads((out / 'results.json').read_text())

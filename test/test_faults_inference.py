@@ -57,7 +57,7 @@ def test_a_failed_inference_is_counted_and_reported_and_the_next_one_works(peer,
     peer.send_parts()
     text = peer.wait_for_report('Inference', lambda r: r[0] == 2)[1]
     assert 'the last inference failed' in text
-    assert 'inference failed (1 in a row)' in node.log
+    node.wait_for_log('inference failed (1 in a row)')
     behave(peer, fail='never')
     peer.asked()
     assert peer.stats[-1]['reset_reason'] in ('exception', 'mode')

@@ -94,7 +94,9 @@ class EfficientVLA(PruningMethod):
         self.skipped, self.layers_by = self._choose_layers(n_skip, free)
         kept_before = set(range(self.select_after)) - self.skipped
         if not kept_before:
-            raise ValueError(f'no layer is left before the cut after {self.select_after} layers')
+            raise ValueError(
+                f'skip {n_skip} leaves no layer before the cut after {self.select_after} layers'
+            )
         self.score_layer = max(kept_before)
         self._parts = {'key': 0, 'task': 0, 'diverse': 0}
 
