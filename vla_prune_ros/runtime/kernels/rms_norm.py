@@ -10,13 +10,8 @@ from torch import Tensor
 
 
 @triton.jit
-def add_rms_norm_kernel(
-    x, delta, weight, out, x_row, width, eps, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One program per row; the sum goes into delta."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    inside = at < width
+def normed_row(x, delta, weight, row, at, inside, x_row, width, eps, HAS_DELTA: tl.constexpr):
+    """Norm of one row of x + delta in float32; the sum goes into delta."""
     value = tl.load(x + row * x_row + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_DELTA:
         place = delta + row * width + at
@@ -26,8 +21,19 @@ def add_rms_norm_kernel(
         value = rounded.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
     factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    result = (value * scale * factor).to(out.dtype.element_ty)
-    tl.store(out + row * width + at, result, mask=inside)
+    return value * scale * factor
+
+
+@triton.jit
+def add_rms_norm_kernel(
+    x, delta, weight, out, x_row, width, eps, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program per row; the sum goes into delta."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    result = normed_row(x, delta, weight, row, at, inside, x_row, width, eps, HAS_DELTA)
+    tl.store(out + row * width + at, result.to(out.dtype.element_ty), mask=inside)
 
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:

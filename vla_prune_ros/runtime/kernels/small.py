@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, dtype, float32
 
+from vla_prune_ros.runtime.kernels.rms_norm import normed_row
 from vla_prune_ros.runtime.quantization import KINDS
 
 _BLOCK = 1024
@@ -34,16 +35,8 @@ def add_rms_norm_small_kernel(
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
-    value = tl.load(x + row * x_row + at, mask=inside, other=0.0).to(tl.float32)
-    if HAS_DELTA:
-        place = delta + row * width + at
-        value += tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        rounded = value.to(delta.dtype.element_ty)
-        tl.store(place, rounded, mask=inside)
-        value = rounded.to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
-    factor = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    _store_small(value * scale * factor, out, scales, row, at, inside, width, MOST)
+    result = normed_row(x, delta, weight, row, at, inside, x_row, width, eps, HAS_DELTA)
+    _store_small(result, out, scales, row, at, inside, width, MOST)
 
 
 @triton.jit
