@@ -14,10 +14,11 @@ from tiny import observation, tiny_checkpoint, tiny_model
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.runtime.engine import GraphEngine, PlainEngine
-from vla_prune_ros.runtime.workspace import Assemble, See, bucket_counts
+from vla_prune_ros.runtime.workspace import Joined, See, bucket_counts
 from vla_prune_ros.vla.model import ReadOut
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, SlotCache, TokenLayout
-from vla_prune_ros.vla.walk import Segment, Stage
+from vla_prune_ros.vla.space import Stage
+from vla_prune_ros.vla.walk import Segment
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:mode (lightvla|efficient_vla)'),
@@ -285,7 +286,7 @@ def test_passes_of_every_kind_agree_in_long_runs(passes):
 
 # -- by construction ---------------------------------------------------------------------------
 def test_a_stage_is_one_frozen_value_and_its_work_captures_nothing():
-    kinds = {Segment, ReadOut, See, Assemble}
+    kinds = {Segment, ReadOut, See, Joined}
     assert {*Stage.__subclasses__()} >= kinds
     for kind in kinds:
         assert is_dataclass(kind) and kind.__dataclass_params__.frozen

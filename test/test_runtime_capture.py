@@ -11,7 +11,7 @@ from recorded_operations import RecordedOperations
 
 from vla_prune_ros.runtime.capture import CudaGraphs
 from vla_prune_ros.runtime.stages import Stages
-from vla_prune_ros.vla.walk import Stage
+from vla_prune_ros.vla.space import Stage
 
 
 def cuda_graphs():
