@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -61,10 +62,11 @@ class Aside:
             space = engine.workspace(views, ids.shape[1])
             for length in reversed(space.prompt_classes(template_tokens + 2)):
                 prompt = torch.full((1, length), self.config.eos_id)
-                out = self.rehearse(frames, None, prompt)
+                run = partial(self.rehearse, instruction=prompt)
+                out = run(frames)
                 engine.again(out, Stoppable(depth, lambda: False), start)
                 record_sizes(
-                    lambda pictures, selector, ids=prompt: self.rehearse(pictures, selector, ids),
+                    run,
                     make_selector(self.settings.mode, self.config, **self.settings.options),
                     template_tokens,
                     frames.shape,

@@ -154,9 +154,7 @@ class Workspace(Space):
             return layout.n_visual
         return full - layout.n_visual if len(ids) <= full - layout.n_visual else full
 
-    def ask(
-        self, requests: Mapping[int, ScoreRequest], layout: TokenLayout
-    ) -> dict[int, Wanted]:
+    def ask(self, requests: Mapping[int, ScoreRequest], layout: TokenLayout) -> dict[int, Wanted]:
         """See `Space.ask`."""
         before, wanted = self._asked, super().ask(requests, layout)
         if self._asked != before:

@@ -17,8 +17,8 @@ from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.decoder import Decoder
 from vla_prune_ros.vla.heads import ProprioProjector, make_head
 from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
-from vla_prune_ros.vla.vision import Modulation, VisionBackbone, VisionProjector
 from vla_prune_ros.vla.space import Mark, Rows, Run, Space, Stage, directly, unmarked
+from vla_prune_ros.vla.vision import Modulation, VisionBackbone, VisionProjector
 
 
 @dataclass
@@ -234,8 +234,8 @@ class OFTNetwork(nn.Module):
             selector: token selector; batch size 1 only.
             readout_start: see `read_out`.
             attention_mask: [B, L] for prompts padded at the right; without a selector only.
-            mark: called with 'vision', 'assemble', 'decoder', 'select', 'head' after each stage, and
-                with 'pass' after several that were run as one.
+            mark: called with 'vision', 'assemble', 'decoder', 'select', 'head' after each stage,
+                and with 'pass' after several that were run as one.
         """
         visual = self.encode_images(pixel_values, self.modulation(input_ids, attention_mask))
         mark('vision')

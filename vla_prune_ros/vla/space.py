@@ -156,9 +156,7 @@ class Space:
         self.caches = {0: cache}
         return 0
 
-    def ask(
-        self, requests: Mapping[int, ScoreRequest], layout: TokenLayout
-    ) -> dict[int, Wanted]:
+    def ask(self, requests: Mapping[int, ScoreRequest], layout: TokenLayout) -> dict[int, Wanted]:
         """Take in the ids of which scores are wanted in this pass."""
         self._asked = [*dict.fromkeys(r for q in requests.values() for r in (q.rows, q.columns))]
         number = {ids: i for i, ids in enumerate(self._asked)}

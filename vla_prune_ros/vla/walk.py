@@ -52,7 +52,7 @@ class Segment(Stage):
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """Run the layers of a decoder; returns the fields of the scores in turn."""
-        rows, layers = self.rows, network.decoder.layers  # type: ignore[union-attr]
+        rows, layers = self.rows, network.decoder.layers
         x, ids = space.rows(rows), space.ids(rows)
         rope = space.rope[..., ids, :] if rows.cut else space.rope[..., : rows.count, :]
         cache, key_ids = None, ids
