@@ -74,7 +74,9 @@ MODES = st.one_of(
 TURNS = st.fixed_dictionaries(
     {
         'mode': MODES,
-        'words': st.sampled_from([1, 2, 5, 70]),  # the longest needs larger buffers
+        'words': st.sampled_from(
+            [1, 2, 5, 22, 23, 54, 70]
+        ),  # edges of classes, and larger buffers
         'views': st.sampled_from([2, 2, 1]),
         'pictures': st.lists(  # with the budget of the query; None: as it is
             st.tuples(st.integers(0, 2), st.sampled_from([None, 0.0, *CLASSES])),
@@ -215,12 +217,12 @@ def edges(layout):
 def test_every_edge_of_every_bucket_between_dense_passes(point):
     model = tiny_model(3)
     engines = PlainEngine(model), GraphEngine(model)
-    ask = query(model.config)
     counts = edges(TokenLayout(2, PATCHES, 12, 56))
     assert {32, 31, 30, 29, 1, 0} <= {*counts}
     for turn, count in enumerate(counts):
-        for script in ({}, None, {point: count}):
+        for script, length in (({}, 12), (None, 38), ({point: count}, 39), ({point: count}, 38)):
             pair = [None if script is None else Script(script) for _ in engines]
+            ask = query(model.config, length)
             agree(engines, ask, pair, start=(None, -56, -60)[turn % 3])
 
 
@@ -231,7 +233,7 @@ PASSES = st.fixed_dictionaries(
         'scored': st.sets(st.integers(0, 3), max_size=2),
         'repeats': st.booleans(),
         'cached': st.sampled_from([False, False, True]),
-        'length': st.sampled_from([3, 12, 13, 70]),
+        'length': st.sampled_from([3, 6, 7, 12, 13, 38, 39, 70, 71]),
         'views': st.sampled_from([2, 2, 1]),
         'start': st.sampled_from([None, None, -56, -60]),
         'seed': st.integers(0, 3),
