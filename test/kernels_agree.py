@@ -244,9 +244,10 @@ def test_the_network_gives_the_same_with_kernels(film):
     assert not torch.equal(outs[1].readout, outs[0].readout), 'no kernel was used'
 
 
-def test_a_network_in_8_bits_gives_the_same_with_kernels():
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_a_network_of_small_numbers_gives_the_same_with_kernels(kind):
     model = tiny_model(3).to(DEVICE)
-    quantize(model, 'int8')
+    quantize(model, kind)
     ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
     outs = []
     for operations in (TORCH, TritonOperations()):
