@@ -124,10 +124,29 @@ class SmallLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
+def check_kind(kind: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Whether a model on a device, in a type, can have such weights; see `quantize`.
+
+    Raises:
+        ValueError: unknown kind, or the device cannot do it.
+    """
+    if kind not in QUANTIZATIONS:
+        raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
+    if kind == 'fp8':
+        if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 9):
+            raise ValueError(
+                f'quantization fp8 needs a GPU of compute capability 8.9 or higher, not {device}; '
+                'use int8 or none'
+            )
+        if dtype != torch.bfloat16:
+            raise ValueError('quantization fp8 needs dtype bfloat16')
+
+
 def quantize(model: OpenVLAOFT, kind: str) -> None:
     """Replace the weights of the decoder layers, in place. Towers, projectors and head stay.
 
-    A layer at a time, so that no more than one layer is there twice.
+    A layer at a time, so that no more than one layer is there twice; what was loaded so already
+    (see `loading`) stays as it is.
 
     Args:
         model: in its final place and type; afterwards it cannot be saved or trained.
@@ -138,31 +157,22 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
     Raises:
         ValueError: unknown kind, or the device cannot do it.
     """
-    if kind not in QUANTIZATIONS:
-        raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
+    check_kind(kind, model.device, model.dtype)
     if kind == 'none':
         return
     device = model.device
-    if kind == 'fp8':
-        if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 9):
-            raise ValueError(
-                f'quantization fp8 needs a GPU of compute capability 8.9 or higher, not {device}; '
-                'use int8 or none'
-            )
-        if model.dtype != torch.bfloat16:
-            raise ValueError('quantization fp8 needs dtype bfloat16')
     if not model.decoder.packed:
         model.decoder.pack()
     for layer in model.decoder.layers:
         for block in (layer.self_attn, layer.mlp):
             for name, linear in [*block.named_children()]:
-                if type(linear) is nn.Linear and _fits(linear, kind, device):
+                if type(linear) is nn.Linear and fits(linear, kind, device):
                     setattr(block, name, SmallLinear(linear, kind))
         if device.type == 'cuda':
             torch.cuda.empty_cache()  # the wide weights, which nothing else fits into
 
 
-def _fits(linear: nn.Linear, kind: str, device: torch.device) -> bool:
+def fits(linear: nn.Linear, kind: str, device: torch.device) -> bool:
     """Whether the libraries multiply such sizes; others stay wide."""
     unit = 16 if kind == 'fp8' else 8 if kind == 'int8' and device.type == 'cuda' else 1
     return linear.in_features % unit == linear.out_features % unit == 0

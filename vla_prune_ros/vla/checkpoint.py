@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -112,8 +112,15 @@ def _is_inside(name: str, stored: Mapping[str, StoredTensor]) -> bool:
     return any(key.startswith(f'{name}.') for key in stored)
 
 
+Taker = Callable[[nn.Module, str, Tensor], bool]
+
+
 def load_weights(
-    model: OFTNetwork, directory: str | Path, dtype: torch.dtype, device: torch.device | str
+    model: OFTNetwork,
+    directory: str | Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    take: Taker | None = None,
 ) -> None:
     """Fill a model that was built on the meta device, one tensor at a time.
 
@@ -124,6 +131,8 @@ def load_weights(
         directory: checkpoint directory; never written to.
         dtype: floating-point type of the loaded parameters.
         device: where they go. Unused tensors stay on the CPU in the dtype of the file.
+        take: called with the model, the name of a parameter and the tensor of the file, which is
+            valid within the call; says True if it put the tensor where it belongs by itself.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -167,7 +176,9 @@ def load_weights(
                 if key in unused:
                     model.unused[key] = tensor.clone()
                 else:
-                    _assign(model, _internal(key, config), tensor, dtype, device)
+                    name = _internal(key, config)
+                    if take is None or not take(model, name, tensor):
+                        _assign(model, name, tensor, dtype, device)
                 del tensor
 
 

@@ -219,7 +219,9 @@ class Decoder(nn.Module):
         """
         for layer in self.layers:
             for block in (layer.self_attn, layer.mlp):
-                weight = torch.cat([linear.weight for linear in block.inward])
+                weight = as_one_matrix(block.inward)
+                if weight is None:
+                    weight = torch.cat([linear.weight for linear in block.inward])
                 with torch.device('meta'):
                     block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
                 block.packed.weight = nn.Parameter(weight, requires_grad=False)

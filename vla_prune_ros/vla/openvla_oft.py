@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vla_prune_ros.vla.checkpoint import load_weights
+from vla_prune_ros.vla.checkpoint import Taker, load_weights
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.model import OFTNetwork
 
@@ -23,6 +23,7 @@ class OpenVLAOFT(OFTNetwork):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = 'cpu',
         variant: str = '',
+        take: Taker | None = None,
     ) -> OpenVLAOFT:
         """Load a checkpoint directory in the published layout, strictly and read-only.
 
@@ -31,6 +32,7 @@ class OpenVLAOFT(OFTNetwork):
             dtype: of the weights.
             device: where they go.
             variant: what the files do not say, see `variant.declared`.
+            take: see `load_weights`.
 
         Raises:
             FileNotFoundError: the directory or one of its files is missing.
@@ -39,5 +41,5 @@ class OpenVLAOFT(OFTNetwork):
         config = OpenVLAConfig.from_directory(directory, variant)
         with torch.device('meta'):
             model = cls(config)
-        load_weights(model, directory, dtype, device)
+        load_weights(model, directory, dtype, device, take)
         return model.eval()
