@@ -66,7 +66,7 @@ class VLAPolicy(Aside):
             max_gap: seconds between observations after which the history is dropped.
             checkpoint: where the weights came from, for `info`.
             runtime: how the network is run, see `make_engine`.
-            quantization: none, int8 or fp8, see `quantize`; changes the model.
+            quantization: none, int8, fp8 or int4, see `quantize`; changes the model.
             image_pipeline: exact: on the host; device: where the model is.
             jpeg: frames go through JPEG, as those of the published training data did.
             options: options of the pruning mode.
