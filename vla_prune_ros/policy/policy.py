@@ -27,7 +27,7 @@ from vla_prune_ros.pruning.resets import outdated
 from vla_prune_ros.runtime.engine import make_engine
 from vla_prune_ros.runtime.images import make_images
 from vla_prune_ros.runtime.pinned import Receiver
-from vla_prune_ros.runtime.quantization import quantize
+from vla_prune_ros.runtime.quantization import converter, quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
@@ -133,7 +133,9 @@ class VLAPolicy(Aside):
             if not isinstance(named, torch.dtype) or not named.is_floating_point:
                 raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
             dtype = named
-        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant)
+        # While they come in: never are all weights there in the type of the files.
+        convert = converter(settings.get('quantization', 'none'), torch.device(device), dtype)
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant, convert)
         processor = Processor.from_directory(directory, model.config, unnorm_key)
         return cls(model, processor, pruning, checkpoint=directory, **settings)
 
