@@ -304,7 +304,12 @@ class VLAPolicy(Aside):
             self.settings.readout_start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
-        normalised, kept = self._home(out.actions[0].double(), out.kept)
+        numbers = self._selector.numbers
+        waiting = {name: n for name, n in numbers.items() if isinstance(n, Tensor)}
+        normalised, kept, *counted = self._home(
+            out.actions[0].double(), out.kept, *waiting.values()
+        )
+        numbers.update((name, n.item()) for name, n in zip(waiting, counted, strict=True))
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')
         self._latest = Latest(observation.stamp, out, normalised)
