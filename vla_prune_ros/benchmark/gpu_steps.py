@@ -151,7 +151,7 @@ def _of_bench(folder: Path) -> Rows:
             'of floor': arm['of_floor'],
             'kept': arm['kept_last_layer'],
             **{s: stages.get(s, {}).get('p50', 0.0)
-               for s in ('preprocess', 'vision', 'decoder', 'select', 'head')},
+               for s in ('preprocess', 'vision', 'decoder', 'select', 'head', 'pass')},
             'captures': arm['runtime'].get('captures', '-'),
             'fallbacks': arm['runtime'].get('fallbacks', '-'),
             'idle': profile.get('gap_share', '-'),

@@ -214,6 +214,11 @@ class SpecPrune(PruningMethod):
             memory.dropped = torch.ones(shape, dtype=torch.bool, device=tokens.ids.device)
             memory.dropped.view(-1).index_fill_(0, _visual(tokens) - 1, False)
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """See `PruningMethod.numbers`."""
+        return {} if self._pass is None else self._pass.sizes
+
     def stats(self) -> dict[str, bool | int | float | str]:
         """Mode, set sizes, kept tokens per view and after each cut, age of the reference frame."""
         now = self._pass

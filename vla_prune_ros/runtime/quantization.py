@@ -8,6 +8,7 @@ A scale per row of states, at run time, and one per row of a weight; in 4 bits o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -138,28 +139,49 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
     Raises:
         ValueError: unknown kind, or the device cannot do it.
     """
+    convert = converter(kind, model.device, model.dtype)
+    if convert is not None:
+        for layer in model.decoder.layers:
+            convert(layer)
+
+
+def converter(
+    kind: str, device: torch.device, dtype: torch.dtype
+) -> Callable[[nn.Module], None] | None:
+    """What replaces the weights of one decoder layer; None where they stay.
+
+    Args:
+        kind: see `quantize`.
+        device: where the layer is.
+        dtype: of its weights.
+
+    Raises:
+        ValueError: see `quantize`.
+    """
     if kind not in QUANTIZATIONS:
         raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
     if kind == 'none':
-        return
-    device = model.device
+        return None
     if kind == 'fp8':
         if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 9):
             raise ValueError(
                 f'quantization fp8 needs a GPU of compute capability 8.9 or higher, not {device}; '
                 'use int8 or none'
             )
-        if model.dtype != torch.bfloat16:
+        if dtype != torch.bfloat16:
             raise ValueError('quantization fp8 needs dtype bfloat16')
-    if not model.decoder.packed:
-        model.decoder.pack()
-    for layer in model.decoder.layers:
+
+    def convert(layer: nn.Module) -> None:
+        if not layer.packed:
+            layer.pack()
         for block in (layer.self_attn, layer.mlp):
             for name, linear in [*block.named_children()]:
                 if type(linear) is nn.Linear and _fits(linear, kind, device):
                     setattr(block, name, SmallLinear(linear, kind))
         if device.type == 'cuda':
             torch.cuda.empty_cache()  # the wide weights, which nothing else fits into
+
+    return convert
 
 
 def _fits(linear: nn.Linear, kind: str, device: torch.device) -> bool:
