@@ -33,7 +33,7 @@ from vla_prune_ros.runtime.kernels import (
 
 _STRIDES = (
     'q_head', 'q_row', 'k_head', 'k_row', 'v_head', 'v_row', 'out_head', 'out_row', 'width',
-    'x_row', 'row_size', 'table_row', 'table_part', 'half', 'n', 'k',
+    'x_row', 'row_size', 'table_row', 'table_part', 'half',
 )  # fmt: skip
 # Kernel -> constants at the published sizes, warps. Pointers are bfloat16 unless named below.
 KERNELS = [
@@ -101,16 +101,16 @@ def type_of(name, constants, kernel):
 
 def build(kernel, constants, warps, capability):
     """What a launch at the published sizes compiles: widths and strides are multiples of 16."""
-    names = kernel.arg_names
+    names, module = kernel.arg_names, kernel.__module__.rpartition('.')[2]
     signature = {name: type_of(name, constants, kernel) for name in names}
     whole = {
         (i,): [['tt.divisibility', 16]]
         for i, name in enumerate(names)
         if signature[name].startswith('*')
         or (name in _STRIDES and signature[name] == 'i32' and 'at' not in names)
+        or (module == 'linear_small' and name in ('n', 'k'))
     }
     values = {(names.index(name),): value for name, value in constants.items()}
-    module = kernel.__module__.rpartition('.')[2]
     exact = module == 'resize'
     return triton.compile(
         ASTSource(kernel, signature, constexprs=values, attrs=whole),

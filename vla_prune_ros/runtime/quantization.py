@@ -161,9 +161,9 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
     if kind == 'none':
         return
     device = model.device
-    if not model.decoder.packed:
-        model.decoder.pack()
     for layer in model.decoder.layers:
+        if not layer.packed:
+            layer.pack()
         for block in (layer.self_attn, layer.mlp):
             for name, linear in [*block.named_children()]:
                 if type(linear) is nn.Linear and fits(linear, kind, device):

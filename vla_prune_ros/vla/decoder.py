@@ -170,6 +170,24 @@ class DecoderLayer(nn.Module):
         x, normed = self.ops.add_norm(x, attended, self.post_attention_layernorm, self.mlp.packed)
         return x, self.mlp(normed)
 
+    @property
+    def packed(self) -> bool:
+        """Whether `pack` was called."""
+        return self.mlp.packed is not None
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """See `Decoder.pack`."""
+        for block in (self.self_attn, self.mlp):
+            weight = as_one_matrix(block.inward)
+            if weight is None:
+                weight = torch.cat([linear.weight for linear in block.inward])
+            with torch.device('meta'):
+                block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            block.packed.weight = nn.Parameter(weight, requires_grad=False)
+            for name in block.GROUP:
+                delattr(block, name)
+
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the states [B, m, D] that enter the layer."""
         return self.enter(x, None, rope)[1:]
@@ -209,24 +227,15 @@ class Decoder(nn.Module):
     @property
     def packed(self) -> bool:
         """Whether `pack` was called."""
-        return any(layer.mlp.packed is not None for layer in self.layers)
+        return any(layer.packed for layer in self.layers)
 
-    @torch.no_grad()
     def pack(self) -> None:
         """Make one layer of q/k/v and one of gate/up, for good: for weights in other formats.
 
         The parameters lose their published names, so the model can no longer be saved.
         """
         for layer in self.layers:
-            for block in (layer.self_attn, layer.mlp):
-                weight = as_one_matrix(block.inward)
-                if weight is None:
-                    weight = torch.cat([linear.weight for linear in block.inward])
-                with torch.device('meta'):
-                    block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-                block.packed.weight = nn.Parameter(weight, requires_grad=False)
-                for name in block.GROUP:
-                    delattr(block, name)
+            layer.pack()
 
     def forward(
         self,
