@@ -19,13 +19,22 @@ from vla_prune_ros.vla.pictures import encode_jpeg
 class Made(DataSet):
     """Random episodes of given lengths; the actions depend on what is seen."""
 
-    format, cameras, rate = 'made', ('agentview', 'wrist'), 10.0
+    format, rate = 'made', 10.0
 
-    def __init__(self, path: Path, name: str = 'made', lengths=(12, 10, 9), seed: int = 0) -> None:
-        self.path, self.name, self.notes = path, name, []
-        self.lengths, self.seed = lengths, seed
+    def __init__(
+        self,
+        path: Path,
+        name: str = 'made',
+        lengths=(12, 10, 9),
+        seed: int = 0,
+        cameras=('agentview', 'wrist'),
+        numbers: int = 7,
+        states: int = 8,
+    ) -> None:
+        self.path, self.name, self.notes, self.cameras = path, name, [], tuple(cameras)
+        self.lengths, self.seed, self.numbers, self.states = lengths, seed, numbers, states
         path.mkdir(parents=True, exist_ok=True)
-        (path / 'data').write_text(f'{name} {lengths} {seed}')
+        (path / 'data').write_text(f'{name} {lengths} {seed} {cameras} {numbers} {states}')
 
     def __len__(self):
         return len(self.lengths)
@@ -35,9 +44,9 @@ class Made(DataSet):
 
     def read(self, index):
         n, rng = self.lengths[index], np.random.default_rng([self.seed, index])
-        actions = rng.uniform(-1, 1, (n, 7)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (n, self.numbers)).astype(np.float32)
         actions[:, 3] = 0.25  # a number that never changes
-        actions[:, 6] = actions[:, 0] > 0
+        actions[:, -1] = actions[:, 0] > 0
 
         def pictures(view):
             frames = rng.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)
@@ -49,7 +58,9 @@ class Made(DataSet):
             file=self.path,
             instructions=(INSTRUCTIONS[index % 2],),
             actions=actions,
-            proprio=rng.uniform(-1, 1, (n, 8)).astype(np.float32),
+            proprio=rng.uniform(-1, 1, (n, self.states)).astype(np.float32)
+            if self.states
+            else None,
             pictures={name: pictures(view) for view, name in enumerate(self.cameras)},
         )
 
@@ -64,7 +75,7 @@ def made_store(folder: Path, name: str = 'made', **changes) -> Path:
 def tiny_run(folder: Path, output: str = 'out', recipe: Recipe | None = None, **changes) -> Run:
     """A run of a few steps on made-up data; both are made in `folder` at the first call."""
     start = folder / 'start'
-    if not start.exists():
+    if 'start' not in changes and not start.exists():
         tiny_checkpoint(start)
         made_store(folder)
     run = Run(

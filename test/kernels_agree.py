@@ -16,8 +16,11 @@ from tiny import inputs, tiny_model
 from vla_prune_ros.runtime import engine, fast, images
 from vla_prune_ros.runtime.kernels import pictures
 from vla_prune_ros.runtime.kernels.attention import attention
+from vla_prune_ros.runtime.kernels.compact import compact
 from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
+from vla_prune_ros.runtime.kernels.linear_small import linear_small
+from vla_prune_ros.runtime.kernels.mark_best import mark_best
 from vla_prune_ros.runtime.kernels.operations import TritonOperations
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
@@ -26,7 +29,7 @@ from vla_prune_ros.runtime.kernels.swiglu import swiglu
 from vla_prune_ros.runtime.quantization import quantised, quantize
 from vla_prune_ros.vla import jpeg
 from vla_prune_ros.vla.decoder import rope_table
-from vla_prune_ros.vla.operations import TORCH, rotate, use
+from vla_prune_ros.vla.operations import GROUP, TORCH, rotate, use
 from vla_prune_ros.vla.pictures import crop_table, preprocess_image
 from vla_prune_ros.vla.selection import PassPlan
 
@@ -141,6 +144,65 @@ def test_products_of_small_numbers_are_rescaled(dtype):
     close(found, TORCH.rescaled(whole, rows, columns, dtype), dtype)
 
 
+@pytest.mark.parametrize('bits', [8, 4])
+@pytest.mark.parametrize(
+    ('m', 'k', 'n', 'splits'),
+    [(1, 16, 3, None), (5, 300, 70, 1), (17, 300, 70, 3), (40, 520, 65, 5), (70, 128, 130, None),
+     (300, 200, 9, 2)],
+)  # fmt: skip
+def test_products_with_small_weights(m, k, n, splits, bits, dtype):
+    values = torch.randint(-127, 128, (m, k), dtype=torch.int8, device=DEVICE)
+    rows = torch.rand(m, 1, device=DEVICE) / 100
+    if bits == 8:
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=DEVICE)
+        columns = torch.rand(n, 1, device=DEVICE) / 100
+    else:
+        groups = -(-k // GROUP)
+        weight = torch.randint(0, 256, (n, groups * GROUP // 2), dtype=torch.uint8, device=DEVICE)
+        columns = (torch.randn(n, groups, device=DEVICE) / 100).to(dtype)
+    for _ in range(2):  # the counters of the first run are at 0 again
+        found = linear_small(values, rows, weight, columns, dtype, splits)
+        wanted = TORCH.linear_small(values, rows, weight, columns, torch.float32)
+        if bits == 8:
+            torch.testing.assert_close(found, wanted.to(dtype), rtol=0, atol=0)
+        else:  # sums of a group are exact; those of groups are rounded in another order
+            scale = wanted.abs().max().item()
+            tolerance = TOLERANCE[dtype]
+            torch.testing.assert_close(found.float(), wanted, rtol=tolerance, atol=1e-6 * scale)
+
+
+def test_the_best_are_marked_as_a_stable_sort_does(dtype):
+    rng = np.random.default_rng(0)
+    for views, patches, tables in ((1, 1, 1), (2, 33, 3), (3, 130, 1)):
+        for few in (2, 1000):  # many equal ones, and hardly any
+            drawn = rng.integers(-few, few, (tables, views, patches)).astype(np.float32)
+            drawn[rng.random(drawn.shape) < 0.2] = -np.inf
+            drawn[rng.random(drawn.shape) < 0.05] = np.inf
+            drawn[rng.random(drawn.shape) < 0.05] = np.nan
+            drawn[rng.random(drawn.shape) < 0.05] = -0.0
+            values = torch.from_numpy(drawn).to(DEVICE, dtype)
+            for table in (values, values[0].t().contiguous().t()):
+                for counts in ([patches // 2] * views, [*range(views)]):
+                    assert torch.equal(mark_best(table, counts), TORCH.mark_best(table, counts))
+            assert mark_best(values, [patches + 1] * views).equal((values > -np.inf).any(0))
+
+
+@pytest.mark.parametrize(('rows', 'width'), [(1, 8), (13, 100), (130, 72), (7, 4096)])
+def test_kept_rows_are_moved_together_and_counted_on_the_device(rows, width, dtype):
+    ids = torch.arange(rows, device=DEVICE) * 3 + 1
+    for share in (0.0, 0.3, 1.0):
+        keep = torch.rand(rows, device=DEVICE) < share
+        x = draw(dtype, rows, width + 5)[:, :width]  # rows that are apart
+        x[~keep] = torch.nan  # nothing of what goes is seen again
+        for capacity in {1, (rows + 1) // 2, rows}:
+            found = compact(keep, x, ids, capacity, 99)
+            for own, wanted in zip(found, TORCH.compact(keep, x, ids, capacity, 99), strict=True):
+                assert own.dtype == wanted.dtype and torch.equal(own, wanted)
+            there = min(capacity, int(keep.sum()))
+            assert found[2].tolist() == [there] and torch.equal(found[0][:there], x[keep][:there])
+            assert not found[0][there:].any() and found[1][there:].eq(99).all()
+
+
 # -- pictures -------------------------------------------------------------------------------
 @pytest.mark.parametrize(('height', 'width'), [(16, 16), (17, 33), (3, 5), (1, 1), (40, 24)])
 def test_pictures_to_the_last_bit(height, width):
@@ -182,9 +244,10 @@ def test_the_network_gives_the_same_with_kernels(film):
     assert not torch.equal(outs[1].readout, outs[0].readout), 'no kernel was used'
 
 
-def test_a_network_in_8_bits_gives_the_same_with_kernels():
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_a_network_of_small_numbers_gives_the_same_with_kernels(kind):
     model = tiny_model(3).to(DEVICE)
-    quantize(model, 'int8')
+    quantize(model, kind)
     ask = [tensor.to(DEVICE) for tensor in inputs(model.config)]
     outs = []
     for operations in (TORCH, TritonOperations()):

@@ -18,9 +18,12 @@ from triton.compiler import ASTSource
 
 from vla_prune_ros.runtime.kernels import (
     attention,
+    compact,
     gelu,
     jpeg,
     layer_norm,
+    linear_small,
+    mark_best,
     resize,
     rms_norm,
     rope,
@@ -49,6 +52,11 @@ KERNELS = [
     (small.add_rms_norm_small_kernel, {'HAS_DELTA': True, 'MOST': 127.0, 'BLOCK': 4096}, 8),
     (small.swiglu_small_kernel, {'MOST': 127.0, 'BLOCK': 16384}, 16),
     (small.rescale_kernel, {'BLOCK': 1024}, 4),
+    (compact.compact_kernel, {'ROWS': 1024, 'BLOCK': 4096}, 8),
+    (mark_best.mark_best_kernel, {'PLACES': 32, 'OTHERS': 128}, 4),
+    *[(linear_small.linear_small_kernel,
+       {'BITS': bits, 'SPLITS': splits, 'ROWS': rows, 'OUT': 64, 'HALF': 64}, 4)
+      for bits in (4, 8) for splits, rows in ((1, 128), (2, 64))],
 ]  # fmt: skip
 FLOAT8 = [
     (kernel, {**constants, 'MOST': 448.0}, warps)
@@ -59,6 +67,13 @@ FLOAT8 = [
 _PICTURES = {'rgb': '*u8', 'blocks': '*i16', 'divisors': '*i32', 'multipliers': '*i32',
              'low': '*i64', 'high': '*i64', 'fraction': '*fp32', 'at': '*i64',
              'weights': '*fp32', 'x': '*u8', 'out': '*u8'}  # fmt: skip
+# The same for kernels whose names mean something else than elsewhere.
+_OWN = {
+    'compact': {'keep': '*u8', 'ids': '*i64', 'out_ids': '*i64', 'x': '*bf16', 'out': '*bf16',
+                'count': '*i32'},
+    'mark_best': {'values': '*fp32', 'out': '*u8'},
+    'linear_small': {'x': '*i8', 'rows': '*fp32', 'out': '*bf16', 'arrived': '*i32'},
+}  # fmt: skip
 _TYPES = {'eps': 'fp32', 'scale': 'fp32', 'count': '*i32', 'heads': 'i32', 'rows': 'i32'}
 CAPABILITIES = (80, 86, 87, 89, 90, 100, 120)
 
@@ -66,6 +81,12 @@ CAPABILITIES = (80, 86, 87, 89, 90, 100, 120)
 def type_of(name, constants, kernel):
     if name in constants:
         return 'constexpr'
+    module = kernel.__module__.rpartition('.')[2]
+    if module in _OWN:
+        small = constants.get('BITS') == 4
+        own = {'weight': '*u8' if small else '*i8', 'columns': '*bf16' if small else '*fp32',
+               'parts': '*fp32' if small else '*i32'}  # fmt: skip
+        return {**own, **_OWN[module]}.get(name, 'i32')
     if kernel.__module__.endswith(('jpeg', 'resize')):
         return _PICTURES.get(name, 'i32')
     if name in ('out', 'scales') and kernel.__module__.endswith('small'):
@@ -80,20 +101,25 @@ def type_of(name, constants, kernel):
 
 def build(kernel, constants, warps, capability):
     """What a launch at the published sizes compiles: widths and strides are multiples of 16."""
-    names = kernel.arg_names
+    names, module = kernel.arg_names, kernel.__module__.rpartition('.')[2]
     signature = {name: type_of(name, constants, kernel) for name in names}
     whole = {
         (i,): [['tt.divisibility', 16]]
         for i, name in enumerate(names)
         if signature[name].startswith('*')
         or (name in _STRIDES and signature[name] == 'i32' and 'at' not in names)
+        or (module == 'linear_small' and name in ('n', 'k'))
     }
     values = {(names.index(name),): value for name, value in constants.items()}
-    exact = kernel.__module__.endswith('resize')
+    exact = module == 'resize'
     return triton.compile(
         ASTSource(kernel, signature, constexprs=values, attrs=whole),
         target=GPUTarget('cuda', capability, 32),
-        options={'num_warps': warps, 'num_stages': 2, 'enable_fp_fusion': not exact},
+        options={
+            'num_warps': warps,
+            'num_stages': 3 if module == 'linear_small' else 2,
+            'enable_fp_fusion': not exact,
+        },
     )
 
 

@@ -14,10 +14,11 @@ from tiny import observation, tiny_checkpoint, tiny_model
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.runtime.engine import GraphEngine, PlainEngine
-from vla_prune_ros.runtime.workspace import Assemble, See, bucket_counts
+from vla_prune_ros.runtime.workspace import Joined, See, bucket_counts
 from vla_prune_ros.vla.model import ReadOut
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, SlotCache, TokenLayout
-from vla_prune_ros.vla.walk import Segment, Stage
+from vla_prune_ros.vla.space import Stage
+from vla_prune_ros.vla.walk import Segment
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:mode (lightvla|efficient_vla)'),
@@ -73,7 +74,9 @@ MODES = st.one_of(
 TURNS = st.fixed_dictionaries(
     {
         'mode': MODES,
-        'words': st.sampled_from([1, 2, 5, 70]),  # the longest needs larger buffers
+        'words': st.sampled_from(
+            [1, 2, 5, 22, 23, 54, 70]
+        ),  # edges of classes, and larger buffers
         'views': st.sampled_from([2, 2, 1]),
         'pictures': st.lists(  # with the budget of the query; None: as it is
             st.tuples(st.integers(0, 2), st.sampled_from([None, 0.0, *CLASSES])),
@@ -214,12 +217,12 @@ def edges(layout):
 def test_every_edge_of_every_bucket_between_dense_passes(point):
     model = tiny_model(3)
     engines = PlainEngine(model), GraphEngine(model)
-    ask = query(model.config)
     counts = edges(TokenLayout(2, PATCHES, 12, 56))
     assert {32, 31, 30, 29, 1, 0} <= {*counts}
     for turn, count in enumerate(counts):
-        for script in ({}, None, {point: count}):
+        for script, length in (({}, 12), (None, 38), ({point: count}, 39), ({point: count}, 38)):
             pair = [None if script is None else Script(script) for _ in engines]
+            ask = query(model.config, length)
             agree(engines, ask, pair, start=(None, -56, -60)[turn % 3])
 
 
@@ -230,7 +233,7 @@ PASSES = st.fixed_dictionaries(
         'scored': st.sets(st.integers(0, 3), max_size=2),
         'repeats': st.booleans(),
         'cached': st.sampled_from([False, False, True]),
-        'length': st.sampled_from([3, 12, 13, 70]),
+        'length': st.sampled_from([3, 6, 7, 12, 13, 38, 39, 70, 71]),
         'views': st.sampled_from([2, 2, 1]),
         'start': st.sampled_from([None, None, -56, -60]),
         'seed': st.integers(0, 3),
@@ -285,7 +288,7 @@ def test_passes_of_every_kind_agree_in_long_runs(passes):
 
 # -- by construction ---------------------------------------------------------------------------
 def test_a_stage_is_one_frozen_value_and_its_work_captures_nothing():
-    kinds = {Segment, ReadOut, See, Assemble}
+    kinds = {Segment, ReadOut, See, Joined}
     assert {*Stage.__subclasses__()} >= kinds
     for kind in kinds:
         assert is_dataclass(kind) and kind.__dataclass_params__.frozen

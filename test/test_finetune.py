@@ -185,6 +185,36 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(folder, tmp_path, kill
     assert [json.loads(line)['step'] for line in log_lines(out)] == [*range(1, 61)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_power_cut_while_saving_changes_no_weights(folder, tmp_path, workers):
+    """All processes of a run die at once, with a checkpoint half written, again and again."""
+    pytest.importorskip('h5py', reason='LIBERO files need h5py')
+    options = ('--workers', workers, '--steps', 40, '--save-every', 1)
+    straight, out = tmp_path / 'straight', tmp_path / 'cut'
+    run = {'env': environment(), 'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE}
+    done = subprocess.run(verb(folder, straight, *options), **run)
+    assert done.returncode == 0, done.stderr
+    cut = []
+    for _ in range(4):
+        reached = max(Folder(out).checkpoints(), default=0)
+        running = subprocess.Popen(verb(folder, out, *options), start_new_session=True, **run)
+        begun = [f'step-{reached + n:06d}.partial' for n in range(3, 40)]
+        while running.poll() is None and not any((out / name).exists() for name in begun):
+            time.sleep(0.0005)
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        cut += [p.name for p in out.glob('step-*.partial')]
+    assert cut, 'no run was cut while it saved'
+    assert max(Folder(out).checkpoints()) < 40
+    done = subprocess.run(verb(folder, out, *options), **run)
+    assert done.returncode == 0, done.stderr
+    assert_equal(*(torch.load(d / 'latest' / STATE, weights_only=True) for d in (straight, out)))
+    assert [json.loads(line)['step'] for line in log_lines(out)] == [*range(1, 41)]
+    assert not list(out.glob('*.partial')), 'what was cut is cleared away'
+
+
 def log_lines(out):
     path = out / 'log.jsonl'
     return path.read_text().splitlines() if path.exists() else []

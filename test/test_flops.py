@@ -16,7 +16,7 @@ from vla_prune_ros.evaluation.flops import (
     tower_flops,
 )
 from vla_prune_ros.runtime.engine import GraphEngine
-from vla_prune_ros.runtime.workspace import bucket_counts
+from vla_prune_ros.runtime.workspace import TEXT_STEP, bucket_counts
 from vla_prune_ros.vla import LlamaConfig, OpenVLAConfig, OpenVLAOFT, TowerConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, SlotCache, TokenLayout
 
@@ -116,9 +116,14 @@ def test_recorded_passes_are_counted_with_their_filling(stand_in):
     frames = np.zeros((VIEWS, 42, 42, 3), np.uint8)
     for _ in range(2):  # recorded, replayed
         engine(frames, torch.full((1, PROMPT), 5), np.zeros(8), Scripted({1: 12, 3: 4}))
-        assert meter.last.visual_rows == (18, 12, 12, 4, 4)
-    counts = bucket_counts(meter.last.layout)
-    engine(frames, torch.full((1, 70), 5), np.zeros(8), Scripted({1: 17}))
+        layout = meter.last.layout
+        text = (layout.n_visual - layout.length) % TEXT_STEP
+        rows = np.array(meter.last.visual_rows) - text
+        assert rows.tolist() == [18, 12, 12, 4, 4]
+    counts = bucket_counts(layout)
+    engine(frames, torch.full((1, 4 * TEXT_STEP - 30), 5), np.zeros(8), Scripted({1: 17}))
+    layout = meter.last.layout
+    assert layout.length - layout.n_visual == 4 * TEXT_STEP  # a full class
     assert meter.last.visual_rows == (18, *[min(n for n in counts if n >= 17)] * 4)
 
 

@@ -27,7 +27,8 @@ CALLS = re.compile(
 
 def code(text: str) -> str:
     """Code spans and indented or fenced blocks, one command each."""
-    fenced = re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    fence = re.compile(r'^```\w*\n(.*?)^```', re.MULTILINE | re.DOTALL)
+    fenced, text = fence.findall(text), fence.sub('', text)
     indented = re.findall(r'(?:^ {4}.*\n)+', text, re.MULTILINE)
     spans = [span.replace('\n', ' ') for span in re.findall(r'`([^`]+)`', text)]
     return '\n'.join([*fenced, *indented, *spans])

@@ -10,8 +10,8 @@ import torch
 from recorded_operations import RecordedOperations
 
 from vla_prune_ros.runtime.capture import CudaGraphs
-from vla_prune_ros.runtime.stages import Stages
-from vla_prune_ros.vla.walk import Stage
+from vla_prune_ros.runtime.stages import UNKNOWN, Stages
+from vla_prune_ros.vla.space import Stage
 
 
 def cuda_graphs():
@@ -95,14 +95,21 @@ def test_memory_of_a_dropped_recording_is_no_longer_counted():
     assert backend.used_bytes() == full / 2
 
 
+class Place:
+    """A space of one tensor."""
+
+    def __init__(self, x):
+        self.x, self.static, self.states = x, {}, {}
+
+
 @dataclass(frozen=True)
 class Add(Stage):
-    """Adds a number to a tensor that stands for the space."""
+    """Adds a number to the tensor of the space."""
 
     number: int
 
     def work(self, network, space):
-        return [space + self.number]
+        return [space.x + self.number]
 
 
 class Broken(RecordedOperations):
@@ -115,7 +122,7 @@ class Broken(RecordedOperations):
 def test_a_stage_that_cannot_be_recorded_runs_eagerly_and_says_why():
     stages = Stages(Broken, 4, 1 << 20)
     for _ in range(2):
-        assert stages.run(None, torch.ones(1), Add(1))[0].item() == 2
+        assert stages.run(None, Place(torch.ones(1)), (Add(1),))[0].item() == 2
     assert (stages.fallbacks, stages.captures, stages.replays) == (2, 0, 0)
     assert stages.said == 'plain: no recording today'
 
@@ -140,43 +147,64 @@ class Asks(Add):
     """Reads a value, which no graph can."""
 
     def work(self, network, space):
-        return [space + int(space.sum()) + self.number]
+        return [space.x + int(space.x.sum()) + self.number]
 
 
 def test_a_failed_recording_spoils_no_other_and_is_tried_once():
     stages = Stages(Spoilt, 9, 1 << 20)
-    x = torch.ones(1)
+    x = Place(torch.ones(1))
     with torch.inference_mode():
         for stage, result in ((Add(1), 2), (Asks(1), 3), (Add(1), 2), (Add(2), 3), (Asks(1), 3)):
-            assert stages.run(None, x, stage)[0].item() == result
-            assert stages.run(None, x, stage)[0].item() == result
+            assert stages.run(None, x, (stage,))[0].item() == result
+            assert stages.run(None, x, (stage,))[0].item() == result
     assert (stages.captures, stages.fallbacks) == (3, 4)  # Add(1) was recorded again
     assert 'needs the host' in stages.last_fallback and not stages.backend.broken
 
 
 def test_the_least_recently_used_stage_goes_first():
     stages = Stages(RecordedOperations, 2, 1 << 20)
-    x = torch.ones(1)
+    x = Place(torch.ones(1))
     with torch.inference_mode():
         for number in (1, 2, 1, 3, 1, 2):
-            assert stages.run(None, x, Add(number))[0].item() == 1 + number
+            assert stages.run(None, x, (Add(number),))[0].item() == 1 + number
     assert (stages.captures, stages.replays, stages.evicted, len(stages)) == (4, 2, 2, 2)
 
 
 def test_equal_stages_of_other_tensors_are_other_recordings():
     stages = Stages(RecordedOperations, 4, 1 << 20)
-    spaces = torch.ones(1), torch.full((1,), 5.0)
+    spaces = Place(torch.ones(1)), Place(torch.full((1,), 5.0))
     with torch.inference_mode():
         for _ in range(2):
-            assert [stages.run(None, x, Add(1))[0].item() for x in spaces] == [2, 6]
+            assert [stages.run(None, x, (Add(1),))[0].item() for x in spaces] == [2, 6]
     assert (stages.captures, stages.replays) == (2, 2)
 
 
 def test_too_much_memory_starts_all_recordings_anew():
     stages = Stages(RecordedOperations, 100, 3000)
-    x = torch.ones(100)
+    x = Place(torch.ones(100))
     with torch.inference_mode():
         for number in range(8):
-            assert stages.run(None, x, Add(number))[0].sum().item() == 100 * (1 + number)
+            assert stages.run(None, x, (Add(number),))[0].sum().item() == 100 * (1 + number)
             assert stages.used_bytes <= 3000
     assert stages.evicted >= 2
+
+
+def test_stages_that_are_closed_record_only_when_they_catch_up_and_only_the_latest_pass():
+    stages, x = Stages(RecordedOperations, 9, 1 << 20), Place(torch.ones(1))
+    with torch.inference_mode():
+        stages.run(None, x, (Add(1),))
+        stages.open = False
+        stages.begin()
+        assert stages.run(None, x, (Add(1),))[0].item() == 2 and stages.said == ''
+        assert stages.run(None, x, (Add(2),))[0].item() == 3
+        assert stages.said == f'plain: {UNKNOWN}' and stages.captures == 1
+        stages.begin()  # what lay in the space for Add(2) may be gone
+        assert not stages.catch_up()
+        for number in (3, 4):
+            assert stages.run(None, x, (Add(number),))[0].item() == 1 + number
+        assert stages.catch_up() and stages.catch_up() and not stages.catch_up()
+        assert stages.captures == 3
+        stages.begin()
+        for number in (3, 4):
+            assert stages.run(None, x, (Add(number),))[0].item() == 1 + number
+        assert stages.said == '' and stages.fallbacks == 3

@@ -172,10 +172,18 @@ def golden_model(tmp_path_factory):
     return OpenVLAOFT.from_pretrained(directory)
 
 
-@pytest.mark.parametrize(('dtype', 'bound'), [(torch.float32, 0.05), (torch.bfloat16, 0.06)])
-def test_int8_stays_near_the_golden_actions(golden_model, dtype, bound):
+@pytest.mark.parametrize(
+    ('kind', 'dtype', 'bound'),
+    [
+        ('int8', torch.float32, 0.05),
+        ('int8', torch.bfloat16, 0.06),
+        ('int4', torch.float32, 0.5),  # random weights: errors of layers do not average out
+        ('int4', torch.bfloat16, 0.5),
+    ],
+)
+def test_small_integers_stay_near_the_golden_actions(golden_model, kind, dtype, bound):
     model = copy.deepcopy(golden_model).to(dtype)
-    quantize(model, 'int8')
+    quantize(model, kind)
     assert 1e-4 < golden_error(model) < bound
 
 
@@ -213,14 +221,20 @@ def test_fp8_stays_near_the_golden_actions(golden_model):
     assert 1e-4 < golden_error(model) < 0.3
 
 
-@pytest.mark.parametrize('mode', ['none', 'specprune', 'lightvla', 'vla_cache'])
-def test_quantised_weights_prune_and_record_like_others(directory, mode):
-    plain = episode(load(directory, mode, quantization='int8', runtime='plain'))
-    recorded = episode(load(directory, mode, quantization='int8', runtime='graphs'))
+@pytest.mark.parametrize(
+    ('mode', 'kind', 'bound'),
+    [
+        *[(mode, 'int8', 0.3) for mode in ('none', 'specprune', 'lightvla', 'vla_cache')],
+        *[(mode, 'int4', 2.0) for mode in ('none', 'lightvla')],
+    ],
+)
+def test_quantised_weights_prune_and_record_like_others(directory, mode, kind, bound):
+    plain = episode(load(directory, mode, quantization=kind, runtime='plain'))
+    recorded = episode(load(directory, mode, quantization=kind, runtime='graphs'))
     exact = episode(load(directory, mode))
     for a, b, c in zip(plain, recorded, exact, strict=True):
         np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=0.02)
-        np.testing.assert_allclose(a.actions, c.actions, rtol=0, atol=0.3)
+        np.testing.assert_allclose(a.actions, c.actions, rtol=0, atol=bound)
         assert len(a.kept) <= a.n_visual
 
 

@@ -97,28 +97,24 @@ def test_recorded_stages_equal_the_plain_network(model, variant):
         assert plain.method.stats() == recorded.method.stats()
     stats = recorded.engine.stats()
     assert stats['fallbacks'] == 0, stats['last_fallback']
-    assert stats['replays'] > stats['captures'] // 2 > 0
+    assert stats['captures'] > 0 and stats['replays'] >= 5
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_in_bfloat16_the_same_patches_stay_and_actions_agree_within_its_rounding(model, variant):
+def test_in_bfloat16_the_same_patches_stay_and_actions_are_no_farther_from_float32(model, variant):
     mode, options = VARIANTS[variant]
     short = tiny_model(3).to(model.device, torch.bfloat16)
     plain = Arm(PlainEngine(short), model.config, mode, options)
     recorded = Arm(static(short), model.config, mode, options)
+    exact = Arm(PlainEngine(model), model.config, mode, options)
+    errors = []
     for query in queries(model.config, 4):
-        a, b = plain.step(*query), recorded.step(*query)
+        a, b, c = (arm.step(*query) for arm in (plain, recorded, exact))
         assert torch.equal(a.kept, b.kept)
-        torch.testing.assert_close(a.actions, b.actions, rtol=0, atol=0.03)
-
-
-def test_without_pruning_the_result_is_that_of_the_plain_network_bit_for_bit(model):
-    plain, recorded = PlainEngine(model), static(model)
-    for query in queries(model.config, 3):
-        a, b = plain(*query), recorded(*query)
-        if model.device.type == 'cpu':
-            assert torch.equal(a.actions, b.actions)
-        assert_same(a, b)
+        torch.testing.assert_close(a.actions, b.actions, rtol=0, atol=0.06)
+        errors.append([(x.actions.float() - c.actions).abs().mean().item() for x in (a, b)])
+    ours, theirs = np.mean(errors, 0)[::-1]
+    assert ours < 1.25 * theirs
 
 
 def test_keeping_everything_equals_dense_bit_for_bit(model):
@@ -136,22 +132,30 @@ def test_once_recorded_a_shape_is_only_replayed_and_nothing_moves(model):
     arm.step(*todo[0])
     captures = arm.engine.stats()['captures']
     space = arm.engine._space
-    places = [t.data_ptr() for t in (space.frames, space.at, space.ids, *space.states)]
+
+    def places():
+        cuts = [t for cut in space.cuts.values() for t in (cut.at, cut.ids, cut.count)]
+        return [t.data_ptr() for t in (space.frames, *cuts, *space.static.values())]
+
+    before = places()
     for query in todo[1:]:
         arm.step(*query)
         assert arm.engine.stages.said == ''
     assert arm.engine.stats()['captures'] == captures
-    assert places == [t.data_ptr() for t in (space.frames, space.at, space.ids, *space.states)]
+    assert places() == before
 
 
-def test_filling_is_never_read(model):
-    plain = Arm(PlainEngine(model), model.config, 'lightvla', {})
-    recorded = Arm(static(model), model.config, 'lightvla', {})
-    for i, query in enumerate(queries(model.config, 3)):
+@pytest.mark.parametrize('mode', ['lightvla', 'specprune'])
+def test_filling_is_never_read(model, mode):
+    plain = Arm(PlainEngine(model), model.config, mode, {})
+    recorded = Arm(static(model), model.config, mode, {})
+    for i, query in enumerate(queries(model.config, 4)):
         if i:
             with torch.inference_mode():
-                for written in recorded.engine._space.states[1:]:
-                    written.fill_(torch.nan)
+                for number, written in recorded.engine._space.static.items():
+                    written[:, recorded.engine._space.cuts[0].count if number == 0 else 0 :] = 7.0
+                    if number:
+                        written.fill_(torch.nan)
         assert_same(plain.step(*query), recorded.step(*query))
 
 
@@ -245,7 +249,7 @@ def test_frames_may_be_on_the_device_already(model):
 
 
 def test_buckets_cover_every_count():
-    layout = static(tiny_model())._workspace(2, 12).layout(12)
+    layout = static(tiny_model()).workspace(2, 12).layout(12)
     counts = bucket_counts(layout)
     assert counts[0] == layout.n_visual == 32
     assert counts == sorted(counts, reverse=True)
@@ -277,7 +281,7 @@ class HostWaits(TorchDispatchMode):
         ('lightvla keep', 0),
         ('lightvla', 1),  # how many patches were chosen
         ('specprune', 1),  # how many patches are in the union
-        ('vla_cache', 2),  # how many can be reused, and how old the oldest of them is
+        ('vla_cache', 1),  # how many can be reused
     ],
 )
 def test_the_host_waits_only_where_a_count_decides(model, monkeypatch, variant, allowed):

@@ -52,7 +52,7 @@ def test_without_noise_the_training_pass_chooses_what_inference_keeps():
     mask = torch.ones(1, 12, dtype=torch.bool)
     with torch.no_grad():
         out = model(*data, selector=make_selector('lightvla', model.config))
-        actions, kept = training_pass(model, *data, mask)
+        actions, _, kept = training_pass(model, *data, mask)
     assert actions.shape == out.actions.shape
     assert float(kept) == len(out.kept)
 

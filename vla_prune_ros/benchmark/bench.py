@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         '--threads', type=at_least(0), default=0, help='torch threads; 0: as torch decides'
     )
     p.add_argument('--runtime', help='auto, plain, graphs or compile (default: auto)')
-    p.add_argument('--quantization', help='none, int8 or fp8, for our arms (default: none)')
+    p.add_argument('--quantization', help='none, int8, fp8 or int4, for our arms (default: none)')
     p.add_argument('--image-pipeline', help='exact or device (default: exact)')
     p.add_argument('--profile', action='store_true', help='trace every arm and look for gaps')
     p.add_argument('--startup', action='store_true', help='measure imports and loading instead')
@@ -305,9 +305,11 @@ def _runtime(arm: Arm) -> str:
 
 def _weight_bytes(args: argparse.Namespace, dtype: Any) -> dict[str, float]:
     """Bytes of a weight by stage; quantisation is about the decoder."""
+    from vla_prune_ros.benchmark.cards import FOUR_BITS
+
     size = float(dtype.itemsize)
-    small = 1.0 if args.quantization in ('int8', 'fp8') else size
-    return {'vision': size, 'decoder': small, 'head': size}
+    small = {'int8': 1.0, 'fp8': 1.0, 'int4': FOUR_BITS}
+    return {'vision': size, 'decoder': small.get(args.quantization, size), 'head': size}
 
 
 def _progress(done: int, total: int) -> None:

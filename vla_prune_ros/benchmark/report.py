@@ -123,7 +123,7 @@ def targets(rows: Sequence[dict], run: Mapping[str, Any]) -> list[dict[str, Any]
     cuda = str(run['device']).startswith('cuda')
     large = run['size'] == '7b' and cuda and run['dtype'] == 'bfloat16'
     eight = large and run.get('quantization') in ('int8', 'fp8')
-    large = large and not eight
+    large = large and run.get('quantization') in (None, 'default', 'none')
     small = run['size'] == 'small' and not cuda
 
     def p50(name: str) -> float | None:

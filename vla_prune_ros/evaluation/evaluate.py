@@ -120,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
         '--threads', type=at_least(1), default=1, help='torch threads per worker (default: 1)'
     )
     add_compute(p, ' of every worker')
-    p.add_argument('--quantization', default='none', help='none, int8 or fp8 (default: none)')
+    p.add_argument(
+        '--quantization', default='none', help='none, int8, fp8 or int4 (default: none)'
+    )
     p.add_argument('--seed', type=int, default=7, help='seed of seeded modes (default: 7)')
     p.add_argument(
         '--shift', default='', metavar='AXIS:LEVEL,...',

@@ -134,10 +134,10 @@ def layer_work(segments: Iterable[Segment], depth: int) -> tuple[LayerWork, ...]
     layers = [LayerWork(0, 0)] * depth
     for segment in segments:
         requests, rows = dict(segment.scores), segment.rows.count
-        keys = rows if segment.cache is None else segment.rows.length
+        keys = rows if segment.cache is None else segment.slots
         for index in segment.layers:
             request = requests.get(index)
-            products = 0 if request is None else len(request.rows) * keys
+            products = 0 if request is None else request.n_rows * keys
             layers[index] = LayerWork(rows, keys, products)
     return tuple(layers)
 

@@ -15,7 +15,10 @@ from vla_prune_ros.evaluation.landmarks import add_counts
 from vla_prune_ros.evaluation.rollouts import Entry, EpisodeRecord
 from vla_prune_ros.evaluation.statistics import PairedComparison, percentiles, wilson_interval
 
-STAGES = ('preprocess', 'vision', 'select', 'rehearsal', 'decoder', 'head', 'postprocess')
+STAGES = (
+    *('preprocess', 'vision', 'select', 'rehearsal', 'decoder', 'head'),
+    *('pass', 'postprocess'),  # the first: several of them that ran as one
+)
 
 
 def summarise(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from vla_prune_ros.vla import OFTOutput
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.processor import Processor
 from vla_prune_ros.vla.selection import TokenSelector
+
+_SOME = 'pick up the object'  # where no instruction is known
 
 
 class Aside:
@@ -38,43 +41,72 @@ class Aside:
     ) -> None:
         """Run one dense pass on black images; neither history nor selector takes part.
 
+        A runtime that records then records all that the pruning mode, with the budgets, and an
+        audit of it can need, for every length of prompt that there is room for, and from then on
+        nothing by itself: see `catch_up`.
+
         Args:
             n_views: number of cameras; default those of the settings.
-            instruction: one that will be asked for. A runtime that records stages then records
-                those of the pruning mode for all its buckets, and of an audit.
+            instruction: one that will be asked for; there is room for those as long as it.
             budgets: shares that will be asked for, too, such as `pruning.CLASSES`.
         """
         size, views = self.config.image_size, n_views or len(self.settings.cameras)
-        frames = np.zeros((views, size, size, 3), np.uint8)
-        out = self.rehearse(frames, None, instruction)
-        if instruction is not None and isinstance(self._engine, GraphEngine):
-            depth = self.config.llama.n_layers
-            self._engine.again(out, Stoppable(depth, lambda: False), self.settings.readout_start)
-            record_sizes(
-                lambda pictures, selector: self.rehearse(pictures, selector, instruction),
-                make_selector(self.settings.mode, self.config, **self.settings.options),
-                self.processor.prompt(instruction)[1],
-                frames.shape,
-                budgets,
-            )
+        frames, engine = np.zeros((views, size, size, 3), np.uint8), self._engine
+        if not isinstance(engine, GraphEngine):
+            self.rehearse(frames, None, instruction)
+            return
+        ids, template_tokens = self.processor.prompt(instruction or _SOME)
+        start, depth = self.settings.readout_start, self.config.llama.n_layers
+        engine.record(True)
+        try:
+            space = engine.workspace(views, ids.shape[1])
+            for length in reversed(space.prompt_classes(template_tokens + 2)):
+                prompt = torch.full((1, length), self.config.eos_id)
+                run = partial(self.rehearse, instruction=prompt)
+                out = run(frames)
+                engine.again(out, Stoppable(depth, lambda: False), start)
+                record_sizes(
+                    run,
+                    make_selector(self.settings.mode, self.config, **self.settings.options),
+                    template_tokens,
+                    frames.shape,
+                    budgets,
+                )
+        finally:
+            engine.record(False)
+
+    def catch_up(self) -> bool:
+        """Record one piece that the latest pass had to run without a recording.
+
+        After a warm-up nothing is recorded while a chunk is waited for: what is new, because the
+        mode changed, runs slower until this was called. It takes about as long as three passes, so
+        call it where there is time, until it says False.
+
+        Returns:
+            Whether something was recorded; there may be more.
+        """
+        engine = self._engine
+        return isinstance(engine, GraphEngine) and engine.catch_up()
 
     def rehearse(
         self,
         frames: np.ndarray | Tensor,
         selector: TokenSelector | None = None,
-        instruction: str | None = None,
+        instruction: str | Tensor | None = None,
     ) -> OFTOutput:
         """Run a pass outside of the history; the result is valid until the next one.
 
         Args:
             frames: policy images, see `pictures`.
             selector: one of the caller's; None keeps every token.
-            instruction: None for a prompt of 32 tokens.
+            instruction: text, or the ids of a prompt [1, L]; None for a prompt of 32 tokens.
         """
         self._latest = None
         ids = torch.full((1, 32), self.config.eos_id)
-        if instruction is not None:
+        if isinstance(instruction, str):
             ids, _ = self.processor.prompt(instruction)
+        elif instruction is not None:
+            ids = instruction
         proprio = np.zeros(self.config.proprio_dim) if self.config.use_proprio else None
         out = self._engine(frames, ids, proprio, selector, self.settings.readout_start)
         out.actions.cpu()  # until the device has done it

@@ -38,6 +38,8 @@ class GivenUp(Exception):  # noqa: N818 -- not an error
 class Stoppable:
     """Keeps every token, and looks between the layers whether to go on."""
 
+    plans_ahead = True
+
     def __init__(self, depth: int, give_up: Callable[[], bool]) -> None:
         """Prepare.
 

@@ -27,7 +27,7 @@ from vla_prune_ros.pruning.resets import outdated
 from vla_prune_ros.runtime.engine import make_engine
 from vla_prune_ros.runtime.images import make_images
 from vla_prune_ros.runtime.pinned import Receiver
-from vla_prune_ros.runtime.quantization import quantize
+from vla_prune_ros.runtime.quantization import converter, quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
@@ -66,7 +66,7 @@ class VLAPolicy(Aside):
             max_gap: seconds between observations after which the history is dropped.
             checkpoint: where the weights came from, for `info`.
             runtime: how the network is run, see `make_engine`.
-            quantization: none, int8 or fp8, see `quantize`; changes the model.
+            quantization: none, int8, fp8 or int4, see `quantize`; changes the model.
             image_pipeline: exact: on the host; device: where the model is.
             jpeg: frames go through JPEG, as those of the published training data did.
             options: options of the pruning mode.
@@ -133,7 +133,9 @@ class VLAPolicy(Aside):
             if not isinstance(named, torch.dtype) or not named.is_floating_point:
                 raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
             dtype = named
-        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant)
+        # While they come in: never are all weights there in the type of the files.
+        convert = converter(settings.get('quantization', 'none'), torch.device(device), dtype)
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant, convert)
         processor = Processor.from_directory(directory, model.config, unnorm_key)
         return cls(model, processor, pruning, checkpoint=directory, **settings)
 
@@ -302,7 +304,12 @@ class VLAPolicy(Aside):
             self.settings.readout_start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
         )
-        normalised, kept = self._home(out.actions[0].double(), out.kept)
+        numbers = self._selector.numbers
+        waiting = {name: n for name, n in numbers.items() if isinstance(n, Tensor)}
+        normalised, kept, *counted = self._home(
+            out.actions[0].double(), out.kept, *waiting.values()
+        )
+        numbers.update((name, n.item()) for name, n in zip(waiting, counted, strict=True))
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')
         self._latest = Latest(observation.stamp, out, normalised)

@@ -39,7 +39,8 @@ class ActionChunk:
         stamp: of the observation they answer.
         kept: ids (1-based in the sequence) of the visual tokens that entered the last layer.
         mode: pruning mode.
-        timing: stage -> ms: preprocess, vision, select, decoder, head, postprocess, total.
+        timing: stage -> ms: preprocess, vision, select, decoder, head, postprocess, total; `pass`
+            for what of these ran as one recording.
         sequence: counts the chunks of this policy from 0.
         reset_reason: why the history was empty before this chunk; None if it was not.
         n_visual: visual tokens before pruning.

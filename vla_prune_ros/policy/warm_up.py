@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,34 +14,61 @@ from torch import Tensor
 from vla_prune_ros.pruning import History, PruningMethod, Tick
 from vla_prune_ros.runtime.workspace import bucket_counts
 from vla_prune_ros.vla import OFTOutput
-from vla_prune_ros.vla.selection import SelectorProxy, TokenSelector, TokenState
+from vla_prune_ros.vla.selection import (
+    PassPlan,
+    SelectorProxy,
+    TokenLayout,
+    TokenSelector,
+    TokenState,
+)
 
 
-class ForcedCount(SelectorProxy):
-    """A selector whose first cut leaves a given number of visual tokens, spread evenly.
+class Forced(SelectorProxy):
+    """A selector whose cuts leave given numbers of visual tokens, spread evenly.
 
     Attributes:
-        count: that number; None leaves the selector alone.
+        counts: at the first cut, where later ones leave what they would leave of as many; or at
+            all cuts, which are then the only ones (see `PruningMethod.sizes`). None leaves the
+            selector alone.
     """
 
-    def __init__(self, inner: TokenSelector, count: int | None) -> None:
+    def __init__(self, inner: TokenSelector, counts: int | Mapping[int, int] | None) -> None:
         super().__init__(inner)
-        self.count = count
+        self.counts = counts
 
     @property
     def open_ended(self) -> bool:
         """Whether the plan has a cut whose count depends on the data."""
-        return bool(self.plan.points) and not self.plan.repeats and self.plan.cache is None
+        plan = self.plan
+        return bool(plan.points) and not (plan.repeats or plan.most or plan.varies)
+
+    def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
+        """See `TokenSelector.begin`."""
+        plan = super().begin(layout, embeddings)
+        if isinstance(self.counts, Mapping):
+            self.plan = plan = replace(plan, points=frozenset(self.counts), most=self.counts)
+        return plan
 
     def select(self, point: int, tokens: TokenState) -> Tensor | None:
         """See `TokenSelector.select`."""
-        kept = super().select(point, tokens)
-        if self.count is None or not self.open_ended or point != min(self.plan.points):
-            return kept
         layout = tokens.layout
-        step = layout.n_visual / max(1, self.count)
-        chosen = [layout.visual.start + int(i * step) for i in range(self.count)]
-        return layout.keep(torch.tensor(chosen, dtype=torch.int64, device=tokens.ids.device))
+        others = layout.length - layout.n_visual
+        if isinstance(self.counts, Mapping):
+            return _spread(tokens, self.counts[point])
+        kept = super().select(point, tokens)
+        if self.counts is None or not self.open_ended:
+            return kept
+        first = point == min(self.plan.points)
+        own = len(tokens.ids) if kept is None else len(kept)
+        return _spread(tokens, self.counts if first else own - others)
+
+
+def _spread(tokens: TokenState, count: int) -> Tensor:
+    """Keep `count` of the live visual tokens, or all if they are fewer."""
+    layout = tokens.layout
+    live = tokens.ids[1 : 1 + len(tokens.ids) - (layout.length - layout.n_visual)]
+    count = min(count, len(live))
+    return layout.keep(live[torch.arange(count, device=live.device) * len(live) // max(1, count)])
 
 
 def record_sizes(
@@ -65,20 +93,28 @@ def record_sizes(
         Number of passes.
     """
     history, noise = History(), np.random.default_rng(0)
-    wanted: list[int | None] = [None, None, None]  # a dense pass first, for modes that remember
+    natural = method.dense_queries + method.cycle + 1
+    wanted: list[int | Mapping[int, int] | None] = [None] * natural
     passes = 0
     shares = [*budgets] if method.budget_kind != 'none' else []
     while wanted or shares:
         if not wanted:
             method.set_budget(shares.pop())
-            wanted = [None]
+            wanted = [None] * method.cycle
         frames = noise.integers(0, 256, frames_shape, dtype=np.uint8)
-        selector = ForcedCount(method, wanted.pop(0))
+        counts = wanted.pop(0)
         method.observe(Tick(frames, template_tokens, history))
+        if method.rehearsal is not None:
+            run(frames, Forced(method.rehearsal, counts))
+        selector = Forced(method, counts)
         out = run(frames, selector)
         history.close_query(frames)
         passes += 1
-        if passes == 3 and selector.open_ended:
+        if passes != natural:
+            continue
+        if sizes := method.sizes(out.layout):
+            wanted += sizes
+        elif selector.open_ended:
             most = bucket_counts(out.layout)
             wanted += sorted({*most, *(n + 1 for n in most[1:])}, reverse=True)
     return passes

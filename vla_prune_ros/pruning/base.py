@@ -107,7 +107,10 @@ class PruningMethod:
 
     `budget_kind` says what a budget in force does to the visual tokens that the last layer
     computes: exact: always that number; bound: never more; none: the mode has no budget (nor the
-    option). The first `dense_queries` after a reset are complete whatever it says.
+    option). The first `dense_queries` after a reset are complete whatever it says; within `cycle`
+    queries after them every count occurs that does not depend on the data.
+
+    `plans_ahead`: see `TokenSelector`.
 
     `note` says what a reader of results must know about the mode on this checkpoint; often ''.
     """
@@ -117,6 +120,8 @@ class PruningMethod:
     options: ClassVar[tuple[Option, ...]] = ()
     budget_kind: BudgetKind = 'none'
     dense_queries: int = 0
+    cycle: int = 1
+    plans_ahead: bool = False
     every_frame: bool = False  # reads the frames between two queries, too
     note: str = ''
 
@@ -182,6 +187,10 @@ class PruningMethod:
             return self.most_tokens(layout)
         return max(1, round(self.opt.keep * layout.n_visual))
 
+    def sizes(self, layout: TokenLayout) -> list[dict[int, int]]:
+        """Every `PassPlan.most` that occurs without a budget; [] for a mode without."""
+        return []
+
     @property
     def rehearsal(self) -> TokenSelector | None:
         """Selector of a pass to run and to forget before the real one; None for no such pass."""
@@ -216,6 +225,14 @@ class PruningMethod:
 
     def reset(self) -> None:
         """Forget what is left of earlier passes; the history is emptied by its owner."""
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What `stats` is made of; scalars on the device may be replaced by what they hold.
+
+        So they can come home together with the actions, else `stats` waits for them.
+        """
+        return {}
 
     def stats(self) -> dict[str, bool | int | float | str]:
         """Numbers about the last pass, for the statistics topic."""

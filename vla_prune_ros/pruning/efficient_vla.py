@@ -51,6 +51,7 @@ class EfficientVLA(PruningMethod):
     name = 'efficient_vla'
     summary = 'EfficientVLA: fewer layers, and a fixed number of key, task and diverse patches'
     budget_kind = 'exact'
+    plans_ahead = True
     options = (
         BUDGET,
         Option('preset', str, 'default', 'where options are -1', choices=(*PRESETS,)),

@@ -26,6 +26,7 @@ class FastV(PruningMethod):
     name = 'fastv'
     summary = 'FastV: most attended patches after the first layers'
     budget_kind = 'exact'
+    plans_ahead = True
     options = (
         BUDGET,
         Option('layers', int, 2, 'full layers in front of the cut, at most all but one', 1, 1000),

@@ -21,6 +21,7 @@ class GridDrop(PruningMethod):
     name = 'grid'
     summary = 'keep a regular grid of patches of each view (control)'
     budget_kind: BudgetKind = 'exact'
+    plans_ahead = True
     options = (
         BUDGET,
         Option('stride', int, 2, 'distance of the patches kept', 1, 256),
@@ -45,6 +46,8 @@ class GridDrop(PruningMethod):
             raise ValueError(f'option layer={self.opt.layer} is not below {depth} layers')
         if self.opt.form == 'square':  # crossings come in squares only
             self.budget_kind = 'bound'
+        if self.opt.phase == 'rotate':
+            self.cycle = self.opt.stride ** (2 if self.opt.form == 'square' else 1)
         self._passes = self._phase = self._kept = 0
         self._slots: dict[str, Any] = {}
 
@@ -56,7 +59,7 @@ class GridDrop(PruningMethod):
         """Move the grid on."""
         self._passes = self._slots.get('grid', 0)
         self._slots['grid'] = self._passes + 1
-        return PassPlan(points=frozenset({self.opt.layer}), repeats=True)
+        return PassPlan(points=frozenset({self.opt.layer}), repeats=True, blind=True)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Keep the same patches of every view."""

@@ -137,6 +137,7 @@ class LightVLA(PruningMethod):
     name = 'lightvla'
     summary = 'patches chosen by attention to task and state (needs weights trained for it)'
     budget_kind = 'exact'
+    plans_ahead = True
     options = (
         BUDGET,
         Option(

@@ -10,3 +10,4 @@ class NoPruning(PruningMethod):
 
     name = 'none'
     summary = 'keep every visual token'
+    plans_ahead = True

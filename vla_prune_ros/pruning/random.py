@@ -94,8 +94,10 @@ class RandomDrop(PruningMethod):
             raise ValueError(f'option layer={self.opt.layer} is not below {depth} layers')
         self._keep = self.opt.keep or max(1, round(self.opt.keep_ratio * patches))
         self._reference = _reference(self.opt.matched_to, self.opt.matched_options, config)
+        self.plans_ahead = self._reference is None
         if self._reference is not None:
             inner = self._reference.inner
+            self.plans_ahead, self.cycle = inner.plans_ahead, inner.cycle
             self.every_frame, self.note = inner.every_frame, inner.note
             self.budget_kind, self.dense_queries = inner.budget_kind, inner.dense_queries
             if self.opt.budget:
@@ -115,6 +117,10 @@ class RandomDrop(PruningMethod):
         """As the mode that is copied, if there is one."""
         method = super() if self._reference is None else self._reference.inner
         return method.most_tokens(layout)
+
+    def sizes(self, layout: TokenLayout) -> list[dict[int, int]]:
+        """As the mode that is copied."""
+        return [] if self._reference is None else self._reference.inner.sizes(layout)
 
     @property
     def rehearsal(self) -> Reference | None:
@@ -148,11 +154,11 @@ class RandomDrop(PruningMethod):
             self._slots['random'] = torch.stack(drawn)
         reference = self._reference
         if reference is None:
-            return PassPlan(points=frozenset({self.opt.layer}), repeats=True)
+            return PassPlan(points=frozenset({self.opt.layer}), repeats=True, blind=True)
         self._rehearsed, reference.finished = reference.finished, False
         if not self._rehearsed:
             return reference.begin(layout, embeddings)
-        plan = replace(reference.plan, scores={})
+        plan = replace(reference.plan, scores={}, blind=True)
         return plan if plan.cache is None else self._with_own_cache(plan)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
@@ -181,6 +187,11 @@ class RandomDrop(PruningMethod):
         if self._reference is not None:
             self._reference.inner.reset()
             self._reference.finished = False
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """As the mode that is copied."""
+        return {} if self._reference is None else self._reference.inner.numbers
 
     def stats(self) -> dict[str, bool | int | float | str]:
         """Budget per view and where the cut is, or whose counts were copied."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vla_prune_ros.vla.operations import in_use
 from vla_prune_ros.vla.selection import TokenLayout
 
 
@@ -32,17 +33,15 @@ def top_per_view(values: Tensor, count: int | Sequence[int]) -> Tensor:
     """Mark the best patches of each view; equal ones in the order of their ids.
 
     Args:
-        values: [views, patches]; -inf is never chosen.
+        values: [views, patches], or [lists, views, patches]: the best of any list; -inf is never
+            chosen.
         count: patches wanted of each view, more than there are means all.
 
     Returns:
         bool [views, patches].
     """
-    views, patches = values.shape
-    counts = [count] * views if isinstance(count, int) else count
-    best = best_ids(values, counts) - 1
-    marked = values.new_zeros(views * patches, dtype=torch.bool).index_fill_(0, best, True)
-    return marked.view(views, patches) & (values > -torch.inf)
+    counts = [count] * values.shape[-2] if isinstance(count, int) else count
+    return in_use(values.device).mark_best(values, counts)
 
 
 def best_ids(values: Tensor, counts: Sequence[int]) -> Tensor:

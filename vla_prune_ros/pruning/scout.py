@@ -127,6 +127,7 @@ class Scout(PruningMethod):
             points=frozenset() if dense else frozenset({0}),
             scores=self._requests(layout),
             repeats=True,
+            blind=True,
         )
 
     def select(self, point: int, tokens: TokenState) -> Tensor:

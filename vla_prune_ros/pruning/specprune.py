@@ -214,6 +214,11 @@ class SpecPrune(PruningMethod):
             memory.dropped = torch.ones(shape, dtype=torch.bool, device=tokens.ids.device)
             memory.dropped.view(-1).index_fill_(0, _visual(tokens) - 1, False)
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """See `PruningMethod.numbers`."""
+        return {} if self._pass is None else self._pass.sizes
+
     def stats(self) -> dict[str, bool | int | float | str]:
         """Mode, set sizes, kept tokens per view and after each cut, age of the reference frame."""
         now = self._pass
@@ -267,7 +272,7 @@ class SpecPrune(PruningMethod):
     def _recalled(self, deep: Tensor, count: int) -> Tensor:
         """V_global from the deep scores of the last query, bool [views, patches]."""
         if self.opt.global_merge == 'union':
-            return torch.stack([top_per_view(layer, count) for layer in deep]).any(0)
+            return top_per_view(deep, count)
         # Who was cut between the layers received nothing in the later one.
         mean = deep.clamp(min=0.0).mean(0).masked_fill(deep.isneginf().all(0), -torch.inf)
         return top_per_view(mean, count)
@@ -280,8 +285,7 @@ class SpecPrune(PruningMethod):
         nothing = torch.zeros(shape, dtype=torch.bool, device=tokens.ids.device)
         local, recalled, changed = nothing, nothing, nothing
         if self.opt.use_local:
-            best = [top_per_view(s, now.budget.local) for s in received.values()]
-            local = torch.stack(best).any(0)
+            local = top_per_view(torch.stack([*received.values()]), now.budget.local)
         if self.opt.use_global:
             recalled = self._recalled(memory.deep, now.budget.recalled)
         if now.dynamic is not None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.budget import bucket_step
 from vla_prune_ros.pruning.cache_schedule import (
     entropy_shares,
     parse_stages,
@@ -98,6 +99,7 @@ class _Pass:
     patches: Tensor
     rows: range  # whose attention is the relevance
     cuts: dict[int, Tensor] = field(default_factory=dict)  # layer -> visual rows that stay live
+    most: dict[int, int] = field(default_factory=dict)  # layer -> at most so many of them
 
 
 class VLACache(PruningMethod):
@@ -160,7 +162,7 @@ class VLACache(PruningMethod):
             self._without_budget('no stage reuses anything')
         self._tick: Tick | None = None
         self._pass: _Pass | None = None
-        self._stats: dict[str, bool | int | float | str] = {}
+        self._stats: dict[str, bool | int | float | str | Tensor] = {}
 
     def set_budget(self, share: float) -> None:
         """As `PruningMethod.set_budget`; below 1 patches that changed may be reused, too."""
@@ -206,6 +208,9 @@ class VLACache(PruningMethod):
             scores=self._score_requests(layout, rows),
             cache=state.kv,
             repeats=bool(self.budget),
+            blind=True,
+            most=self._pass.most,
+            varies=not self.budget and self.rule['schedule'] != 'fixed',
         )
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
@@ -242,9 +247,24 @@ class VLACache(PruningMethod):
         """Forget the pass; the slots are in the history."""
         self._tick = self._pass = None
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """See `PruningMethod.numbers`."""
+        return self._stats
+
     def stats(self) -> dict[str, bool | int | float | str]:
         """Return state, candidates, rows reused in the last layer, and the oldest slot used."""
-        return dict(self._stats)
+        return {k: int(v) if isinstance(v, Tensor) else v for k, v in self._stats.items()}
+
+    def sizes(self, layout: TokenLayout) -> list[dict[int, int]]:
+        """See `PruningMethod.sizes`: one for every bucket of the number of candidates."""
+        if self.budget or self.rule['schedule'] != 'fixed':
+            return []
+        step = bucket_step(layout.n_visual)
+        largest = layout.n_views * min(self.rule['static_k'], layout.patches_per_view)
+        least = max(0, self.rule['refresh_below'] * layout.n_visual - step)
+        every = [self._most(n, layout) for n in range(0, largest + 1, step) if n >= least]
+        return [most for i, most in enumerate(every) if most not in every[:i]]
 
     def _new_state(self, layout: TokenLayout, embeddings: Tensor, patches: Tensor) -> CacheState:
         llama, shape = self.config.llama, patches.shape[:2]
@@ -282,7 +302,22 @@ class VLACache(PruningMethod):
         least = min(n, 1) if self.rule['released'] else 0
         shares = self._shares(state).items()
         counts = {k: max(least, math.floor(share * n + 1e-9)) for k, share in shares}
-        return self._reuse(order, counts, state)
+        cuts = self._reuse(order, counts, state)
+        if not cuts or self.rule['schedule'] != 'fixed':
+            return cuts
+        # The same cuts whatever the number is, though the first may reuse nothing yet.
+        self._pass.most = self._most(n, layout)
+        return {layer: order[counts[layer] :] for layer in self._pass.most}
+
+    def _most(self, n: int, layout: TokenLayout) -> dict[int, int]:
+        """Rows that the stages compute at most, for all `n` candidates of one bucket."""
+        step = bucket_step(layout.n_visual)
+        counts, reused = {}, 0.0
+        for layer, share in sorted(self.stages.items()):
+            if share > reused:
+                reused = share
+                counts[layer] = layout.n_visual - math.floor(share * (n // step * step) + 1e-9)
+        return counts
 
     def _within_budget(
         self, order: Tensor, n: int, state: CacheState, layout: TokenLayout
@@ -310,7 +345,7 @@ class VLACache(PruningMethod):
                 cuts[layer], reused = order[count:], count
         self._stats['reused'] = reused
         if reused:
-            self._stats['oldest'] = 1 + int(state.age.flatten()[order[:reused]].max())
+            self._stats['oldest'] = 1 + state.age.flatten()[order[:reused]].max()
         return cuts
 
     def _candidates(self, state: CacheState, patches: Tensor) -> tuple[Tensor, int]:

@@ -148,6 +148,11 @@ class VLAPruner(PruningMethod):
         """Forget what is not in the history."""
         self._slots, self._pass = {}, None
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """See `PruningMethod.numbers`."""
+        return self._stats
+
     def stats(self) -> dict[str, bool | int | float | str]:
         """Whether the query was complete, patches kept, and how many were voted for."""
         return {k: int(v) if isinstance(v, Tensor) else v for k, v in self._stats.items()}

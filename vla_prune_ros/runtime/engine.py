@@ -14,14 +14,15 @@ from vla_prune_ros.runtime.attention import order_for, pinned, shapes_of
 from vla_prune_ros.runtime.capture import CudaGraphs, GraphBackend
 from vla_prune_ros.runtime.fast import operations_for
 from vla_prune_ros.runtime.stages import Stages
-from vla_prune_ros.runtime.workspace import Assemble, See, StaticSlots, Workspace
+from vla_prune_ros.runtime.workspace import See, StaticSlots, Workspace
 from vla_prune_ros.vla.model import OFTNetwork, OFTOutput
 from vla_prune_ros.vla.operations import TORCH, use
 from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import TokenSelector
-from vla_prune_ros.vla.walk import Mark, unmarked
+from vla_prune_ros.vla.space import Mark, unmarked
 
 RUNTIMES = ('auto', 'plain', 'graphs', 'compile')
+PROMPT = 64  # tokens of a prompt that there is room for at first, or twice as many, and so on
 # Type of device -> what can record work on it.
 BACKENDS: dict[str, Callable[[torch.device], GraphBackend]] = {'cuda': CudaGraphs}
 
@@ -90,7 +91,7 @@ class PlainEngine:
 
 
 class GraphEngine(PlainEngine):
-    """The network in stages of fixed shape, each recorded once and then replayed; batch 1."""
+    """The network in pieces of fixed shape, each recorded once and then replayed; batch 1."""
 
     def __init__(
         self,
@@ -125,17 +126,21 @@ class GraphEngine(PlainEngine):
         mark: Mark = unmarked,
     ) -> OFTOutput:
         """As `PlainEngine`; waits for the device only where a selector must know a count."""
-        space, run = self._workspace(len(frames), input_ids.shape[1]), self.stages.run
-        self.stages.said = ''
+        length = input_ids.shape[1]
+        space = self.workspace(len(frames), length)
+        self.stages.begin()
         space.load(frames, proprio)
         space.set_text(input_ids)
         with pinned(self._attention):
-            run(self.model, space, See())
-            mark('vision')
-            run(self.model, space, Assemble())
-            mark('assemble')
-            layout = space.layout(input_ids.shape[1])
-            return self.model.act(space, layout, selector, readout_start, mark, run)
+            return self.model.act(
+                space,
+                space.layout(length),
+                selector,
+                readout_start,
+                mark,
+                self.stages.run,
+                before=(See(),),
+            )
 
     @torch.inference_mode()
     def again(
@@ -144,8 +149,22 @@ class GraphEngine(PlainEngine):
         """See `PlainEngine.again`; the sequence is still where it was assembled."""
         assert self._space is not None  # of that pass
         space, run = self._space, self.stages.run
+        self.stages.begin()
         with pinned(self._attention):
             return self.model.act(space, out.layout, selector, readout_start, unmarked, run)
+
+    def record(self, at_once: bool) -> None:
+        """Whether a pass records what it lacks; else it runs that eagerly, until `catch_up`."""
+        self.stages.open = at_once
+
+    @torch.inference_mode()
+    def catch_up(self) -> bool:
+        """Record something that the latest pass lacked; False if there is nothing.
+
+        To be called where nobody waits for the next pass.
+        """
+        with pinned(self._attention):
+            return self.stages.catch_up()
 
     def last(self) -> str:
         """See `PlainEngine.last`."""
@@ -169,11 +188,12 @@ class GraphEngine(PlainEngine):
             'graph_limit_bytes': stages.max_bytes,
         }
 
-    def _workspace(self, n_views: int, prompt_length: int) -> Workspace:
+    def workspace(self, n_views: int, prompt_length: int) -> Workspace:
+        """The space in force, or a larger one that takes its place, and that of all recordings."""
         space = self._space
         if space is None or space.n_views != n_views or prompt_length > space.prompt_capacity:
             self.stages.clear()  # recordings know the addresses
-            capacity = 64
+            capacity = PROMPT
             while capacity < prompt_length:
                 capacity *= 2
             space = self._space = Workspace(self.model, n_views, capacity, self._slots)

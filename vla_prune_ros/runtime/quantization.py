@@ -1,21 +1,28 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder weights in 8 bits: one scale per row of a weight, one per row of states at run time."""
+"""Decoder weights in 8 or 4 bits, states in 8.
+
+A scale per row of states, at run time, and one per row of a weight; in 4 bits one for each
+`GROUP` neighbours along the input.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.operations import TORCH, Operations
+from vla_prune_ros.vla.operations import GROUP, TORCH, Operations
 
-QUANTIZATIONS = ('none', 'int8', 'fp8')
-# Type and largest number of a kind.
+QUANTIZATIONS = ('none', 'int8', 'fp8', 'int4')
+# Type and largest number of a kind of states and of weights in 8 bits.
 KINDS = {'int8': (torch.int8, 127.0), 'fp8': (torch.float8_e4m3fn, 448.0)}
 _TINY = 1e-12
+_TRIED = 25  # scales of a group in 4 bits, from the whole range down to half of it
+_PART = 1024  # rows of a weight that are converted to 4 bits at a time: little memory beside it
 
 
 class Quantised(NamedTuple):
@@ -44,44 +51,78 @@ def quantised(x: Tensor, kind: str) -> Quantised:
     return Quantised(rows.to(dtype), scales, x.dtype, x.shape)
 
 
+def quantised_to_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round the groups of a weight to the numbers -8..7, each with the best of some scales.
+
+    The number farthest from 0 becomes -8 or, with a smaller scale, is cut off; what is left has
+    the least squared error. Scales of either sign do about what zero points do with positive
+    ones, and cost nothing.
+
+    Args:
+        weight: [N, K] of any floating-point type.
+
+    Returns:
+        weight: two numbers to a byte, uint8 [N, G * GROUP / 2], see `vla.operations.halves`.
+        scales: bfloat16 [N, G].
+    """
+    parts = [_part_in_4_bits(part) for part in weight.split(_PART)]
+    packed, scales = zip(*parts, strict=True)
+    return torch.cat(packed), torch.cat(scales)
+
+
+def _part_in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    missing = -weight.shape[1] % GROUP
+    groups = nn.functional.pad(weight.float(), (0, missing)).unflatten(1, (-1, GROUP))
+    farthest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)) / -8
+    farthest = farthest.where(farthest.abs() > _TINY, _TINY)
+    best = least = torch.full_like(farthest, torch.inf)
+    for tried in range(_TRIED):
+        scales = _held(farthest * (1 - 0.5 * tried / (_TRIED - 1)))
+        numbers = (groups / scales).round_().clamp_(-8, 7)
+        error = numbers.mul_(scales).sub_(groups).square_().sum(-1, keepdim=True)
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    numbers = (groups / best).round_().clamp_(-8, 7)
+    low, high = numbers.add_(8).to(torch.uint8).chunk(2, -1)
+    return (low | (high << 4)).flatten(1), best[..., 0].bfloat16()
+
+
+def _held(scales: Tensor) -> Tensor:
+    """Scales as they are stored, 8 bits of precision with the range of float32."""
+    return scales.bfloat16().float()
+
+
 class SmallLinear(nn.Module):
-    """A layer without bias whose product is one of 8-bit numbers.
+    """A layer without bias whose product is one of small numbers.
 
     Attributes:
-        kind: int8 or fp8.
-        weight: in 8 bits, [out, in].
-        scales: float32 [out, 1].
+        kind: int8, fp8 or int4.
+        states: kind of the states that it multiplies.
+        weight: in 8 bits, [out, in]; in 4, see `quantised_to_4_bits`.
+        scales: float32 [out, 1]; in 4 bits bfloat16 [out, groups].
     """
 
     ops: Operations = TORCH
 
     def __init__(self, linear: nn.Linear, kind: str) -> None:
         super().__init__()
-        weight = quantised(linear.weight.detach(), kind)
-        self.kind = kind
+        self.kind, self.states = kind, 'fp8' if kind == 'fp8' else 'int8'
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer('weight', weight.values)
-        self.register_buffer('scales', weight.scales)
+        wide = linear.weight.detach()
+        weight, scales = quantised_to_4_bits(wide) if kind == 'int4' else quantised(wide, kind)[:2]
+        self.register_buffer('weight', weight)
+        self.register_buffer('scales', scales)
 
     def forward(self, x: Tensor | Quantised) -> Tensor:
         """Product of states [..., in], which may be quantised already; [..., out]."""
         if isinstance(x, Tensor):
-            x = quantised(x, self.kind)
+            x = quantised(x, self.states)
         if self.kind == 'fp8':
             out = torch._scaled_mm(
                 x.values, self.weight.t(), x.scales, self.scales.t(), out_dtype=x.dtype
             )
         else:
-            out = self.ops.rescaled(self._whole(x.values), x.scales, self.scales, x.dtype)
+            out = self.ops.linear_small(x.values, x.scales, self.weight, self.scales, x.dtype)
         return out.view(*x.shape[:-1], -1)
-
-    def _whole(self, values: Tensor) -> Tensor:
-        """The product of whole numbers, int32."""
-        missing = 17 - len(values) if values.is_cuda else 0  # cuBLAS wants more than 16 rows
-        if missing > 0:
-            padded = nn.functional.pad(values, (0, 0, 0, missing))
-            return torch._int_mm(padded, self.weight.t())[:-missing]
-        return torch._int_mm(values, self.weight.t())
 
 
 def quantize(model: OpenVLAOFT, kind: str) -> None:
@@ -92,27 +133,47 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
     Args:
         model: in its final place and type; afterwards it cannot be saved or trained.
         kind: none; int8: weights and activations in 8 bit integers, the latter by row at run time;
-            fp8: the same in float8 e4m3, on GPUs from compute capability 8.9 on.
+            fp8: the same in float8 e4m3, on GPUs from compute capability 8.9 on; int4: weights in
+            4 bit integers by groups, activations as with int8.
 
     Raises:
         ValueError: unknown kind, or the device cannot do it.
     """
+    convert = converter(kind, model.device, model.dtype)
+    if convert is not None:
+        for layer in model.decoder.layers:
+            convert(layer)
+
+
+def converter(
+    kind: str, device: torch.device, dtype: torch.dtype
+) -> Callable[[nn.Module], None] | None:
+    """What replaces the weights of one decoder layer; None where they stay.
+
+    Args:
+        kind: see `quantize`.
+        device: where the layer is.
+        dtype: of its weights.
+
+    Raises:
+        ValueError: see `quantize`.
+    """
     if kind not in QUANTIZATIONS:
         raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
     if kind == 'none':
-        return
-    device = model.device
+        return None
     if kind == 'fp8':
         if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 9):
             raise ValueError(
                 f'quantization fp8 needs a GPU of compute capability 8.9 or higher, not {device}; '
                 'use int8 or none'
             )
-        if model.dtype != torch.bfloat16:
+        if dtype != torch.bfloat16:
             raise ValueError('quantization fp8 needs dtype bfloat16')
-    if not model.decoder.packed:
-        model.decoder.pack()
-    for layer in model.decoder.layers:
+
+    def convert(layer: nn.Module) -> None:
+        if not layer.packed:
+            layer.pack()
         for block in (layer.self_attn, layer.mlp):
             for name, linear in [*block.named_children()]:
                 if type(linear) is nn.Linear and _fits(linear, kind, device):
@@ -120,8 +181,10 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
         if device.type == 'cuda':
             torch.cuda.empty_cache()  # the wide weights, which nothing else fits into
 
+    return convert
+
 
 def _fits(linear: nn.Linear, kind: str, device: torch.device) -> bool:
     """Whether the libraries multiply such sizes; others stay wide."""
-    unit = 16 if kind == 'fp8' else 8 if device.type == 'cuda' else 1
+    unit = 16 if kind == 'fp8' else 8 if kind == 'int8' and device.type == 'cuda' else 1
     return linear.in_features % unit == linear.out_features % unit == 0

@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every tensor that recorded stages read and write, at fixed addresses.
 
-Where counts vary, the rows are filled up to the next sixteenth of all visual tokens with rows to
-which nobody attends, so that few shapes occur and the result does not change.
+Rows are a capacity: behind the live ones comes filling to which nobody attends, so that few shapes
+occur and the result does not change. The visual tokens and all the others have room of their own:
+the former for one of the counts of `bucket_counts` where their number follows from the data, the
+latter for a prompt of the greatest length of a class (`Workspace.prompt_classes`).
 """
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -22,8 +25,12 @@ from vla_prune_ros.runtime.pinned import Sender
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.model import OFTNetwork
 from vla_prune_ros.vla.processor import PixelScale
-from vla_prune_ros.vla.selection import SlotCache, TokenLayout
-from vla_prune_ros.vla.walk import Rows, Space, Stage
+from vla_prune_ros.vla.selection import ScoreRequest, SlotCache, TokenLayout
+from vla_prune_ros.vla.side_product import Ids
+from vla_prune_ros.vla.space import Live, Rows, Space, Stage, Wanted
+from vla_prune_ros.vla.walk import Segment
+
+TEXT_STEP = 32  # rows by which the room for what is not visual grows
 
 
 def bucket_counts(layout: TokenLayout) -> list[int]:
@@ -33,39 +40,46 @@ def bucket_counts(layout: TokenLayout) -> list[int]:
 
 
 class Workspace(Space):
-    """A space for sequences up to `capacity` tokens with a fixed number of cameras.
+    """A space for prompts up to a length and a fixed number of cameras.
 
     Attributes:
         frames: policy images, uint8 [views, S, S, 3].
         proprio: normalised robot state, float32 [1, proprio_dim], or None where none is used.
         modulation: of the towers (FiLM), see `VisionBackbone.modulation`, or None.
-        visual: visual tokens [1, V, D].
+        capacity: rows of the longest sequence.
+        prompt_capacity: tokens of the longest prompt.
     """
+
+    joins = True
 
     def __init__(
         self, model: OFTNetwork, n_views: int, prompt_capacity: int, slots: StaticSlots
     ) -> None:
         config, device, dtype = model.config, model.device, model.dtype
         size, width = config.image_size, config.llama.hidden_size
-        self.model, self.n_views, self.prompt_capacity = model, n_views, prompt_capacity
+        self.model, self.n_views = model, n_views
         self.n_visual = n_views * config.patches_per_view
-        self.capacity = self.layout(prompt_capacity).length
+        layout = self.layout(prompt_capacity)
+        self.capacity = self._full(layout)
+        self.prompt_capacity = prompt_capacity + self.capacity - layout.length
         self.frames = torch.zeros(n_views, size, size, 3, dtype=torch.uint8, device=device)
         self.proprio = self._send_proprio = None
         if config.use_proprio:
             self.proprio = torch.zeros(1, config.proprio_dim, device=device)
             self._send_proprio = Sender(self.proprio.shape, torch.float32, device)
         self.modulation = model.modulation(torch.zeros(1, 1, dtype=torch.long, device=device))
-        self.visual = torch.zeros(1, self.n_visual, width, dtype=dtype, device=device)
         sequence = torch.zeros(1, self.capacity, width, dtype=dtype, device=device)
         everything = torch.arange(self.capacity + 1, device=device)  # and the id of filling
         super().__init__(
             sequence,
             rope_table(everything, config.llama.head_dim, config.llama.rope_theta, dtype),
         )
-        self.states = [sequence, torch.zeros_like(sequence), torch.zeros_like(sequence)]
-        self.at, self.ids = torch.zeros_like(self.everything), torch.zeros_like(self.everything)
-        self.live = torch.zeros(1, dtype=torch.int32, device=device)
+        self.everything = everything
+        self.cuts = {0: Live(everything, everything, self._count())}
+        self.static = {0: sequence}  # places that recordings read and write
+        ranges = 2 * config.llama.n_layers  # of queries and of keys
+        self._ranges = torch.zeros(ranges, 3, dtype=torch.long, device=device)
+        self._send_ranges = Sender(self._ranges.shape, torch.long, device)
         self._slots, self.caches = slots, slots.caches
         self.scale = PixelScale(device)
         self._send_frames = Sender(self.frames.shape, torch.uint8, device)
@@ -74,6 +88,11 @@ class Workspace(Space):
     def layout(self, prompt_length: int) -> TokenLayout:
         """Layout of a sequence with a prompt of this length."""
         return self.model.config.layout(self.n_views, prompt_length)
+
+    def prompt_classes(self, shortest: int = 1) -> list[int]:
+        """Longest prompt of every class, those of `shortest` tokens and more."""
+        spare = self._full(self.layout(shortest)) - self.layout(shortest).length
+        return [*range(shortest + spare, self.prompt_capacity + 1, TEXT_STEP)]
 
     def load(self, frames: np.ndarray | Tensor, proprio: np.ndarray | None) -> None:
         """Send policy images and robot state on their way; returns before they have arrived."""
@@ -93,12 +112,11 @@ class Workspace(Space):
         key = tuple(ids[0].tolist())
         if key == self._text:
             return
-        sequence, config = self.states[0], self.model.config
+        sequence, config = self.static[0], self.model.config
         closing = torch.tensor([[config.eos_id]])
         words = self.model.decoder.embed_tokens(torch.cat([ids, closing], 1).to(sequence.device))
-        text = self.layout(len(key)).text
-        first, slots = text.start, text.stop
-        end = slots + config.n_placeholders
+        layout = self.layout(len(key))
+        first, slots, end = layout.text.start, layout.placeholders.start, layout.eos
         if self.modulation is not None:  # depends on the text alone: computed once for each
             for own, new in zip(
                 self.modulation, self.model.modulation(ids.to(sequence.device)), strict=True
@@ -106,65 +124,124 @@ class Workspace(Space):
                 own.copy_(new)
         sequence[:, :1] = words[:, :1]
         sequence[:, first:slots] = words[:, 1:-1]
-        sequence[:, slots:end] = 0
+        sequence[:, slots:] = 0  # what fills up, too: finite, as a weight of 0 hides no NaN
         sequence[:, end] = words[:, -1]
+        self.cuts[0].count.fill_(layout.length)
         self._text = key
 
-    def put(self, place: int, x: Tensor) -> None:
-        """See `Space.put`."""
-        self.states[place][:, : x.shape[1]].copy_(x)
-
-    def cut(self, at: Tensor, ids: Tensor, rows: Rows) -> None:
+    def cut(self, number: int, at: Tensor, ids: Tensor, count: int) -> None:
         """See `Space.cut`; behind the live rows comes filling."""
-        live = len(ids)
-        self.live.fill_(live)
-        self.at[:live].copy_(at)
-        self.ids[:live].copy_(ids)
-        self.at[live : rows.count].zero_()  # any row; finite, as a weight of 0 hides no NaN
-        self.ids[live : rows.count].fill_(rows.length)
+        if number not in self.cuts:
+            own = torch.zeros_like(self.everything), torch.zeros_like(self.everything)
+            self.cuts[number] = Live(*own, self._count())
+        own, live = self.cuts[number], len(ids)
+        own.count.fill_(live)
+        own.at[:live].copy_(at)
+        own.ids[:live].copy_(ids)
+        own.at[live:count].zero_()  # any row; finite
+        own.ids[live:count].fill_(self.capacity)
 
-    def room(self, live: int, layout: TokenLayout) -> int:
-        """See `Space.room`: the rows of the smallest bucket that holds them."""
-        others = layout.length - layout.n_visual
-        return others + min(n for n in bucket_counts(layout) if n >= live - others)
+    def room(self, live: int, layout: TokenLayout, most: int, exact: bool) -> int:
+        """See `Space.room`."""
+        if not exact:
+            most = min(n for n in bucket_counts(layout) if n >= most)
+        return most + self._full(layout) - layout.n_visual
+
+    def room_for(self, ids: range, layout: TokenLayout) -> int:
+        """See `Space.room_for`; follows from the class of the prompt, not from its length."""
+        full = self._full(layout)
+        if ids == layout.visual:
+            return layout.n_visual
+        return full - layout.n_visual if len(ids) <= full - layout.n_visual else full
+
+    def ask(self, requests: Mapping[int, ScoreRequest], layout: TokenLayout) -> dict[int, Wanted]:
+        """See `Space.ask`."""
+        before, wanted = self._asked, super().ask(requests, layout)
+        if self._asked != before:
+            ranges = np.zeros(self._ranges.shape, np.int64)
+            for row, ids in zip(ranges, self._asked, strict=False):
+                row[:] = ids.start, ids.step, len(ids)
+            self._send_ranges.send(ranges, self._ranges)
+        return wanted
+
+    def asked(self, number: int, count: int) -> Ids:
+        """See `Space.asked`."""
+        start, step, n = self._ranges[number]
+        place = self.everything[:count]
+        return Ids(start + step * place, place < n)
 
     def adopt(self, cache: SlotCache) -> int:
         """See `Space.adopt`."""
-        return self._slots.adopt(cache)
+        return self._slots.adopt(cache, self.capacity + 1)
+
+    def place(self, number: int) -> Tensor:
+        """Where a recording leaves the states for what follows it."""
+        if number not in self.static:
+            self.static[number] = torch.zeros_like(self.static[0])
+        return self.static[number]
+
+    def _full(self, layout: TokenLayout) -> int:
+        """Rows of a sequence without cuts."""
+        others = layout.length - layout.n_visual
+        return layout.n_visual + -(-others // TEXT_STEP) * TEXT_STEP
+
+    def _count(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.int32, device=self.model.device)
 
 
 @dataclass(frozen=True)
 class See(Stage):
-    """Policy images to visual tokens."""
+    """Policy images and robot state into the sequence, where the text is already."""
+
+    name = 'vision'
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """See `Stage.work`."""
         pixels = space.scale(space.frames)
-        space.visual.copy_(network.encode_images(pixels, space.modulation))
-        return []
-
-    def written(self, space: Space) -> list[Tensor]:
-        """See `Stage.written`."""
-        return [space.visual]
-
-
-@dataclass(frozen=True)
-class Assemble(Stage):
-    """Visual tokens and robot state into the sequence, where the text is already."""
-
-    def work(self, network: nn.Module, space: Space) -> list[Tensor]:
-        """See `Stage.work`."""
         visual, *state = self.written(space)
-        visual.copy_(space.visual)
+        visual.copy_(network.encode_images(pixels, space.modulation))
         for row in state:
             row.copy_(network.proprio_projector(space.proprio.to(network.dtype)))
         return []
 
     def written(self, space: Space) -> list[Tensor]:
         """See `Stage.written`."""
-        last, sequence = space.n_visual + 1, space.states[0]
+        last, sequence = space.n_visual + 1, space.static[0]
         state = [] if space.proprio is None else [sequence[:, last]]
         return [sequence[:, 1:last], *state]
+
+
+@dataclass(frozen=True)
+class Joined(Stage):
+    """Stages that are run, and recorded, as one.
+
+    States between them stay where they are made; only those behind the last one have a place. What
+    goes in is not changed, so the work may be repeated.
+    """
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def last(self) -> Rows | None:
+        """Where the states are behind the last segment; None without one."""
+        segments = [stage for stage in self.stages if isinstance(stage, Segment)]
+        return segments[-1].rows.after if segments else None
+
+    def work(self, network: nn.Module, space: Space) -> list[Tensor]:
+        """See `Stage.work`."""
+        inner = copy.copy(space)
+        inner.states = {**space.static}
+        results = [result for stage in self.stages for result in stage.work(network, inner)]
+        if (rows := self.last) is not None:
+            space.place(rows.source)[:, : rows.count].copy_(inner.states[rows.source])
+        return results
+
+    def written(self, space: Space) -> list[Tensor]:
+        """See `Stage.written`."""
+        found = [tensor for stage in self.stages for tensor in stage.written(space)]
+        if (rows := self.last) is not None:
+            found.append(space.place(rows.source)[:, : rows.count])
+        return found
 
 
 class StaticSlots:
@@ -179,10 +256,14 @@ class StaticSlots:
         self._owners: dict[int, Callable[[], SlotCache | None]] = {}
         self._numbers, self._limit = count(), limit
 
-    def adopt(self, cache: SlotCache) -> int:
+    def adopt(self, cache: SlotCache, slots: int) -> int:
         """Move a cache into static buffers, if it is not there already; returns their number.
 
         Buffers without an owner are taken over, or go when there are more than the limit.
+
+        Args:
+            cache: of a selector.
+            slots: of the buffers, at least its length.
         """
         free = []
         for number, owner in self._owners.items():
@@ -190,18 +271,19 @@ class StaticSlots:
                 return number
             if owner() is None:
                 free.append(number)
-        number = next((i for i in free if _like(self.caches[i], cache)), None)
+        empty = cache.empty_like(slots)
+        number = next((i for i in free if _like(self.caches[i], empty)), None)
         if number is None:
             for old in free[: max(0, len(self.caches) + 1 - self._limit)]:
                 del self.caches[old], self._owners[old]
             number = next(self._numbers)
-            self.caches[number] = cache.empty_like()
+            self.caches[number] = empty
         own = self.caches[number]
         if any(cache.filled):
             for mine, theirs in zip(
                 [*own.keys, *own.values], [*cache.keys, *cache.values], strict=True
             ):
-                mine.copy_(theirs)
+                mine[: cache.length].copy_(theirs[: cache.length])
         cache.keys, cache.values = own.keys, own.values
         self._owners[number] = weakref.ref(cache)
         return number

@@ -23,6 +23,7 @@ from vla_prune_ros.training.lightvla import sample_noise, training_pass
 from vla_prune_ros.training.recipe import Recipe
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.config import DINO_MEAN, DINO_STD, SIGLIP_MEAN, SIGLIP_STD
+from vla_prune_ros.vla.heads import TokenHead
 
 GROUNDED = ('block_pixels', 'plate_pixels', 'relative', 'task')  # what auxiliary losses need
 
@@ -75,8 +76,8 @@ class Learner(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Losses of a batch on the model's device.
 
-        `action` is the L1 on the normalised chunk; beside it the grounding losses, and their
-        `total`. For LightVLA `kept` is the mean number of different patches chosen.
+        `action` is that of `action_losses`; beside it the grounding losses, and their `total`. For
+        LightVLA `kept` is the mean number of different patches chosen.
         """
         images = augment(batch.images.flatten(0, 1), batch.draws.flatten(0, 1))
         x = images.permute(0, 3, 1, 2).float().div(255)  # [B*V, 3, S, S]
@@ -91,11 +92,11 @@ class Learner(nn.Module):
                 if amplitude:
                     n_visual = batch.images.shape[1] * model.config.patches_per_view
                     noise = sample_noise(batch.seed, n_visual, self._recipe.noise, amplitude)
-                actions, kept = training_pass(model, *inputs, batch.mask, noise)
-                loss = F.l1_loss(actions.float(), batch.actions)
-                return {'action': loss, 'total': loss, 'kept': kept}
+                actions, readout, kept = training_pass(model, *inputs, batch.mask, noise)
+                losses = action_losses(model.action_head, actions, readout, batch.actions)
+                return losses | {'total': losses['action'], 'kept': kept}
             out = model(*inputs, attention_mask=batch.mask)
-        losses = {'action': F.l1_loss(out.actions.float(), batch.actions)}
+            losses = action_losses(model.action_head, out.actions, out.readout, batch.actions)
         losses['total'] = losses['action']
         if self.grounding is not None:
             parts = self._grounding_losses(batch, out)
@@ -118,6 +119,29 @@ class Learner(nn.Module):
             colours.to(points.device)[extras['task']],
             extras['relative'],
         )
+
+
+def action_losses(
+    head: nn.Module, actions: Tensor, readout: Tensor, wanted: Tensor
+) -> dict[str, Tensor]:
+    """How far a chunk is from the one that is wanted, `action`.
+
+    The L1 on the normalised numbers; where actions are tokens, the cross-entropy of the bins'
+    tokens among all words, and beside it the `l1` of the likeliest bins.
+
+    Args:
+        head: of the model.
+        actions: what it said, [B, chunk_len, action_dim].
+        readout: what it said it from, [B, chunk_len*action_dim, D].
+        wanted: normalised, float32 [B, chunk_len, action_dim].
+    """
+    if not isinstance(head, TokenHead):
+        return {'action': F.l1_loss(actions.float(), wanted)}
+    scores = head.lm_head(readout).float()  # with its adapter, if it has one
+    loss = F.cross_entropy(scores.flatten(0, 1), head.tokens(wanted).flatten())
+    bins = scores.detach()[..., head.ids.start : head.ids.stop].argmax(-1)
+    said = head.values(head.ids.start + bins).view_as(wanted)
+    return {'action': loss, 'l1': F.l1_loss(said, wanted)}
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict]:

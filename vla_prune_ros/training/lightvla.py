@@ -22,7 +22,7 @@ def training_pass(
     proprio: Tensor | None,
     attention_mask: Tensor,
     noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run the policy with straight-through selection on a padded batch.
 
     Args:
@@ -34,8 +34,8 @@ def training_pass(
         noise: on the scores, [B, N, N] for N visual tokens.
 
     Returns:
-        Normalised actions [B, chunk_len, action_dim], and how many different patches a sample
-        chose on average, scalar.
+        Normalised actions [B, chunk_len, action_dim], the states that they were read from, and how
+        many different patches a sample chose on average, scalar.
     """
     visual = model.encode_images(pixel_values, model.modulation(input_ids, attention_mask))
     sequence = model.assemble(visual, input_ids, proprio, attention_mask)
@@ -43,9 +43,9 @@ def training_pass(
         sequence.embeddings, sequence.layout, sequence.key_mask, noise
     )
     hidden = model.decoder(embeddings, position_ids=positions, key_mask=sequence.key_mask).hidden
-    actions = model.action_head(model.read_out(hidden, key_mask=sequence.key_mask))
+    readout = model.read_out(hidden, key_mask=sequence.key_mask)
     chosen = positions[:, 1 : 1 + visual.shape[1]].sort().values
-    return actions, 1.0 + (chosen.diff() > 0).sum(1).float().mean()
+    return model.action_head(readout), readout, 1.0 + (chosen.diff() > 0).sum(1).float().mean()
 
 
 def sample_noise(seeds: Tensor, n_visual: int, kind: str, amplitude: float) -> Tensor:

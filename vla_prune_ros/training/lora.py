@@ -10,7 +10,6 @@ peft reads ours on the authors' model, and theirs is read here.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.config import read_json
 from vla_prune_ros.vla.film import is_modulation
 from vla_prune_ros.vla.published import unused_shapes
-from vla_prune_ros.vla.stored import stored_head
 
 FOLDER = 'lora_adapter'
 HEADS = ('action_head', 'proprio_projector')  # trained whole
+_WORDS = (
+    'action_head.lm_head'  # but this: the language model's own layer, where actions are tokens
+)
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-_OURS, _THEIRS = 'decoder.', 'language_model.model.'
+_NAMES = (('decoder.', 'language_model.model.'), (_WORDS, 'language_model.lm_head'))
+_TOWERS = 'vision_backbone.'
 _ALPHA = 16  # as released at rank 32; a smaller rank has its own
 
 
 def targets(model: nn.Module, convolutions: bool = False) -> list[str]:
-    """Names of the layers that get adapters: all linear ones but the heads."""
+    """Names of the layers that get adapters: all linear ones but the heads and FiLM."""
     kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
     return [
         name
@@ -94,15 +95,16 @@ def save_adapters(model: OpenVLAOFT, directory: Path) -> None:
     save_file(tensors, folder / _WEIGHTS, metadata={'format': 'pt'})
 
 
-def load_adapters(model: OpenVLAOFT, directory: Path) -> None:
+def load_adapters(model: OpenVLAOFT, directory: Path, towers: bool = True) -> None:
     """Add the adapters of a directory, ours or the authors', to a model.
 
-    Adapters of tensors that no output depends on (the output layer of the language model, the last
-    block of each tower) change nothing and are left out.
+    Adapters of tensors that no output depends on (the last block of each tower; the output layer
+    of the language model, unless actions are tokens) change nothing and are left out.
 
     Args:
         model: without adapters; gets them in place, as `add_adapters`.
         directory: `lora_adapter/` or the folder that it is in.
+        towers: load those of the vision towers, too; a file of FiLM layers has them already.
 
     Raises:
         FileNotFoundError: there are none.
@@ -120,7 +122,7 @@ def load_adapters(model: OpenVLAOFT, directory: Path) -> None:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in given.items():
         name, _, leaf = key.removeprefix(_PREFIX).partition('.lora_')
-        if name not in without:
+        if name not in without and (towers or not name.startswith(_TOWERS)):
             layers.setdefault(_internal(name), {})[f'lora_{leaf}'] = tensor
     known = set(targets(model, convolutions=True))
     if strange := sorted(set(layers) - known):
@@ -140,24 +142,27 @@ def load_adapters(model: OpenVLAOFT, directory: Path) -> None:
                 parameter.copy_(tensors[leaf])
 
 
-def load_heads(model: OpenVLAOFT, directory: Path) -> None:
-    """Take heads and statistics that lie beside adapters, as the authors' scripts save them.
+def with_base(base: Path, directory: Path, out: Path) -> Path:
+    """Put a base and what lies beside adapters together: a checkpoint of links.
 
-    Raises:
-        ValueError: a head is not for this model.
+    Heads, FiLM layers and statistics of the adapters' folder go before those of the base, as the
+    authors' scripts leave them when they do not merge.
+
+    Args:
+        base: checkpoint directory; it need not have heads.
+        directory: `lora_adapter/` or the folder that it is in.
+        out: empty folder.
+
+    Returns:
+        `out`.
     """
     folder = directory.parent if directory.name == FOLDER else directory
-    for name in HEADS:
-        if not any(folder.glob(f'{name}--*.pt')) or not hasattr(model, name):
-            continue
-        path, state = stored_head(folder, name)
-        try:
-            getattr(model, name).load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f'{path} is not for this model: {error}') from error
-    statistics = folder / 'dataset_statistics.json'
-    if statistics.is_file():
-        model.config = replace(model.config, norm_stats=read_json(statistics))
+    own = {p.name: p for p in [*folder.glob('*--*.pt'), *folder.glob('dataset_statistics.json')]}
+    kinds = {name.partition('--')[0] for name in own}
+    theirs = {p.name: p for p in base.iterdir() if p.name.partition('--')[0] not in kinds}
+    for name, path in (theirs | own).items():
+        (out / name).symlink_to(path.resolve())
+    return out
 
 
 def merged(model: OpenVLAOFT) -> OpenVLAOFT:
@@ -183,15 +188,21 @@ def merged(model: OpenVLAOFT) -> OpenVLAOFT:
 
 def trained_whole(name: str) -> bool:
     """Whether a parameter is trained as it is, without adapters."""
-    return name.startswith(HEADS) or is_modulation(name)
+    return is_modulation(name) or (name.startswith(HEADS) and not name.startswith(_WORDS))
 
 
 def _published(name: str) -> str:
-    return _THEIRS + name.removeprefix(_OURS) if name.startswith(_OURS) else name
+    for ours, theirs in _NAMES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def _internal(name: str) -> str:
-    return _OURS + name.removeprefix(_THEIRS) if name.startswith(_THEIRS) else name
+    for ours, theirs in _NAMES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _check(content: dict[str, Any], folder: Path) -> None:

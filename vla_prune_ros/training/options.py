@@ -20,6 +20,7 @@ from vla_prune_ros.training.finetune import Run
 from vla_prune_ros.training.memory import report
 from vla_prune_ros.training.processes import Team
 from vla_prune_ros.training.recipe import RECIPES, Recipe
+from vla_prune_ros.training.starting import goal_of, start_variant
 from vla_prune_ros.vla.config import OpenVLAConfig
 
 _PRECISIONS = ('auto', 'float32', 'bfloat16')
@@ -88,7 +89,10 @@ def add_finetuning(parser: argparse.ArgumentParser, kind: str) -> None:
     default = Run(Path(), Path(), (), RECIPES[kind]['house'])
     run.add_argument('--adapter', type=Path, help='folder of adapters to go on from')
     run.add_argument('--unnorm-key', help='statistics of the start, where it has several')
-    run.add_argument('--variant', default='', help='what the files of the start do not say')
+    run.add_argument(
+        '--variant', default='', help='what the files of the start do not say; what is to be '
+        'trained, if they have no head',
+    )  # fmt: skip
     run.add_argument(
         '--chunk', type=at_least(0), default=0, help='actions of a chunk, for fresh heads'
     )
@@ -138,8 +142,18 @@ def run_of(args: argparse.Namespace, kind: str, team: Team | None) -> Run:
 
 def needed_memory(args: argparse.Namespace, kind: str, team: Team | None) -> str:
     """What `--dry-run` prints."""
-    recipe, config = recipe_of(args, kind), OpenVLAConfig.from_directory(args.start, args.variant)
-    views = len(open_dataset(args.data[0], read_options(args)).cameras)
+    recipe = recipe_of(args, kind)
+    variant = start_variant(args.start, args.variant, recipe.fresh_heads)
+    config = OpenVLAConfig.from_directory(args.start, variant)
+    data = open_dataset(args.data[0], read_options(args))
+    if recipe.fresh_heads:
+        first = data.read(0)
+        config = replace(
+            goal_of(config, args.variant, args.chunk),
+            action_dim=first.actions.shape[1],
+            proprio_dim=0 if first.proprio is None else first.proprio.shape[1],
+        )
+    views = len(data.cameras)
     processes = 1 if team is None else team.size
     share = recipe.batch_size // (processes * args.accumulate)
     half = args.precision != 'float32'

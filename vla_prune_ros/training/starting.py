@@ -6,18 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from vla_prune_ros.datasets import Store
 from vla_prune_ros.pruning.lightvla import LightVLA
 from vla_prune_ros.training.lora import add_adapters, load_adapters
 from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.config import OpenVLAConfig
+from vla_prune_ros.vla.config import OpenVLAConfig, read_json
 from vla_prune_ros.vla.heads import ActionHead, ProprioProjector, TokenHead
 from vla_prune_ros.vla.normalisation import BOUNDS, resolve_unnorm_key
+from vla_prune_ros.vla.variant import NO_DIFFUSION, PRESETS, applied
 
 if TYPE_CHECKING:
     from vla_prune_ros.training.finetune import Run
@@ -31,20 +34,19 @@ def start_model(run: Run, stores: Sequence[Store], device: str) -> OpenVLAOFT:
     Raises:
         FileNotFoundError: a file of the checkpoint is missing.
         ModuleNotFoundError: LoRA is wanted and peft is not installed.
-        ValueError: the checkpoint is malformed.
+        ValueError: the checkpoint is malformed, or data and what is to be trained do not fit.
     """
     torch.manual_seed(run.seed)
-    variant = variant_of(run)
+    fresh = run.recipe.fresh_heads
+    variant = start_variant(run.start, run.variant, fresh)
     config = OpenVLAConfig.from_directory(run.start, variant)
     rank = run.recipe.rank(count_weights(config))
     dtype = precision(run, device, rank)
     model = OpenVLAOFT.from_pretrained(run.start, dtype, device, variant).train()
     config = model.config
-    if run.recipe.fresh_heads:
-        config = fitting_config(config, stores, run.chunk)
-        _fresh_heads(model, config)
-    elif config.head != 'l1':
-        raise ValueError(f'{run.start} has actions as tokens; train an L1 head: --fresh-heads')
+    if fresh:
+        config = fitting_config(goal_of(config, run.variant, run.chunk), stores, run.variant)
+        _make_fit(model, config)
     trained = LightVLA.name if run.lightvla else config.pruning_trained
     model.config = replace(config, pruning_trained=trained)
     if run.adapter is not None:
@@ -54,38 +56,95 @@ def start_model(run: Run, stores: Sequence[Store], device: str) -> OpenVLAOFT:
     return model
 
 
-def variant_of(run: Run) -> str:
-    """What is declared of the start; the weights of OpenVLA itself have no head and no state."""
-    bare = run.recipe.fresh_heads and not any(run.start.glob('action_head--*.pt'))
-    return run.variant or ('libero_tokens' if bare else '')
+def start_variant(start: Path, variant: str, fresh: bool) -> str:
+    """What is declared of the files of a start.
+
+    Where heads are fresh and the files have none, the declaration is of what is to be trained, and
+    the weights of OpenVLA itself are read as those of one camera, no state and words for actions.
+    """
+    if not fresh or any(start.glob('action_head--*.pt')):
+        return variant
+    path = start / 'config.json'
+    stated = path.is_file() and read_json(path).get('head')
+    return '' if stated else 'libero_tokens'
 
 
-def fitting_config(config: OpenVLAConfig, stores: Sequence[Store], chunk: int) -> OpenVLAConfig:
-    """The model with an L1 head for the data: its numbers, cameras and statistics."""
-    first = stores[0]
+def goal_of(config: OpenVLAConfig, variant: str, chunk: int) -> OpenVLAConfig:
+    """What is to be trained with fresh heads: an L1 head and no more, unless it is declared.
+
+    Raises:
+        ValueError: a diffusion head is declared.
+    """
+    told = applied({}, variant)
+    if told.get('head') == 'diffusion':
+        raise ValueError(NO_DIFFUSION)
+    kept = {k: told[k] for k in ('normalisation', 'action_kind') if k in told}
     return replace(
         config,
-        head='l1',
-        action_dim=first.actions.shape[1],
-        proprio_dim=0 if first.proprio is None else first.proprio.shape[1],
-        n_views=len(first.cameras),
+        head=told.get('head', 'l1'),
+        film=config.film or told.get('film', False),
+        chunk_len=chunk or told.get('chunk_len', config.chunk_len),
+        control_rate=told.get('control_rate', 0.0),
+        **kept,
+    )
+
+
+def fitting_config(goal: OpenVLAConfig, stores: Sequence[Store], variant: str) -> OpenVLAConfig:
+    """The goal with the data's numbers, cameras, rate and statistics.
+
+    Raises:
+        ValueError: they contradict what is declared, or something must be declared.
+    """
+    told, first = applied({}, variant), stores[0]
+    width = first.actions.shape[1]
+    state = 0 if first.proprio is None else first.proprio.shape[1]
+    if told.get('use_proprio') is False:
+        state = 0
+    data = {'action_dim': width, 'proprio_dim': state, 'n_views': len(first.cameras)}
+    for key, value in data.items():
+        if told.get(key, value) != value and not (key == 'proprio_dim' and state == 0):
+            raise ValueError(f'{first.path}: {key} is {value}, but {told[key]} is declared')
+    if told.get('use_proprio') and not state:
+        raise ValueError(f'{first.path} has no robot state, but use_proprio is declared')
+    silent = [k for k in ('normalisation', 'action_kind', 'chunk_len') if k not in told]
+    if width != goal.action_dim and silent:
+        raise ValueError(
+            f'{first.path}: actions have {width} numbers, those of the start {goal.action_dim}; '
+            f'declare what is to be trained, with --variant: {", ".join(silent)}, or a preset '
+            f'({", ".join(PRESETS)})'
+        )
+    return replace(
+        goal,
+        **data,
         camera_names=first.cameras,
-        chunk_len=chunk or config.chunk_len,
-        control_rate=first.rate or config.control_rate,
+        control_rate=first.rate or goal.control_rate,
         norm_stats=fresh_statistics(stores),
     )
 
 
-def _fresh_heads(model: OpenVLAOFT, config: OpenVLAConfig) -> None:
+def _make_fit(model: OpenVLAOFT, config: OpenVLAConfig) -> None:
+    """Give a model the heads of a config, and FiLM layers that do nothing yet."""
     to, width = {'dtype': model.dtype, 'device': model.device}, config.llama.hidden_size
-    if isinstance(model.action_head, TokenHead):  # stays in the files
-        weight = model.action_head.lm_head.weight.detach()
-        model.unused['language_model.lm_head.weight'] = weight.cpu()
-    model.action_head = ActionHead(config).to(**to)
+    head = model.action_head
+    if config.head == 'tokens':  # words are trained already
+        head.chunk_len, head.action_dim = config.chunk_len, config.action_dim
+    else:
+        if isinstance(head, TokenHead):  # they stay in the files
+            model.unused['language_model.lm_head.weight'] = head.lm_head.weight.detach().cpu()
+        model.action_head = ActionHead(config).to(**to)
     if config.use_proprio:
         model.proprio_projector = ProprioProjector(config.proprio_dim, width).to(**to)
     elif hasattr(model, 'proprio_projector'):
         del model.proprio_projector
+    if config.film and not model.config.film:
+        model.vision_backbone.film = True
+        for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
+            for block in tower.blocks:
+                for name in ('scale', 'shift'):
+                    layer = nn.Linear(width, tower.config.dim)
+                    nn.init.zeros_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+                    setattr(block, name, layer.to(**to))
 
 
 def precision(run: Run, device: str, rank: int) -> torch.dtype:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +16,12 @@ from vla_prune_ros.command_line import at_least, exit_code_of, require_device
 from vla_prune_ros.training import data_report
 from vla_prune_ros.training.embedded import BATCH, Stages, train_embedded
 from vla_prune_ros.training.finetune import finetune
-from vla_prune_ros.training.lora import load_adapters, load_heads, merged
+from vla_prune_ros.training.lora import FOLDER, load_adapters, merged, with_base
 from vla_prune_ros.training.options import add_finetuning, fitting, needed_memory, run_of
 from vla_prune_ros.training.processes import torchrun_team
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import save_pretrained
+from vla_prune_ros.vla.stored import FILM_FILE
 
 _FINETUNED = {
     'oft': 'fine-tune a policy on demonstrations, with every visual token',
@@ -79,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='folder of adapters, ours or the authors\', and of the heads if they have any',
     )  # fmt: skip
     merge.add_argument('out', type=Path, help='new directory')
+    merge.add_argument('--variant', default='', help='what the files do not say')
     export = stages.add_parser(
         'export', help='write a trained checkpoint in bfloat16, with nothing but what a user needs'
     )
@@ -118,9 +121,11 @@ def _finetune(args: argparse.Namespace) -> Path | None:
 
 def _merge(args: argparse.Namespace) -> Path:
     _require_empty(args.out)
-    model = OpenVLAOFT.from_pretrained(args.base)
-    load_adapters(model, args.adapter)
-    load_heads(model, args.adapter)
+    with tempfile.TemporaryDirectory() as scratch:
+        both = with_base(args.base, args.adapter, Path(scratch))
+        model = OpenVLAOFT.from_pretrained(both, variant=args.variant)
+    folder = args.adapter.parent if args.adapter.name == FOLDER else args.adapter
+    load_adapters(model, args.adapter, towers=not any(folder.glob(f'{FILM_FILE}--*.pt')))
     save_pretrained(merged(model), args.out, dtype=torch.bfloat16, tokenizer=args.base)
     return args.out
 

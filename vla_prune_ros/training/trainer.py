@@ -148,7 +148,7 @@ class Trainer:
                         record['gpu_gb'] = torch.cuda.max_memory_allocated() / 1e9
                     if team.rank == 0:
                         self._folder.log(record)
-                        bar.set_postfix(l1=f'{record["action"]:.4f}')
+                        bar.set_postfix(l1=f'{record.get("l1", record["action"]):.4f}')
                     meter = _Meter()
                 if stop or done % run.save_every == 0 or done == recipe.steps:
                     if team.rank == 0:
@@ -222,7 +222,7 @@ class Trainer:
         recipe, total, count = self._run.recipe, 0.0, 0
         for batch in self._data.validation(max(1, recipe.batch_size // self._parts)):
             losses = self.learner(batch.to(self._team.device), recipe.steps)
-            total += float(losses['action']) * len(batch.seed)
+            total += float(losses.get('l1', losses['action'])) * len(batch.seed)
             count += len(batch.seed)
         return total / count if count else float('nan')
 

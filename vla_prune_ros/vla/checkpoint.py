@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -113,7 +113,11 @@ def _is_inside(name: str, stored: Mapping[str, StoredTensor]) -> bool:
 
 
 def load_weights(
-    model: OFTNetwork, directory: str | Path, dtype: torch.dtype, device: torch.device | str
+    model: OFTNetwork,
+    directory: str | Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    loaded: Callable[[nn.Module], None] | None = None,
 ) -> None:
     """Fill a model that was built on the meta device, one tensor at a time.
 
@@ -124,11 +128,16 @@ def load_weights(
         directory: checkpoint directory; never written to.
         dtype: floating-point type of the loaded parameters.
         device: where they go. Unused tensors stay on the CPU in the dtype of the file.
+        loaded: called with each layer of the decoder when it is complete; may change it.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a tensor or file is not what it must be; the message names it.
     """
+    missing = {
+        f'decoder.layers.{i}': len([*layer.parameters()])
+        for i, layer in enumerate(model.decoder.layers)
+    }
     directory, config = Path(directory), model.config
     stored = stored_tensors(directory)
     for problem in problems_of(model, directory, stored):
@@ -167,7 +176,12 @@ def load_weights(
                 if key in unused:
                     model.unused[key] = tensor.clone()
                 else:
-                    _assign(model, _internal(key, config), tensor, dtype, device)
+                    name = _internal(key, config)
+                    _assign(model, name, tensor, dtype, device)
+                    layer = '.'.join(name.split('.')[:3])
+                    missing[layer] = missing.get(layer, 0) - 1
+                    if loaded is not None and missing[layer] == 0:
+                        loaded(model.get_submodule(layer))
                 del tensor
 
 

@@ -9,6 +9,8 @@ Source: OpenVLA-OFT's parallel decoding (arXiv 2502.19645) on Llama 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ from vla_prune_ros.vla.config import LlamaConfig
 from vla_prune_ros.vla.fusing import as_one_matrix, lay_side_by_side
 from vla_prune_ros.vla.operations import TORCH, Operations, add, gated, rotate
 from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
-from vla_prune_ros.vla.walk import DecoderOutput, Mark, Run, Space, directly, unmarked, walk
+from vla_prune_ros.vla.space import Mark, Rows, Run, Space, Stage, directly, unmarked
+from vla_prune_ros.vla.walk import DecoderOutput, walk
 
 
 class RMSNorm(nn.Module):
@@ -167,6 +170,22 @@ class DecoderLayer(nn.Module):
         x, normed = self.ops.add_norm(x, attended, self.post_attention_layernorm, self.mlp.packed)
         return x, self.mlp(normed)
 
+    @property
+    def packed(self) -> bool:
+        """Whether `pack` was called."""
+        return self.mlp.packed is not None
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """See `Decoder.pack`."""
+        for block in (self.self_attn, self.mlp):
+            weight = torch.cat([linear.weight for linear in block.inward])
+            with torch.device('meta'):
+                block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            block.packed.weight = nn.Parameter(weight, requires_grad=False)
+            for name in block.GROUP:
+                delattr(block, name)
+
     def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the states [B, m, D] that enter the layer."""
         return self.enter(x, None, rope)[1:]
@@ -199,24 +218,22 @@ class Decoder(nn.Module):
                 torch.cuda.empty_cache()  # what they left: too small for anything else
 
     @property
+    def decoder(self) -> Decoder:
+        """Itself: a stage finds it in the whole network and here alike."""
+        return self
+
+    @property
     def packed(self) -> bool:
         """Whether `pack` was called."""
-        return any(layer.mlp.packed is not None for layer in self.layers)
+        return any(layer.packed for layer in self.layers)
 
-    @torch.no_grad()
     def pack(self) -> None:
         """Make one layer of q/k/v and one of gate/up, for good: for weights in other formats.
 
         The parameters lose their published names, so the model can no longer be saved.
         """
         for layer in self.layers:
-            for block in (layer.self_attn, layer.mlp):
-                weight = torch.cat([linear.weight for linear in block.inward])
-                with torch.device('meta'):
-                    block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-                block.packed.weight = nn.Parameter(weight, requires_grad=False)
-                for name in block.GROUP:
-                    delattr(block, name)
+            layer.pack()
 
     def forward(
         self,
@@ -227,6 +244,9 @@ class Decoder(nn.Module):
         layout: TokenLayout | None = None,
         run: Run = directly,
         mark: Mark = unmarked,
+        network: nn.Module | None = None,
+        before: tuple[Stage, ...] = (),
+        behind: Callable[[Rows, int], Stage] | None = None,
     ) -> DecoderOutput:
         """Run all layers, without the final norm.
 
@@ -236,8 +256,11 @@ class Decoder(nn.Module):
             key_mask: bool [B, n], False hides a key from everyone (padding). Of a tensor only.
             selector: decides which rows stay live; needs batch 1, `layout` and no mask.
             layout: meaning of the rows; needed for a selector or a space.
-            run: how a segment is run.
+            run: how stages are run.
             mark: called with 'decoder' and 'select' around the selector's work.
+            network: whose decoder this is; what stages around the layers work with.
+            before: see `walk`.
+            behind: see `walk`.
         """
         space = self.space(sequence, position_ids, key_mask)
         states = space.states[0]
@@ -247,7 +270,8 @@ class Decoder(nn.Module):
             raise ValueError('a token selector needs batch size 1, a layout and no mask')
         if isinstance(sequence, Tensor) and length != states.shape[1]:
             raise ValueError(f'the layout has {length} tokens, the sequence {states.shape[1]}')
-        return walk(self, space, length, selector, layout, run, mark)
+        network = self if network is None else network
+        return walk(network, space, length, selector, layout, run, mark, before, behind)
 
     def space(
         self,

@@ -17,8 +17,8 @@ from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.decoder import Decoder
 from vla_prune_ros.vla.heads import ProprioProjector, make_head
 from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
+from vla_prune_ros.vla.space import Mark, Rows, Run, Space, Stage, directly, unmarked
 from vla_prune_ros.vla.vision import Modulation, VisionBackbone, VisionProjector
-from vla_prune_ros.vla.walk import Mark, Rows, Run, Space, Stage, directly, unmarked
 
 
 @dataclass
@@ -49,6 +49,7 @@ class OFTOutput:
         layout: the complete sequence.
         rows: rows computed per layer, the mean over all layers; those that only fill up a
             recorded stage count, too, as they take time.
+        dense: every token went through every layer.
     """
 
     actions: Tensor
@@ -58,11 +59,7 @@ class OFTOutput:
     position_ids: Tensor
     layout: TokenLayout
     rows: float
-
-    @property
-    def dense(self) -> bool:
-        """Whether every row was computed in every layer."""
-        return self.rows >= self.layout.length
+    dense: bool
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,13 @@ class ReadOut(Stage):
         start: see `OFTNetwork.read_out`.
     """
 
+    name = 'head'
     rows: Rows
     start: int
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """Return actions [B, chunk_len, action_dim] and states [B, n_placeholders, D]."""
-        _, there = space.tokens(self.rows)
+        there, _ = space.shown(self.rows.cut, self.rows.count)
         states = network.read_out(space.rows(self.rows), self.start, there)
         return [network.action_head(states), states]
 
@@ -236,7 +234,8 @@ class OFTNetwork(nn.Module):
             selector: token selector; batch size 1 only.
             readout_start: see `read_out`.
             attention_mask: [B, L] for prompts padded at the right; without a selector only.
-            mark: called with 'vision', 'assemble', 'decoder', 'select', 'head' after each stage.
+            mark: called with 'vision', 'assemble', 'decoder', 'select', 'head' after each stage,
+                and with 'pass' after several that were run as one.
         """
         visual = self.encode_images(pixel_values, self.modulation(input_ids, attention_mask))
         mark('vision')
@@ -253,24 +252,37 @@ class OFTNetwork(nn.Module):
         readout_start: int | None = None,
         mark: Mark = unmarked,
         run: Run = directly,
+        before: tuple[Stage, ...] = (),
     ) -> OFTOutput:
         """Decode the assembled sequence of a space and regress the actions; see `forward`.
 
         Args:
-            space: holds the sequence.
+            space: holds the sequence, or will after the stages before it.
             layout: of the sequence.
             selector: see `forward`.
             readout_start: see `read_out`.
             mark: see `forward`.
-            run: how a stage is run.
+            run: how stages are run.
+            before: stages that assemble the sequence.
         """
         slots = self.config.n_placeholders
         start = -(slots + 2) if readout_start is None else readout_start
-        decoded = self.decoder(space, selector=selector, layout=layout, run=run, mark=mark)
-        mark('decoder')
-        _check_start(start, len(decoded.ids), slots)
-        actions, readout = run(self, space, ReadOut(decoded.rows, start))
-        mark('head')
+
+        def behind(rows: Rows, live: int) -> ReadOut:
+            _check_start(start, live, slots)
+            return ReadOut(rows, start)
+
+        decoded = self.decoder(
+            space,
+            selector=selector,
+            layout=layout,
+            run=run,
+            mark=mark,
+            network=self,
+            before=before,
+            behind=behind,
+        )
+        actions, readout = decoded.results
         # The tail behind the visual tokens and BOS are always there: no device sync needed.
         n_kept = len(decoded.entered) - (layout.length - layout.n_visual)
         computed = sum(len(part.layers) * part.rows.count for part in decoded.segments)
@@ -282,6 +294,7 @@ class OFTNetwork(nn.Module):
             position_ids=decoded.ids,
             layout=layout,
             rows=computed / len(self.decoder.layers),
+            dense=decoded.dense,
         )
 
 

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vla_prune_ros.vla.checkpoint import load_weights
 from vla_prune_ros.vla.config import OpenVLAConfig
@@ -23,6 +25,7 @@ class OpenVLAOFT(OFTNetwork):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = 'cpu',
         variant: str = '',
+        loaded: Callable[[nn.Module], None] | None = None,
     ) -> OpenVLAOFT:
         """Load a checkpoint directory in the published layout, strictly and read-only.
 
@@ -31,6 +34,7 @@ class OpenVLAOFT(OFTNetwork):
             dtype: of the weights.
             device: where they go.
             variant: what the files do not say, see `variant.declared`.
+            loaded: called with each layer of the decoder when it is complete; may change it.
 
         Raises:
             FileNotFoundError: the directory or one of its files is missing.
@@ -39,5 +43,5 @@ class OpenVLAOFT(OFTNetwork):
         config = OpenVLAConfig.from_directory(directory, variant)
         with torch.device('meta'):
             model = cls(config)
-        load_weights(model, directory, dtype, device)
+        load_weights(model, directory, dtype, device, loaded)
         return model.eval()

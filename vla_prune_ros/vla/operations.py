@@ -9,8 +9,12 @@ so that a sum and a norm can be one pass over memory. Modules call the operation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+GROUP = 128  # neighbours along the input that share a scale, in 4 bits
 
 
 class Operations:
@@ -87,6 +91,73 @@ class Operations:
         """Product of 8-bit numbers [m, N] int32 times float32 scales [m, 1] and [N, 1]."""
         return whole.float().mul_(rows).mul_(columns.t()).to(dtype)
 
+    def linear_small(
+        self, values: Tensor, rows: Tensor, weight: Tensor, columns: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Product of states in 8 bits and a weight in 8 or 4, in the numbers they stand for.
+
+        Args:
+            values: int8 [m, K].
+            rows: float32 [m, 1]; the states are values times rows.
+            weight: int8 [N, K], or uint8 [N, G * GROUP / 2] with two numbers in a byte, see
+                `halves`.
+            columns: scales of the weight: float32 [N, 1], or for 4 bits [N, G] of any type.
+            dtype: of the result.
+
+        Returns:
+            [m, N]. With 8 bits the sums are exact and rounded as in `rescaled`.
+        """
+        if weight.dtype == torch.uint8:
+            wide = wide_weight(weight, columns, values.shape[1])
+            return (values.float() @ wide.t()).mul_(rows).to(dtype)
+        missing = 17 - len(values) if values.is_cuda else 0  # cuBLAS wants more than 16 rows
+        if missing > 0:
+            padded = nn.functional.pad(values, (0, 0, 0, missing))
+            whole = torch._int_mm(padded, weight.t())[:-missing]
+        else:
+            whole = torch._int_mm(values, weight.t())
+        return self.rescaled(whole, rows, columns, dtype)
+
+    def mark_best(self, values: Tensor, counts: Sequence[int]) -> Tensor:
+        """Mark the best places of each view in a table, or in any of several.
+
+        Args:
+            values: [..., views, patches]; equal ones in the order of their places, -inf is never
+                chosen. NaN is not either, but leaves one place less.
+            counts: places wanted of each view, more than there are mean all.
+
+        Returns:
+            bool [views, patches].
+        """
+        order = values.argsort(dim=-1, descending=True, stable=True)
+        marked = torch.zeros_like(values, dtype=torch.bool)
+        for view, count in enumerate(counts):
+            marked[..., view, :].scatter_(-1, order[..., view, :count], True)
+        marked &= values > -torch.inf
+        return marked.flatten(0, -3).any(0) if values.ndim > 2 else marked
+
+    def compact(
+        self, keep: Tensor, x: Tensor, ids: Tensor, capacity: int, filling: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Move rows that stay to the front, in their order; no shape depends on how many stay.
+
+        Args:
+            keep: bool [n], contiguous; what is beyond the capacity goes.
+            x: states [n, D].
+            ids: absolute ids of the rows, int64 [n].
+            capacity: rows of the result, at most n.
+            filling: id of the rows behind those that stay.
+
+        Returns:
+            x: [capacity, D], zeros behind those that stay.
+            ids: int64 [capacity].
+            count: int32 [1], how many stay.
+        """
+        front = (~keep).to(torch.uint8).argsort(stable=True)[:capacity]
+        count = keep.sum(dtype=torch.int32).clamp_(max=capacity).view(1)
+        behind = torch.arange(capacity, device=x.device) >= count
+        return x[front].masked_fill_(behind[:, None], 0), ids[front].where(~behind, filling), count
+
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
     ) -> Tensor:
@@ -101,6 +172,26 @@ class Operations:
         """
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return out.transpose(1, 2).flatten(2)
+
+
+def halves(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both halves of every group of a weight in 4 bits, numbers in -8..7.
+
+    Args:
+        weight: uint8 [N, G * GROUP / 2]. A byte holds a number of the first half of its group in
+            its low bits, and the one at the same place of the second half in its high bits.
+
+    Returns:
+        Twice int8 [N, G, GROUP / 2].
+    """
+    both = weight.unflatten(1, (-1, GROUP // 2))
+    return (both & 15).to(torch.int8) - 8, (both >> 4).to(torch.int8) - 8
+
+
+def wide_weight(weight: Tensor, scales: Tensor, inner: int) -> Tensor:
+    """What a weight of 4 bits stands for; float32 [N, inner], see `Operations.linear_small`."""
+    whole = torch.cat(halves(weight), -1).float()
+    return whole.mul_(scales.float()[..., None]).flatten(1)[:, :inner]
 
 
 def add(x: Tensor, delta: Tensor | None) -> Tensor:
@@ -125,10 +216,17 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 TORCH = Operations()
+_IN_USE: dict[torch.device, Operations] = {}
 
 
 def use(model: nn.Module, operations: Operations) -> None:
-    """Let all modules of a model that have `ops` use these."""
+    """Let all modules of a model that have `ops` use these, and what selects where it is."""
     for module in model.modules():
         if hasattr(type(module), 'ops'):
             module.ops = operations  # type: ignore[assignment]
+    _IN_USE[next(model.parameters()).device] = operations
+
+
+def in_use(device: torch.device) -> Operations:
+    """What the latest model on a device uses; for those who have only its tensors."""
+    return _IN_USE.get(device, TORCH)

@@ -146,8 +146,8 @@ class SlotCache:
     """Keys and values of every layer by absolute slot, so that some rows need no recomputing.
 
     With a cache, live rows write their slots and attention runs over all slots. A pass in which
-    every token is live fills a layer; before that its cached slots hold nothing valid. The buffers
-    have one slot more than there are tokens, into which rows that fill up a bucket may write.
+    every token is live fills a layer; before that its cached slots hold nothing valid. Rows that
+    only fill up a capacity write behind the slots of the tokens, where the buffers are larger.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class SlotCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (length + 1, heads, head_dim)
+        shape = (length, heads, head_dim)
         self.length = length
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(n_layers)]
@@ -179,29 +179,33 @@ class SlotCache:
                     f'layer {layer} of the cache is read before a complete pass filled it'
                 )
 
-    def write(self, layer: int, ids: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def write(
+        self, layer: int, ids: Tensor, k: Tensor, v: Tensor, slots: int
+    ) -> tuple[Tensor, Tensor]:
         """Write the live rows' keys and values, return those of all slots.
 
         Args:
             layer: decoder layer.
-            ids: absolute ids of the live rows, int64 [m]; an id of `length` is filling.
+            ids: absolute ids of the live rows, int64 [m]; those of filling are no token's.
             k: keys [1, heads, m, head_dim], already rotated for their position.
             v: values of the same shape.
+            slots: how many are returned, the length or, where there is room, more.
 
         Returns:
-            keys, values: [1, heads, length, head_dim], views of the buffers.
+            keys, values: [1, heads, slots, head_dim], views of the buffers.
         """
         out = []
         for buffer, new in ((self.keys[layer], k), (self.values[layer], v)):
             buffer.index_copy_(0, ids, new[0].transpose(0, 1).to(buffer.dtype))
-            out.append(buffer[: self.length].transpose(0, 1)[None])
+            out.append(buffer[:slots].transpose(0, 1)[None])
         return out[0], out[1]
 
-    def empty_like(self) -> SlotCache:
-        """Return an empty cache of the same shape."""
+    def empty_like(self, length: int = 0) -> SlotCache:
+        """Return an empty cache of the same shape, or of another length."""
         keys = self.keys[0]
+        length = length or self.length
         return SlotCache(
-            len(self.keys), self.length, *keys.shape[1:], dtype=keys.dtype, device=keys.device
+            len(self.keys), length, *keys.shape[1:], dtype=keys.dtype, device=keys.device
         )
 
 
@@ -217,6 +221,11 @@ class PassPlan:
         repeats: the cuts leave the same few counts in every pass, whatever is in the picture, so
             that work may be recorded for exactly those; else the rows are filled up to one of a
             few counts, see `Space.room`.
+        blind: no cut looks at states or scores, so that all may be asked for beforehand; `select`
+            gets none.
+        most: cut point -> visual tokens that it may leave at most, where passes of different
+            counts share one of a few such numbers, which together stand for one piece of work.
+        varies: hardly any pass is like another, so that recording it would not pay.
     """
 
     points: frozenset[int] = frozenset()
@@ -224,6 +233,9 @@ class PassPlan:
     skip_layers: frozenset[int] = frozenset()
     cache: SlotCache | None = None
     repeats: bool = False
+    blind: bool = False
+    most: Mapping[int, int] = field(default_factory=dict)
+    varies: bool = False
 
 
 @dataclass
@@ -244,7 +256,11 @@ class TokenState:
 
 
 class TokenSelector(Protocol):
-    """Decides which tokens stay. One object serves one sequence (batch 1) at a time."""
+    """Decides which tokens stay. One object serves one sequence (batch 1) at a time.
+
+    It may have an attribute `plans_ahead`, True if `begin` looks at the shape and the type of the
+    embeddings only, so that it may be called before they are there.
+    """
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """Plan a pass over the assembled sequence `embeddings` [n, D]."""
@@ -266,6 +282,11 @@ class SelectorProxy:
 
     def __init__(self, inner: TokenSelector) -> None:
         self.inner, self.plan = inner, PassPlan()
+
+    @property
+    def plans_ahead(self) -> bool:
+        """As the selector."""
+        return getattr(self.inner, 'plans_ahead', False)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """See `TokenSelector.begin`."""

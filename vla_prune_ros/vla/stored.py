@@ -54,17 +54,6 @@ def stored_tensors(directory: str | Path) -> dict[str, StoredTensor]:
     return found
 
 
-def stored_head(directory: str | Path, name: str) -> tuple[Path, dict[str, Tensor]]:
-    """The `.pt` file of a head, `action_head` or `proprio_projector`, and what it holds.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: there are several, or it is no plain state dict.
-    """
-    path = head_file(Path(directory), name)
-    return path, read_head(path)
-
-
 def shards(directory: Path) -> Iterator[Path]:
     """Yield the safetensors files, after checking that they are all there."""
     index, single = directory / INDEX, directory / SINGLE

@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         'action_kind': 'joint_positions',
     },
 }  # fmt: skip
-_NO_DIFFUSION = (
+NO_DIFFUSION = (
     'the diffusion head is not supported: it takes 50 passes of the decoder per chunk, and no '
     'weights are public; fine-tune an L1 head, which is as good in the paper'
 )
@@ -121,10 +121,10 @@ def applied(config: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Contents of a `config.json` with what is declared put in; see `declared`."""
     name, told = declared(text)
     values = {**PRESETS.get(name, {}), **told}
-    if 'n_views' in values and 'cameras' not in values:
-        values['cameras'] = list(default_cameras(values['n_views']))
-    elif 'cameras' in values:
-        values['n_views'] = len(values['cameras'])
+    if 'cameras' in told:
+        values['n_views'] = told.get('n_views', len(told['cameras']))
+    elif 'n_views' in told:
+        values['cameras'] = list(default_cameras(told['n_views']))
     return {**config, **values}
 
 
@@ -189,7 +189,7 @@ def resolve(
         values['action_dim'], origins['action_dim'] = *widths, 'derived from the statistics'
     _complete(values, origins)
     if 'diffusion' in (values.get('head'), files.values.get('head')):
-        raise ValueError(f'{files.directory}: {_NO_DIFFUSION}')
+        raise ValueError(f'{files.directory}: {NO_DIFFUSION}')
     _check_against_files(values, origins, files)
     missing = [key for key in KEYS if key not in values and key not in _MAY_BE_SILENT]
     if 'head' in missing:
@@ -228,12 +228,15 @@ def _complete(values: dict[str, Any], origins: dict[str, str]) -> None:
     if 'n_views' not in values and 'cameras' in values:
         values['n_views'], origins['n_views'] = len(values['cameras']), origins['cameras']
     if 'cameras' in values and len(values['cameras']) != values['n_views']:
-        if origins['cameras'] == 'told' or origins['cameras'] == origins['n_views']:
+        if origins['cameras'] == 'told' and origins['n_views'].startswith('told ('):  # a preset's
+            values['n_views'], origins['n_views'] = len(values['cameras']), 'told'
+        elif origins['cameras'] == 'told' or origins['cameras'] == origins['n_views']:
             raise ValueError(
                 f'n_views is {values["n_views"]} ({origins["n_views"]}), but cameras are '
                 f'{" ".join(values["cameras"])} ({origins["cameras"]})'
             )
-        del values['cameras'], origins['cameras']  # of a declaration that was overridden
+        else:  # of a declaration that was overridden
+            del values['cameras'], origins['cameras']
     if values.get('use_proprio') is False:
         values['proprio_dim'] = 0
         origins['proprio_dim'] = origins['use_proprio']

@@ -2,16 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one walk through the decoder: segments of layers, and a selector's cuts between them.
 
-What a segment computes follows from the weights, from the tensors of a `Space`, and from one
-frozen value, the `Stage`. It sees nothing else, so it may be run directly, or recorded and found
-again by that value: two equal stages do the same.
+Stages wait until somebody has to know what comes out of them, and are then run together.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -23,116 +20,15 @@ from vla_prune_ros.vla.selection import (
     LayerScores,
     PassPlan,
     ScoreRequest,
-    SlotCache,
     TokenLayout,
     TokenSelector,
     TokenState,
 )
+from vla_prune_ros.vla.side_product import bias_of, side_product
+from vla_prune_ros.vla.space import Mark, Rows, Run, Space, Stage, Wanted, directly, unmarked
 
 if TYPE_CHECKING:
     from vla_prune_ros.vla.decoder import Decoder
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which rows a stage works on.
-
-    Attributes:
-        length: tokens of the complete sequence.
-        count: rows, live ones and the filling behind them.
-        source: where they are in `Space.states`.
-        picked: only those rows of the source that `Space.at` names, else the first.
-        cut: `Space.ids` names their tokens, else they are the first of the sequence.
-        filled: some of them may be filling, to which nobody attends.
-    """
-
-    length: int
-    count: int
-    source: int = 0
-    picked: bool = False
-    cut: bool = False
-    filled: bool = False
-
-    @property
-    def after(self) -> Rows:
-        """The same rows behind a segment: in the place that it did not read."""
-        return replace(self, source=1 if self.source != 1 else 2, picked=False)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A piece of a pass. All fields are hashable; together they are the key of a recording."""
-
-    def work(self, network: nn.Module, space: Space) -> list[Tensor]:
-        """Compute; must not wait for the device, and may be run again on the same tensors."""
-        raise NotImplementedError
-
-    def written(self, space: Space) -> list[Tensor]:
-        """Tensors of a static space that the work writes beside its results."""
-        return []
-
-
-Run = Callable[[nn.Module, 'Space', Stage], list[Tensor]]
-Mark = Callable[[str], None]
-
-
-def directly(network: nn.Module, space: Space, stage: Stage) -> list[Tensor]:
-    """Run a stage without recording."""
-    return stage.work(network, space)
-
-
-def unmarked(stage: str) -> None:
-    """Take no time of a stage."""
-
-
-class Space:
-    """The tensors of a pass that stages read and write; here they are new in each pass.
-
-    Attributes:
-        states: the assembled sequence [B, n, D], and two places that segments write in turn.
-        rope: see `rope_table`.
-        key_mask: bool [B, n], False hides a key from everyone (padding), or None.
-        everything: 0, 1, 2, ...
-        at: rows of the source that the latest cut left, int64 [rows].
-        ids: their absolute ids; that of filling is the length of the sequence.
-        live: int32 [1], how many rows are no filling.
-        caches: slot caches by number.
-    """
-
-    def __init__(self, sequence: Tensor, rope: Tensor, key_mask: Tensor | None = None) -> None:
-        self.states: list[Tensor] = [sequence] * 3
-        self.rope, self.key_mask = rope, key_mask
-        self.everything = torch.arange(sequence.shape[1], device=sequence.device)
-        self.at = self.ids = self.everything
-        self.live: Tensor | None = None  # here nothing is filled
-        self.caches: dict[int, SlotCache] = {}
-
-    def put(self, place: int, x: Tensor) -> None:
-        """Leave the states of a segment in a place."""
-        self.states[place] = x
-
-    def cut(self, at: Tensor, ids: Tensor, rows: Rows) -> None:
-        """Name the rows that stay, by their place in the source and by their absolute ids."""
-        self.at, self.ids = at, ids
-
-    def room(self, live: int, layout: TokenLayout) -> int | None:
-        """Rows to compute where a varying count left so many; None: exactly those."""
-        return None
-
-    def adopt(self, cache: SlotCache) -> int:
-        """Take a cache in and return its number."""
-        self.caches = {0: cache}
-        return 0
-
-    def rows(self, rows: Rows) -> Tensor:
-        """States of some rows, [B, count, D]."""
-        source = self.states[rows.source]
-        return source[:, self.at[: rows.count]] if rows.picked else source[:, : rows.count]
-
-    def tokens(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """Absolute ids of some rows, int64 [count], and which are there, bool [B, count]."""
-        ids = (self.ids if rows.cut else self.everything)[: rows.count]
-        return ids, (ids < rows.length)[None] if rows.filled else self.key_mask
 
 
 @dataclass(frozen=True)
@@ -142,42 +38,43 @@ class Segment(Stage):
     Attributes:
         layers: those that are run.
         rows: what enters; `rows.after` is what leaves.
-        scores: layer and request, where scores are wanted.
+        scores: layer and what is wanted of it.
         cache: number of the cache in `Space.caches`, or None.
+        slots: of the cache that are attended.
     """
 
+    name = 'decoder'
     layers: tuple[int, ...]
     rows: Rows
-    scores: tuple[tuple[int, ScoreRequest], ...] = ()
+    scores: tuple[tuple[int, Wanted], ...] = ()
     cache: int | None = None
+    slots: int = 0
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """Run the layers of a decoder; returns the fields of the scores in turn."""
-        rows, n = self.rows, self.rows.length
-        x, (ids, there) = space.rows(rows), space.tokens(rows)
-        rope = space.rope[..., ids, :] if rows.cut else space.rope[..., :n, :]
-        cache = None if self.cache is None else space.caches[self.cache]
-        bias = None if there is None or cache is not None else bias_of(there, x.dtype)
-        live = space.live if rows.filled and cache is None else None
-        requests, found = dict(self.scores), []
+        rows, layers = self.rows, network.decoder.layers
+        x, ids = space.rows(rows), space.ids(rows)
+        rope = space.rope[..., ids, :] if rows.cut else space.rope[..., : rows.count, :]
+        cache, key_ids = None, ids
+        shown, live = space.shown(rows.cut, rows.count)
+        if self.cache is not None:
+            cache, key_ids = space.caches[self.cache], space.everything[: self.slots]
+            shown, live = space.shown(0, self.slots)
+        bias = None if shown is None else bias_of(shown, x.dtype)
+        wanted, found = dict(self.scores), []
         delta = None
         for index in self.layers:
-            layer, request = network.layers[index], requests.get(index)  # type: ignore[index]
+            layer, want = layers[index], wanted.get(index)  # type: ignore[index]
             x, q, k, v = layer.enter(x, delta, rope)
-            key_ids, shown = ids, there
             if cache is not None:
-                k, v = cache.write(index, ids, k, v)
-                key_ids, shown = space.everything[:n], None
-            if request is not None:
-                found += side_product(q[0], k[0], request, ids, key_ids, shown)
+                k, v = cache.write(index, ids, k, v, self.slots)
+            if want is not None:
+                of = (space.asked(want.rows, want.n_rows), ids)
+                to = (space.asked(want.columns, want.n_columns), key_ids)
+                found += side_product(q[0], k[0], of, to, shown, want.entropy)
             x, delta = layer.leave(x, q, k, v, bias, live)
-        x = add(x, delta)
-        space.put(rows.after.source, x)
+        space.put(rows.after.source, add(x, delta))
         return found
-
-    def written(self, space: Space) -> list[Tensor]:
-        """See `Stage.written`."""
-        return [space.states[self.rows.after.source][:, : self.rows.count]]
 
 
 @dataclass
@@ -188,124 +85,153 @@ class DecoderOutput:
         hidden: states after the last layer, before the final norm, [B, m, D].
         ids: absolute ids of these rows, int64 [m].
         entered: absolute ids of the rows that entered the last layer, int64.
-        rows: where the states are in the space.
         segments: what was run.
+        dense: every token went through every layer.
+        results: of the stage behind the last layer.
     """
 
     hidden: Tensor
     ids: Tensor
     entered: Tensor
-    rows: Rows
     segments: tuple[Segment, ...]
+    dense: bool
+    results: list[Tensor] = field(default_factory=list)
+
+
+class _Queue:
+    """Stages that nobody had to wait for yet, and where their results go."""
+
+    def __init__(self, network: nn.Module, space: Space, run: Run, mark: Mark) -> None:
+        self._network, self._space, self.run, self._mark = network, space, run, mark
+        self._waiting: list[tuple[Stage, Callable[[Iterator[Tensor]], object]]] = []
+
+    def add(self, stage: Stage, take: Callable[[Iterator[Tensor]], object]) -> None:
+        self._waiting.append((stage, take))
+        if not self._space.joins:
+            self.flush()
+
+    def flush(self) -> None:
+        """Run what waits, as one; its time is booked to all of it together."""
+        if not self._waiting:
+            return
+        stages = tuple(stage for stage, _ in self._waiting)
+        found = iter(self.run(self._network, self._space, stages))
+        for _, take in self._waiting:
+            take(found)
+        names = {stage.name for stage in stages}
+        self._mark(names.pop() if len(names) == 1 else 'pass')
+        self._waiting = []
 
 
 def walk(
-    decoder: Decoder,
+    network: nn.Module,
     space: Space,
     length: int,
     selector: TokenSelector | None = None,
     layout: TokenLayout | None = None,
     run: Run = directly,
     mark: Mark = unmarked,
+    before: tuple[Stage, ...] = (),
+    behind: Callable[[Rows, int], Stage] | None = None,
 ) -> DecoderOutput:
-    """Run all layers on the sequence in `space.states[0]`; see `Decoder.forward`."""
-    depth = len(decoder.layers)
+    """Run all layers on the sequence in `space.states[0]`; see `Decoder.forward`.
+
+    Args:
+        network: has a `decoder`.
+        space: holds the sequence, once the stages before it were run.
+        length: tokens of the sequence.
+        selector: see `Decoder.forward`.
+        layout: see there.
+        run: how stages are run.
+        mark: see there.
+        before: stages in front of the first layer.
+        behind: makes the stage behind the last one from its rows and the number of live ones.
+    """
+    decoder: Decoder = network.decoder  # type: ignore[assignment]
+    depth, queue = len(decoder.layers), _Queue(network, space, run, mark)
     plan, number = PassPlan(), None
-    rows, ids = Rows(length, length), space.everything[:length]
-    entered, position = ids, 0
     scores: dict[int, LayerScores] = {}
     segments: list[Segment] = []
+    wanted: dict[int, Wanted] = {}
+    for stage in before:
+        queue.add(stage, lambda _: None)
     if selector is not None:
+        if not getattr(selector, 'plans_ahead', False):
+            queue.flush()
         mark('decoder')
         plan = selector.begin(layout, space.states[0][0, :length])
         mark('select')
         check_plan(plan, layout, depth)
+        if plan.varies:
+            queue.flush()
+            queue.run = directly
+        wanted = space.ask(plan.scores, layout)
         if plan.cache is not None:
             number = space.adopt(plan.cache)
+    full = length if layout is None else space.room(length, layout, layout.n_visual, True)
+    rows, ids = Rows(full), space.everything[:length]
+    entered, position, dense, cuts = ids, 0, not plan.skip_layers, 0
+
     for bound in sorted({*plan.points, depth}):
         if bound > position:
             layers = tuple(i for i in range(position, bound) if i not in plan.skip_layers)
             if plan.cache is not None:
                 plan.cache.book(layers, len(ids))
-            wanted = tuple((i, plan.scores[i]) for i in layers if i in plan.scores)
-            segments.append(Segment(layers, rows, wanted, number))
-            found = iter(run(decoder, space, segments[-1]))
-            for layer, request in wanted:
-                scores[layer] = LayerScores(*islice(found, 3 + request.entropy))
+            asked = tuple((i, wanted[i]) for i in layers if i in wanted)
+            slots = 0 if number is None else full
+            segments.append(Segment(layers, rows, asked, number, slots))
+            queue.add(segments[-1], _into(scores, {i: plan.scores[i] for i, _ in asked}))
+            dense = dense and len(ids) == length
             entered, position, rows = ids, bound, rows.after
         if bound not in plan.points:
             continue
-        mark('decoder')
-        state = TokenState(layout, ids, space.rows(rows)[0, : len(ids)], scores)
+        if plan.blind:
+            state = TokenState(layout, ids, space.states[0][0, :0], {})
+        else:
+            queue.flush()
+            state = TokenState(layout, ids, space.rows(rows)[0, : len(ids)], scores)
         kept = selector.select(bound, state)
         mark('select')
         if kept is None:
             continue
         check_kept(kept, ids, layout)
-        room = None if plan.repeats else space.room(len(kept), layout)
-        # Where counts vary, a bucket that happens to be full is treated like the others.
-        filled = room is not None and len(kept) < length
-        count = len(kept) if room is None else room
-        rows = replace(rows, count=count, picked=True, cut=True, filled=filled)
-        space.cut(torch.searchsorted(ids, kept), kept, rows)
+        visual = len(kept) - (layout.length - layout.n_visual)
+        most = plan.most.get(bound, visual)
+        if most < visual:
+            raise ValueError(f'a selector left {visual} visual tokens and promised {most} at most')
+        exact = plan.repeats or bound in plan.most
+        if not exact:  # what follows is another work for every count
+            queue.flush()
+        cuts += 1
+        rows = replace(
+            rows, count=space.room(len(kept), layout, most, exact), cut=cuts, picked=True
+        )
+        space.cut(cuts, torch.searchsorted(ids, kept), kept, rows.count)
         ids = kept
+    results: list[Tensor] = []
+    if behind is not None:
+        queue.add(behind(rows, len(ids)), results.extend)
+    queue.flush()
     hidden = space.rows(rows)[:, : len(ids)]
     if selector is not None:
         mark('decoder')
         selector.end(TokenState(layout, ids, hidden[0], scores))
         mark('select')
-    return DecoderOutput(hidden, ids, entered, rows, tuple(segments))
+    return DecoderOutput(hidden, ids, entered, tuple(segments), dense, results)
 
 
-def bias_of(shown: Tensor, dtype: torch.dtype) -> Tensor:
-    """What hides keys from everyone, made once for all layers; bool [B, keys] to [B, 1, 1, keys].
+def _into(
+    scores: dict[int, LayerScores], requests: Mapping[int, ScoreRequest]
+) -> Callable[[Iterator[Tensor]], None]:
+    """What takes the results of a segment, without what only had room beside them."""
 
-    Torch would make it of a bool mask in every layer.
-    """
-    nothing = torch.zeros(shown.shape, dtype=dtype, device=shown.device)
-    return nothing.masked_fill_(~shown, -torch.inf)[:, None, None]
+    def take(found: Iterator[Tensor]) -> None:
+        for layer, request in requests.items():
+            probs, rows, columns, *entropy = islice(found, 3 + request.entropy)
+            n, m = len(request.rows), len(request.columns)
+            scores[layer] = LayerScores(probs[:, :n, :m], rows[:n], columns[:m], *entropy)
 
-
-def side_product(
-    q: Tensor,
-    k: Tensor,
-    request: ScoreRequest,
-    ids: Tensor,
-    key_ids: Tensor,
-    shown: Tensor | None = None,
-) -> list[Tensor]:
-    """Explicit attention of a few rows, beside the fused kernel.
-
-    Args:
-        q: rotated queries [heads, m, head_dim].
-        k: rotated keys [heads, keys, head_dim].
-        request: the rows and columns wanted.
-        ids: absolute ids of the queries, ascending, int64 [m].
-        key_ids: absolute ids of the keys, ascending, int64 [keys].
-        shown: bool [1, keys], False hides a key; None shows all.
-
-    Returns:
-        The fields of `LayerScores`, entropy only if it was requested.
-    """
-    row_at, row_there = _locate(request.rows, ids)
-    column_at, column_there = _locate(request.columns, key_ids)
-    logits = q[:, row_at].float() @ k.float().transpose(1, 2) / math.sqrt(q.shape[-1])
-    if shown is not None:
-        logits = logits.masked_fill(~shown, -torch.inf)
-    probs = logits.softmax(-1)  # [heads, rows, keys]
-    picked = probs[..., column_at].masked_fill(~(row_there[:, None] & column_there), -torch.inf)
-    if not request.entropy:
-        return [picked, row_there, column_there]
-    each = torch.special.entr(probs).sum(-1).mean(0)  # [rows]
-    entropy = each.masked_fill(~row_there, 0.0).sum() / row_there.sum()
-    return [picked, row_there, column_there, entropy]
-
-
-def _locate(wanted: range, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Row of each wanted id among ascending ids (any row if absent), and whether it is there."""
-    all_ids = torch.arange(wanted.start, wanted.stop, wanted.step, device=ids.device)
-    at = torch.searchsorted(ids, all_ids).clamp(max=len(ids) - 1)
-    return at, ids[at] == all_ids
+    return take
 
 
 def check_plan(plan: PassPlan, layout: TokenLayout, depth: int) -> None:

@@ -109,8 +109,7 @@ class Budgeting:
         Raises:
             ValueError: the mode has no budget, and one is needed.
         """
-        prompt = self._prompt(policy, instruction) if config.governed else 0
-        wanted = config.budgeting, config.pruning, prompt
+        wanted = config.budgeting, config.pruning
         if wanted == self._applied:
             return False
         known, self._applied = self._applied, wanted  # even if it fails: not again at every tick
@@ -119,7 +118,7 @@ class Budgeting:
             self._apply_audit(config)
         self._governor = self.decision = self._passes = None
         if config.governed:
-            self._begin(policy, instruction, prompt)
+            self._begin(policy, instruction)
         return self.info() != before
 
     def measure(self, policy: VLAPolicy) -> bool:
@@ -289,13 +288,7 @@ class Budgeting:
             self._watch = Watch(config.audit_threshold, config.audit_response)
             self._idle = IdleTime()
 
-    def _prompt(self, policy: VLAPolicy, instruction: str) -> int:
-        """Tokens of the prompt where recordings depend on them, else 0."""
-        if policy.runtime_stats()['runtime'] == 'plain':
-            return 0
-        return policy.processor.prompt(instruction or SOME)[0].shape[1]
-
-    def _begin(self, policy: VLAPolicy, instruction: str, prompt: int) -> None:
+    def _begin(self, policy: VLAPolicy, instruction: str) -> None:
         """Take the governor of the mode in force, or begin to measure for one."""
         from vla_prune_ros.policy.calibration import calibration
         from vla_prune_ros.pruning import CLASSES
@@ -303,9 +296,9 @@ class Budgeting:
         text = instruction or SOME
         options = {k: v for k, v in policy.settings.options.items() if k != 'budget'}
         self._key = policy.settings.mode, tuple(sorted(options.items()))
-        if prompt and (self._key, prompt) not in self._recorded:
+        if policy.runtime_stats()['runtime'] != 'plain' and self._key not in self._recorded:
             policy.warm_up(instruction=text, budgets=CLASSES)
-            self._recorded.add((self._key, prompt))
+            self._recorded.add(self._key)
         self._governor = self._governors.get(self._key)
         if self._governor is None:
             self._passes = calibration(policy, text)

@@ -167,15 +167,17 @@ class Inference:
             self._keep_up(config)
         except BaseException as error:
             self._log.error(f'reset or change of the mode: {type(error).__name__}: {error}')
-        busy = self._answer_next(config) or self._prepare_next(config)
+        busy, recorded = self._answer_next(config) or self._prepare_next(config), False
         try:
             if self.budgeting.measure(self.policy):
                 self._on_change()
-            elif not busy:  # what comes meanwhile waits for a stage of a pass at most
-                self.budgeting.audit(self.policy, lambda: self._is_wanted(config))
+            elif not busy:  # what comes meanwhile waits for a stage of a pass or a recording
+                recorded = self.policy.catch_up()
+                if not recorded:
+                    self.budgeting.audit(self.policy, lambda: self._is_wanted(config))
         except BaseException as error:
             self._complain('budget', f'measurement or audit: {type(error).__name__}: {error}')
-        return busy or self.budgeting.measuring
+        return busy or recorded or self.budgeting.measuring
 
     def _load(self) -> None:
         config = self._config()

@@ -67,8 +67,8 @@ class PolicyConfig:
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     quantization: str = parameter(
-        'none', '8-bit decoder weights; fp8 needs a recent GPU',
-        choices=('none', 'int8', 'fp8'),
+        'none', 'decoder weights in 8 or 4 bits; fp8 needs a recent GPU',
+        choices=('none', 'int8', 'fp8', 'int4'),
     )
     runtime: str = parameter(
         'auto',

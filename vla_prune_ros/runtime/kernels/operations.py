@@ -4,20 +4,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vla_prune_ros.runtime.kernels.attention import attention
+from vla_prune_ros.runtime.kernels.compact import compact
 from vla_prune_ros.runtime.kernels.gelu import bias_gelu
 from vla_prune_ros.runtime.kernels.layer_norm import add_scale_layer_norm
+from vla_prune_ros.runtime.kernels.linear_small import linear_small
+from vla_prune_ros.runtime.kernels.mark_best import mark_best
 from vla_prune_ros.runtime.kernels.rms_norm import add_rms_norm
 from vla_prune_ros.runtime.kernels.rope import rope
 from vla_prune_ros.runtime.kernels.small import add_rms_norm_small, rescaled, swiglu_small
 from vla_prune_ros.runtime.kernels.swiglu import swiglu
 from vla_prune_ros.runtime.quantization import Quantised, SmallLinear
 from vla_prune_ros.vla.operations import Operations
+
+_FEW = 64  # rows up to which 8 bits are multiplied here: one block of them, and weights read once
 
 
 class TritonOperations(Operations):
@@ -32,7 +38,7 @@ class TritonOperations(Operations):
         if torch.is_grad_enabled() or _watched(norm):
             return super().add_norm(x, delta, norm)
         if isinstance(to, SmallLinear):
-            small = add_rms_norm_small(_rows(x), _place(delta), norm.weight, norm.eps, to.kind)
+            small = add_rms_norm_small(_rows(x), _place(delta), norm.weight, norm.eps, to.states)
             return (x if delta is None else delta), Quantised(*small, x.dtype, x.shape)
         normed = add_rms_norm(_rows(x), _place(delta), norm.weight, norm.eps).view(x.shape)
         return (x if delta is None else delta), normed
@@ -67,7 +73,7 @@ class TritonOperations(Operations):
             return super().swiglu(gate_up, to)
         if isinstance(to, SmallLinear):
             shape = torch.Size((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
-            return Quantised(*swiglu_small(_rows(gate_up), to.kind), gate_up.dtype, shape)
+            return Quantised(*swiglu_small(_rows(gate_up), to.states), gate_up.dtype, shape)
         return swiglu(_rows(gate_up)).view(*gate_up.shape[:-1], -1)
 
     def linear_gelu(self, x: Tensor, linear: nn.Module) -> Tensor:
@@ -80,6 +86,24 @@ class TritonOperations(Operations):
     def rescaled(self, whole: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Operations.rescaled`."""
         return rescaled(whole, rows, columns, dtype)
+
+    def linear_small(
+        self, values: Tensor, rows: Tensor, weight: Tensor, columns: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """See `Operations.linear_small`; many rows in 8 bits are for the library."""
+        if weight.dtype != torch.uint8 and len(values) > _FEW:
+            return super().linear_small(values, rows, weight, columns, dtype)
+        return linear_small(values, rows, weight, columns, dtype)
+
+    def mark_best(self, values: Tensor, counts: Sequence[int]) -> Tensor:
+        """See `Operations.mark_best`."""
+        return mark_best(values, counts)
+
+    def compact(
+        self, keep: Tensor, x: Tensor, ids: Tensor, capacity: int, filling: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Operations.compact`."""
+        return compact(keep, x, ids, capacity, filling)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None
