@@ -316,7 +316,7 @@ def test_filled_rows_change_nothing_with_kernels(monkeypatch):
         found = filled(*ask, Cut())
         torch.testing.assert_close(found.actions, wanted.actions, rtol=0, atol=2e-5)
         assert torch.equal(found.kept, wanted.kept)
-    assert filled._space.live.item() == len(wanted.position_ids)
+    assert filled._space.cuts[2].count.item() == len(wanted.position_ids)
 
 
 def test_the_switch_finds_the_kernels(monkeypatch):
