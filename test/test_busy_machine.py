@@ -26,6 +26,7 @@ FILES = (
     'test_replay.py',
     'test_start.py',
 )
+SLOW = ('test_nodes_parity.py',)  # nothing in it is fast
 
 
 def test_every_file_is_there():
@@ -38,5 +39,6 @@ def test_every_file_is_there():
 def test_the_tests_over_dds_pass_on_a_busy_machine(busy, name):
     """In a run of its own, with its own ROS domain; each test keeps its own time limit."""
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(HERE / name)]
+    command += ['-m', 'slow'] if name in SLOW else []
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     assert done.returncode == 0, done.stdout[-8000:]
