@@ -165,12 +165,13 @@ def test_the_trial_runs_and_writes_page_and_pictures(tmp_path, capsys):
         '0.5',
     }
     played = [
-        '--latencies', str(out / 'results.json'), '--leads', '4', '--budgets', 'governor,0.5',
+        '--latencies', str(out / 'results.json'), '--leads', '4', '--budgets', 'governor:0.25,0.5',
         '--episodes', '1', '--out', str(out), '--quiet',
     ]  # fmt: skip
     assert deadline.main(played) == 0
     cells = json.loads((out / 'results.json').read_text())['episodes']['cells']
-    assert [cell['arm'] for cell in cells] == ['governor', '0.5']
+    assert [cell['arm'] for cell in cells] == ['governor:0.25', '0.5']
+    assert cells[0]['share'] >= 0.25
     page = (out / 'deadline.md').read_text()
     assert 'settled after' in page and 'success (95 % Wilson)' in page
     assert (out / 'live.png').stat().st_size > 10_000 < (out / 'success.png').stat().st_size

@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         '--budgets', default=BUDGETS,
-        help='the governor and fixed shares to compare (%(default)s)',
+        help='what to compare: governor, governor:FLOOR (governor.floor), and fixed shares'
+        ' (%(default)s)',
     )  # fmt: skip
     p.add_argument('--episodes', type=at_least(1), default=16, help='of every cell (16)')
     p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
@@ -305,12 +306,16 @@ def play(
             for arm in args.budgets.split(','):
                 if (1e3 * lead * PERIOD, arm) in done:
                     continue
-                chooser = Governor(model, rows) if arm == 'governor' else float(arm)
+                name, _, least = arm.partition(':')
+                chooser = Governor(model, rows) if name == 'governor' else float(arm)
+                floor = float(least or 0)
                 timing, now, outcomes = Machine(samples, load, seed=7), 0.0, []
                 for k in range(args.episodes):
                     start = k % n_tasks, args.first_state + k // n_tasks
                     outcomes.append(
-                        run_episode(policy, robot, timing, chooser, lead, *start, begin=now)
+                        run_episode(
+                            policy, robot, timing, chooser, lead, *start, begin=now, floor=floor
+                        )
                     )
                     now += outcomes[-1].steps * PERIOD
                 missed = [late for o in outcomes for late in o.missed]

@@ -89,6 +89,7 @@ def run_episode(
     task: int,
     state: int,
     begin: float,
+    floor: float = 0.0,
 ) -> Outcome:
     """Play one episode in simulated time.
 
@@ -101,6 +102,7 @@ def run_episode(
         task: index.
         state: initial state.
         begin: time of its first observation on the machine, s.
+        floor: smallest share that a governor may take.
     """
     period = 1.0 / robot.control_hz
     deadline = lead * period
@@ -116,7 +118,7 @@ def run_episode(
         if executed:
             policy.record_executed(np.array(executed))
             executed.clear()
-        decision = chooser.decide(deadline) if isinstance(chooser, Governor) else None
+        decision = chooser.decide(deadline, floor) if isinstance(chooser, Governor) else None
         share = chooser if decision is None else decision.share
         if share != policy.settings.options['budget']:
             policy.set_budget(share)

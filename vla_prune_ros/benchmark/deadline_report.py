@@ -164,7 +164,9 @@ def _episodes(episodes: dict[str, Any], machine: dict[str, Any], faster: float) 
 
 
 def _arm(name: str) -> str:
-    return name if name == 'governor' else f'fixed {name}'
+    name, _, floor = name.partition(':')
+    text = name if name == 'governor' else f'fixed {name}'
+    return f'{text}, floor {floor}' if floor else text
 
 
 def _settled(queries: list[int]) -> str:
@@ -206,7 +208,7 @@ def success_picture(cells: list[dict[str, Any]], path: Path) -> None:
         x = np.array([cell['deadline_ms'] for cell in own]) + 4 * (k - len(arms) / 2)
         rate = np.array([100 * cell['successes'] / cell['episodes'] for cell in own])
         bounds = 100 * np.array([wilson_interval(c['successes'], c['episodes']) for c in own])
-        width = 2.4 if arm == 'governor' else 1.2
+        width = 2.4 if arm.startswith('governor') else 1.2
         left.errorbar(
             x, rate, yerr=[rate - bounds[:, 0], bounds[:, 1] - rate], color=colour, marker='o',
             markersize=4, lw=width, elinewidth=0.8, label=_arm(arm),
