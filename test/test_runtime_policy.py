@@ -275,13 +275,15 @@ def test_the_embedded_policy_is_ready_in_less_than_five_seconds_of_work():
 @pytest.mark.parametrize('settings', [{}, {'image_pipeline': 'device'}, {'runtime': 'compile'}])
 @pytest.mark.parametrize('mode', MODES)
 def test_a_gpu_answers_like_its_plain_network(directory, mode, settings):
-    place = {'device': 'cuda', 'dtype': 'bfloat16'}
+    compiled = 'runtime' in settings
+    # Recorded rows are more, and a compiler rounds elsewhere: in bfloat16 near ties may flip.
+    place = {'device': 'cuda', 'dtype': 'bfloat16' if compiled else 'float32'}
     plain = episode(load(directory, mode, runtime='plain', **place))
     policy = load(directory, mode, **place, **settings)
     assert policy.info()['runtime'] == settings.get('runtime', 'graphs')
     for a, b in zip(plain, episode(policy), strict=True):
-        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=0.05)
-        if 'runtime' not in settings:  # a compiler rounds elsewhere, so near ties may flip
+        np.testing.assert_allclose(a.actions, b.actions, rtol=0, atol=0.05 if compiled else 2e-3)
+        if not compiled:
             np.testing.assert_array_equal(a.kept, b.kept)
     stats = policy.runtime_stats()
     assert stats['backend'] == 'cuda'
