@@ -85,9 +85,7 @@ def report(args: argparse.Namespace) -> int:
 def _expected(checkpoint: Path, variant: str) -> OpenVLAConfig | None:
     """What a checkpoint takes; None if it has no head and becomes what the data is."""
     if not variant and start_variant(checkpoint, variant, fresh=True):
-        print(
-            f'{checkpoint} has no head: it can be trained on any data, see --variant of train oft'
-        )
+        print(f'{checkpoint} has no head: it becomes what train oft --variant declares')
         return None
     return OpenVLAConfig.from_directory(checkpoint, variant)
 
