@@ -1,6 +1,6 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Made-up demonstrations, a tiny policy to train in seconds, and the command line of such a run."""
+"""Made-up demonstrations, a tiny policy to train in seconds, and the command line of its run."""
 
 from __future__ import annotations
 
