@@ -100,12 +100,15 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_line(folder, tmp_path):
     while running.poll() is None and len(log_lines(out)) < 2:
         time.sleep(0.01)
     children = subprocess.run(
-        ['ps', '-o', 'pid=,args=', '--ppid', str(running.pid)], capture_output=True, text=True
-    ).stdout.splitlines()
-    os.kill(
-        int([line for line in children if 'spawn_main' in line][-1].split()[0]), signal.SIGKILL
-    )
-    text = running.communicate()[1].decode()
+        ['ps', '-o', 'pid=', '--ppid', str(running.pid)], capture_output=True, text=True
+    ).stdout.split()
+    try:
+        os.kill(
+            int(children[-1]), signal.SIGKILL
+        )  # the others are the tracker and the first worker
+        text = running.communicate(timeout=120)[1].decode()
+    finally:
+        running.kill()
     assert running.returncode == 1
     assert 'a worker died' in text and 'goes on from the last save' in text
     assert 'Traceback' not in text
