@@ -103,9 +103,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_line(folder, tmp_path):
         ['ps', '-o', 'pid=', '--ppid', str(running.pid)], capture_output=True, text=True
     ).stdout.split()
     try:
-        os.kill(
-            int(children[-1]), signal.SIGKILL
-        )  # the others are the tracker and the first worker
+        os.kill(int(children[-1]), signal.SIGKILL)  # behind the tracker and the first one
         text = running.communicate(timeout=120)[1].decode()
     finally:
         running.kill()
