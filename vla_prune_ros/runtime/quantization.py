@@ -138,7 +138,7 @@ def check_kind(kind: str, device: torch.device, dtype: torch.dtype) -> None:
     if kind == 'fp8' and device.type == 'cuda':
         if torch.cuda.get_device_capability(device) < (8, 9):
             raise ValueError(
-                'quantization fp8 needs compute capability 8.9 or higher on a GPU; use int8 or none'
+                'quantization fp8 needs compute capability 8.9 or higher on a GPU; use int8'
             )
         if dtype != torch.bfloat16:
             raise ValueError('quantization fp8 needs dtype bfloat16 on a GPU')
