@@ -155,11 +155,10 @@ class Workspace(Space):
         return most + self._full(layout) - layout.n_visual
 
     def room_for(self, ids: range, layout: TokenLayout) -> int:
-        """See `Space.room_for`; follows from the class of the prompt, not from its length."""
-        full = self._full(layout)
-        if ids == layout.visual:
-            return layout.n_visual
-        return full - layout.n_visual if len(ids) <= full - layout.n_visual else full
+        """See `Space.room_for`; what holds tokens of the prompt grows with its class."""
+        text = layout.text
+        grows = ids.start < text.stop and ids.stop > text.start
+        return len(ids) + (self._full(layout) - layout.length if grows else 0)
 
     def ask(self, requests: Mapping[int, ScoreRequest], layout: TokenLayout) -> dict[int, Wanted]:
         """See `Space.ask`."""
