@@ -80,3 +80,11 @@ def test_the_module_needs_no_torch():
     code = 'import sys, vla_prune_ros.command_line; print("torch" in sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout == 'False\n'
+
+
+def test_a_crash_in_native_code_says_where_it_was():
+    code = 'import ctypes; from vla_prune_ros.__main__ import main; main(["--help"])\n'
+    code += 'def where():\n    ctypes.string_at(0)\nwhere()'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode < 0
+    assert 'Segmentation fault' in done.stderr and 'in where' in done.stderr

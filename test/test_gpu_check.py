@@ -161,7 +161,10 @@ def bare(tmp_path):
     (folder / 'sitecustomize.py').write_text(
         'from importlib.machinery import PathFinder\n'
         'find = PathFinder.find_spec\n'
-        f'PathFinder.find_spec = lambda name, *a: None if name in {MISSING} else find(name, *a)\n'
+        'class Find:\n'  # no function: pytest keeps it as an attribute of a class
+        '    def __call__(self, name, *more):\n'
+        f'        return None if name in {MISSING} else find(name, *more)\n'
+        'PathFinder.find_spec = Find()\n'
     )
     # Plugins of pytest load by themselves where they are installed; a bare machine has none.
     return {

@@ -6,17 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_checkpoint, tiny_model
+from tiny import tiny_model
 
 from vla_prune_ros.runtime.quantization import (
     SmallLinear,
-    converter,
     quantised,
     quantised_to_4_bits,
     quantize,
 )
-from vla_prune_ros.vla import OpenVLAOFT
-from vla_prune_ros.vla.checkpoint import load_weights
 from vla_prune_ros.vla.operations import wide_weight
 
 
@@ -58,30 +55,3 @@ def test_every_product_of_the_decoder_is_in_4_bits():
     for each in small:  # 4 bits of each number and 16 of each group
         held = 8 * (each.weight.numel() + 2 * each.scales.numel())
         assert held == (4 + 16 / 128) * each.out_features * 128 * each.scales.shape[1]
-
-
-@pytest.mark.parametrize('kind', ['int8', 'int4'])
-def test_a_checkpoint_is_converted_while_it_comes_in(kind, tmp_path):
-    directory = tiny_checkpoint(tmp_path)
-    whole = OpenVLAOFT.from_pretrained(directory)
-    one = sum(m.weight.numel() for m in whole.decoder.layers[0].modules() if is_wide(m))
-    quantize(whole, kind)
-    convert, wide = converter(kind, whole.device, whole.dtype), []
-    with torch.device('meta'):
-        model = OpenVLAOFT(whole.config)
-
-    def loaded(layer):
-        there = [m for m in model.decoder.layers.modules() if is_wide(m)]
-        wide.append(sum(m.weight.numel() for m in there))
-        convert(layer)
-
-    load_weights(model, directory, torch.float32, 'cpu', loaded)
-    assert wide == [one] * len(model.decoder.layers)  # never more than one of them
-    for own, other in zip(model.eval().parameters(), whole.parameters(), strict=True):
-        assert torch.equal(own, other)
-    for own, other in zip(model.buffers(), whole.buffers(), strict=True):
-        assert torch.equal(own, other)
-
-
-def is_wide(module):
-    return isinstance(module, torch.nn.Linear) and not module.weight.is_meta

@@ -15,9 +15,13 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
+import rclpy
 from bridge_peer import STEPS, Robot, bridge, some_actions
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
 from peer import PERIOD
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
 
 from vla_prune_ros.ros import messages as m
 from vla_prune_ros.ros.images import decode_rgb
@@ -37,6 +41,25 @@ def watcher(ros, namespace):
     watcher = Robot(namespace, answers=False)
     yield watcher
     watcher.close()
+
+
+def test_it_waits_until_the_announced_recorder_hears_everything(start, namespace, robot):
+    """Where a picture was taken belongs into a bag, too, and its topic comes last."""
+    kinds = {'joint_states': JointState, 'ee_pose': PoseStamped}
+    kinds |= dict.fromkeys(('executed_actions', 'action_chunk'), JointTrajectory)
+    kinds |= {f'{camera}/image_raw': Image for camera in ('agentview', 'wrist')}
+    recorder = rclpy.create_node('recorder', namespace=namespace)
+    for topic, kind in kinds.items():
+        recorder.create_subscription(kind, topic, lambda _: None, m.RELIABLE)
+    process = start('sim_bridge', *bridge(namespace, episodes=1, recorder='recorder'))
+    topics = [f'{namespace}/{camera}/camera_info' for camera in ('agentview', 'wrist')]
+    process.wait_for_log(f'waiting for recorder to hear {topics[0]}, {topics[1]}')
+    robot.spin(1.5)
+    assert not robot.requests
+    for topic in topics:
+        recorder.create_subscription(CameraInfo, topic, lambda _: None, m.RELIABLE)
+    robot.answer(0, some_actions(0))
+    recorder.destroy_node()
 
 
 def test_lockstep_executes_exactly_the_chunks_and_time_waits_for_them(start, namespace, robot):

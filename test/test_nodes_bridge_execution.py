@@ -245,13 +245,14 @@ def test_a_policy_that_is_killed_and_started_again_goes_on_with_the_episode(
     assert watcher.wait_for(lambda: len(watcher.requests) > 2, 60.0), policy.log + simulation.log
     os.killpg(policy.popen.pid, signal.SIGKILL)
     policy.popen.wait()
-    answered = len(watcher.chunks)
     policy = start(*command)
+    again = lambda: int(watcher.episodes[-1]['resent']) >= 1  # noqa: E731
+    assert watcher.wait_for(again, 60.0), policy.log + simulation.log
+    answered = len(watcher.chunks)  # by now the watcher has those of the killed one behind it
     more = lambda: len(watcher.chunks) > answered + 2  # noqa: E731
     assert watcher.wait_for(more, 60.0), policy.log + simulation.log
     running = watcher.episodes[-1]
     assert (running['episode'], running['state']) == ('1', 'running')
-    assert int(running['resent']) >= 1
     if mode == 'realtime':
         assert int(running['starved']) >= 1
         assert 'holds still' in simulation.log

@@ -90,6 +90,9 @@ class StandIn:
             raise ValueError('told to fail')
         return SimpleNamespace(actions=np.zeros((8, 7)), timing={'total': 1.0})
 
+    def catch_up(self) -> bool:
+        return False
+
     def requery_after(self, actions: np.ndarray) -> int:
         return 0
 

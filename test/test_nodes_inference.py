@@ -187,3 +187,24 @@ def test_a_reset_between_two_lines_of_the_thread_comes_before_the_next_inference
     node.inference._keep_up = keep_up
     node.inference.serve()
     assert len(node.answers) == 1 and not node.policy.history
+
+
+def test_recordings_are_caught_up_with_one_by_one_when_nobody_waits():
+    node = Stepped()
+    left, recorded = [3], []
+
+    def catch_up() -> bool:
+        assert node.talk.next() is None, 'a request waits'
+        recorded.append(len(node.answers))
+        left[0] -= 1
+        return left[0] >= 0
+
+    node.policy.catch_up, node.policy.wants_frames = catch_up, False
+    for asked in (1, 2):
+        node.talk.add_executed(node.see(), NOTHING)
+        assert node.inference.serve() and len(node.answers) == asked  # the answer comes first
+        assert recorded == [1] * (asked - 1)
+        assert node.inference.serve()  # and one recording
+    assert recorded == [1, 2]
+    assert node.inference.serve() and not node.inference.serve()
+    assert recorded == [1, 2, 2, 2]

@@ -37,9 +37,11 @@ def test_the_stages_add_up_to_what_the_node_adds():
 def test_the_verb_measures_both_ways_in_one_run(checkpoint, tmp_path):
     command = [sys.executable, '-m', 'vla_prune_ros', 'overhead', '--ticks', '20', '--size', '64']
     command += ['--checkpoint', str(checkpoint), '--out', str(tmp_path)]
+    command += ['--mode', 'fastv', '--audit', '--rate', '5']
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / 'overhead.json').read_text())
     assert result['ms'].keys() == ROWS.keys()
+    assert result['audits'] > 0
     assert result['within_budget'] is (result['ms']['added']['p95'] <= result['budget_ms'])
     assert (tmp_path / 'overhead.md').read_text().startswith('# What the policy node adds')

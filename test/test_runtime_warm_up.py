@@ -165,15 +165,21 @@ def test_classes_of_prompts_cover_every_length(views):
     with torch.inference_mode():
         space = GraphEngine(model).workspace(views, 12)
     assert space.prompt_capacity >= PROMPT
-    for shortest in (1, 12, 40, space.prompt_capacity):
+    for shortest in (2, 12, 40, space.prompt_capacity):
         classes = space.prompt_classes(shortest)
         assert classes[-1] == space.prompt_capacity
         for length in range(shortest, space.prompt_capacity + 1):
             longest = min(n for n in classes if n >= length)
             here, there = space.layout(length), space.layout(longest)
             assert space._full(here) == space._full(there)
-            for rows in ('text', 'placeholders', 'visual'):
-                assert space.room_for(getattr(here, rows), here) == space.room_for(
-                    getattr(there, rows), there
-                )
+            for rows in (
+                lambda layout: layout.text,
+                lambda layout: layout.visual,
+                lambda layout: layout.placeholders,
+                lambda layout: range(layout.eos, layout.length),
+                lambda layout: range(layout.proprio, layout.eos),
+                lambda layout: range(layout.length),
+            ):
+                room = space.room_for(rows(here), here)
+                assert len(rows(here)) <= room == space.room_for(rows(there), there)
     assert len(space.prompt_classes(12)) <= 1 + PROMPT // TEXT_STEP

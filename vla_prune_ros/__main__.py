@@ -8,6 +8,7 @@ is one line in `VERBS` and, for `ros2 run`, one link in scripts/.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import signal
@@ -61,6 +62,8 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; its exit code is returned, 2 for an unknown verb."""
+    if not faulthandler.is_enabled():  # a crash in native code says where every thread was
+        faulthandler.enable(sys.__stderr__)
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help'):
         print(usage())

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     result = {'machine': machine, 'traces': traced(args, machine), 'episodes': None}
     if args.measure:
         write_json(args.out / JSON, result)
-    if not args.measure:
+    else:
         cells = finished(args)
         result['episodes'] = {
             'command': command_line(argv, 'deadline'),

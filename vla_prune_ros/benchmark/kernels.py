@@ -238,7 +238,8 @@ def elementwise(config: OpenVLAConfig, device: torch.device) -> Iterator[Row]:
         yield 'sum, norm, 8 bits', lambda: _values(ops.add_norm(x, delta.clone(), norm, small)[1])
         yield 'swiglu, 8 bits', lambda: _values(ops.swiglu(packed.clone(), small))
         yield 'the best of 3 x 2 views', lambda: ops.mark_best(scores, [24, 24])
-        yield 'compaction', lambda: ops.compact(keep, x[0], ids, rows // 2, rows)[0]
+        left, count = torch.zeros_like(ids[: rows // 2]), torch.zeros_like(live)
+        yield 'compaction', lambda: ops.compact(keep, x[0], ids, left, count, rows)
         yield 'attention to a count', lambda: ops.attention(*parts, bias, live)[:, : rows - 9]
         yield 'layer norm', lambda: ops.add_layer_norm(picture, None, None, layer_norm)[1]
         yield 'product and gelu', lambda: ops.linear_gelu(picture, inward)

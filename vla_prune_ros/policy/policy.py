@@ -26,8 +26,9 @@ from vla_prune_ros.pruning import History, PruningMethod, Tick, make_selector
 from vla_prune_ros.pruning.resets import outdated
 from vla_prune_ros.runtime.engine import make_engine
 from vla_prune_ros.runtime.images import make_images
+from vla_prune_ros.runtime.loading import taker
 from vla_prune_ros.runtime.pinned import Receiver
-from vla_prune_ros.runtime.quantization import converter, quantize
+from vla_prune_ros.runtime.quantization import quantize
 from vla_prune_ros.runtime.timers import StageTimer
 from vla_prune_ros.vla import OpenVLAOFT
 from vla_prune_ros.vla.checkpoint import weights_digest
@@ -111,6 +112,7 @@ class VLAPolicy(Aside):
         dtype: torch.dtype | str = torch.float32,
         unnorm_key: str | None = None,
         variant: str = '',
+        quantization: str = 'none',
         **settings: Any,
     ) -> VLAPolicy:
         """Load a checkpoint directory with its tokenizer.
@@ -122,6 +124,7 @@ class VLAPolicy(Aside):
             dtype: of the weights, as torch.dtype or by name ('float32', 'bfloat16').
             unnorm_key: statistics to use; may be left out when there is one set.
             variant: what the files do not say of the checkpoint, see `vla.variant.declared`.
+            quantization: see `quantize`; weights are converted while they are read.
             settings: further arguments of `VLAPolicy`, options of the mode included.
 
         Raises:
@@ -133,10 +136,10 @@ class VLAPolicy(Aside):
             if not isinstance(named, torch.dtype) or not named.is_floating_point:
                 raise ValueError(f'unknown dtype {dtype!r}; use float32, bfloat16 or float16')
             dtype = named
-        # While they come in: never are all weights there in the type of the files.
-        convert = converter(settings.get('quantization', 'none'), torch.device(device), dtype)
-        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant, convert)
+        take = taker(quantization, dtype, device)
+        model = OpenVLAOFT.from_pretrained(directory, dtype, device, variant, take)
         processor = Processor.from_directory(directory, model.config, unnorm_key)
+        settings |= {'quantization': quantization}
         return cls(model, processor, pruning, checkpoint=directory, **settings)
 
     def step(self, observation: Observation) -> ActionChunk:

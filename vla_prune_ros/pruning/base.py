@@ -96,6 +96,7 @@ BUDGET = Option(
     'share of the visual tokens that the last layer computes; 0: as the other options say',
     0.0, 1.0,
 )  # fmt: skip
+KEEP = Option('keep', float, 0.25, 'share of all patches kept, if budget is 0', 0.0, 1.0)
 
 
 class PruningMethod:
@@ -179,6 +180,12 @@ class PruningMethod:
         """Most visual tokens that the last layer may compute; all if no budget is in force."""
         n = layout.n_visual
         return budget_tokens(self.budget, n) if self.budget else n
+
+    def share_kept(self, layout: TokenLayout) -> int:
+        """Patches of all cameras that a mode with the option `KEEP` computes."""
+        if self.budget:
+            return self.most_tokens(layout)
+        return max(1, round(self.opt.keep * layout.n_visual))
 
     def sizes(self, layout: TokenLayout) -> list[dict[int, int]]:
         """Every `PassPlan.most` that occurs without a budget; [] for a mode without."""

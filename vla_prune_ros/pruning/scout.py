@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.base import BUDGET, KEEP, Option, PruningMethod, Tick
 from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import scale_layers, whole_numbers
 from vla_prune_ros.vla.config import OpenVLAConfig
@@ -63,7 +63,7 @@ class Scout(PruningMethod):
     options = (
         BUDGET,
         *RESETS,
-        Option('keep', float, 0.25, 'share of all patches kept, if budget is 0', 0.0, 1.0),
+        KEEP,
         Option('explore', float, 0.25, 'share of the kept patches that patrol', 0.0, 1.0),
         Option('follow', bool, True, 'scores move with what moves; else they stay in place'),
         Option(
@@ -110,7 +110,7 @@ class Scout(PruningMethod):
         visual = embeddings[layout.visual.start : layout.visual.stop].float()
         self._looks = F.normalize(visual, dim=-1).view(layout.n_views, layout.patches_per_view, -1)
         self._chosen = None
-        keep = self.kept_tokens(layout)
+        keep = self.share_kept(layout)
         gripped = memory is not None and self._gripped(memory)
         dense = memory is None or keep == layout.n_visual or (opt.dense_on_grip and gripped)
         if memory is not None and opt.follow:
@@ -129,12 +129,6 @@ class Scout(PruningMethod):
             repeats=True,
             blind=True,
         )
-
-    def kept_tokens(self, layout: TokenLayout) -> int:
-        """Patches of all cameras that a query computes."""
-        if self.budget:
-            return self.most_tokens(layout)
-        return max(1, round(self.opt.keep * layout.n_visual))
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Return the chosen patches and everything protected."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.base import BUDGET, KEEP, Option, PruningMethod, Tick
 from vla_prune_ros.pruning.budget import camera_quotas
 from vla_prune_ros.pruning.resets import RESETS
 from vla_prune_ros.pruning.scaling import scaled_layer
@@ -47,7 +47,7 @@ class VLAPruner(PruningMethod):
     options = (
         BUDGET,
         *RESETS,
-        Option('keep', float, 0.25, 'share of all patches kept, if budget is 0', 0.0, 1.0),
+        KEEP,
         Option('full_layers', int, 3, 'layers before the cut, out of 32, at least 1', 1, 31),
         Option('window', int, 3, 'queries whose action attention is remembered', 1, 100),
         Option('decay', float, 0.8, 'weight of a remembered query against the one after it',
@@ -97,7 +97,7 @@ class VLAPruner(PruningMethod):
         visual = embeddings[layout.visual.start : layout.visual.stop].float()
         self._pass = F.normalize(visual, dim=-1), memory
         dense = len(memory.maps) < self.dense_queries
-        dense = dense or self.kept_tokens(layout) == layout.n_visual
+        dense = dense or self.share_kept(layout) == layout.n_visual
         rows = {'live': range(layout.proprio, layout.eos), 'all': range(layout.length)}
         self._requests = {self.action_layer: ScoreRequest(layout.placeholders, layout.visual)}
         if not dense and self.opt.use_semantic:  # its rows hold the action slots, too
@@ -106,17 +106,11 @@ class VLAPruner(PruningMethod):
         points = frozenset() if dense else frozenset({self.full_layers})
         return PassPlan(points, dict(self._requests), repeats=True)
 
-    def kept_tokens(self, layout: TokenLayout) -> int:
-        """Patches of all cameras that stay."""
-        if self.budget:
-            return self.most_tokens(layout)
-        return max(1, round(self.opt.keep * layout.n_visual))
-
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Return the chosen patches and everything protected."""
         looks, memory = self._pass
         layout, opt = tokens.layout, self.opt
-        keep, shape = self.kept_tokens(layout), (layout.n_views, layout.patches_per_view)
+        keep, shape = self.share_kept(layout), (layout.n_views, layout.patches_per_view)
         floors = camera_quotas(keep, *shape)
         if opt.joint:
             floors = [min(quota, int(opt.floor_share * keep)) for quota in floors]

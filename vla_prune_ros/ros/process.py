@@ -11,12 +11,10 @@ may be gone: a process that hangs on its way down says where, and ends itself.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from io import UnsupportedOperation
@@ -27,7 +25,7 @@ from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from vla_prune_ros.ros.children import slowness
+from vla_prune_ros.ros.children import end_within
 from vla_prune_ros.ros.parameters import ParameterError, check_file, files_of
 
 POLL = 0.1  # s, how often a spinning node looks for a signal
@@ -67,7 +65,7 @@ def make_executor(context: Context | None = None) -> Executor:
         return SingleThreadedExecutor(context=context)
 
 
-def end_on_signal(stop: threading.Event, name: str) -> None:
+def end_on_signal(stop: threading.Event) -> None:
     """Let SIGINT and SIGTERM set `stop`; the process ends with 1 if it is still there after `END`.
 
     A thread looks at the signals, as Python's own handlers run in the main thread only, and that
@@ -82,10 +80,7 @@ def end_on_signal(stop: threading.Event, name: str) -> None:
     def watch() -> None:
         os.read(read_end, 1)
         stop.set()
-        time.sleep(END * slowness())
-        print(f'{name}: still here {END:.0f} s after a signal; every thread:', file=sys.stderr)
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(1)
+        end_within(END)
 
     threading.Thread(target=watch, name='end_on_signal', daemon=True).start()
 
@@ -104,7 +99,7 @@ def run_node(
     """
     arguments = ros_arguments(argv, name, description)
     stop = threading.Event()
-    end_on_signal(stop, name)
+    end_on_signal(stop)
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:

@@ -8,7 +8,6 @@ A scale per row of states, at run time, and one per row of a weight; in 4 bits o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -116,75 +115,66 @@ class SmallLinear(nn.Module):
         """Product of states [..., in], which may be quantised already; [..., out]."""
         if isinstance(x, Tensor):
             x = quantised(x, self.states)
-        if self.kind == 'fp8':
+        if self.kind != 'fp8':
+            out = self.ops.linear_small(x.values, x.scales, self.weight, self.scales, x.dtype)
+        elif x.values.is_cuda:
             out = torch._scaled_mm(
                 x.values, self.weight.t(), x.scales, self.scales.t(), out_dtype=x.dtype
             )
-        else:
-            out = self.ops.linear_small(x.values, x.scales, self.weight, self.scales, x.dtype)
+        else:  # the same numbers, for checks: in float32 their products are exact
+            out = x.values.float() @ self.weight.float().t()
+            out = out.mul_(x.scales).mul_(self.scales.t()).to(x.dtype)
         return out.view(*x.shape[:-1], -1)
+
+
+def check_kind(kind: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Whether a model on a device, in a type, can have such weights; see `quantize`.
+
+    Raises:
+        ValueError: unknown kind, or the device cannot do it.
+    """
+    if kind not in QUANTIZATIONS:
+        raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
+    if kind == 'fp8' and device.type == 'cuda':
+        if torch.cuda.get_device_capability(device) < (8, 9):
+            raise ValueError(
+                'quantization fp8 needs compute capability 8.9 or higher on a GPU; use int8'
+            )
+        if dtype != torch.bfloat16:
+            raise ValueError('quantization fp8 needs dtype bfloat16 on a GPU')
 
 
 def quantize(model: OpenVLAOFT, kind: str) -> None:
     """Replace the weights of the decoder layers, in place. Towers, projectors and head stay.
 
-    A layer at a time, so that no more than one layer is there twice.
+    A layer at a time, so that no more than one layer is there twice; what was loaded so already
+    (see `loading`) stays as it is.
 
     Args:
         model: in its final place and type; afterwards it cannot be saved or trained.
         kind: none; int8: weights and activations in 8 bit integers, the latter by row at run time;
-            fp8: the same in float8 e4m3, on GPUs from compute capability 8.9 on; int4: weights in
-            4 bit integers by groups, activations as with int8.
+            fp8: the same in float8 e4m3, on GPUs from compute capability 8.9 on, on a CPU for
+            checks; int4: weights in 4 bit integers by groups, activations as with int8.
 
     Raises:
         ValueError: unknown kind, or the device cannot do it.
     """
-    convert = converter(kind, model.device, model.dtype)
-    if convert is not None:
-        for layer in model.decoder.layers:
-            convert(layer)
-
-
-def converter(
-    kind: str, device: torch.device, dtype: torch.dtype
-) -> Callable[[nn.Module], None] | None:
-    """What replaces the weights of one decoder layer; None where they stay.
-
-    Args:
-        kind: see `quantize`.
-        device: where the layer is.
-        dtype: of its weights.
-
-    Raises:
-        ValueError: see `quantize`.
-    """
-    if kind not in QUANTIZATIONS:
-        raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
+    check_kind(kind, model.device, model.dtype)
     if kind == 'none':
-        return None
-    if kind == 'fp8':
-        if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 9):
-            raise ValueError(
-                f'quantization fp8 needs a GPU of compute capability 8.9 or higher, not {device}; '
-                'use int8 or none'
-            )
-        if dtype != torch.bfloat16:
-            raise ValueError('quantization fp8 needs dtype bfloat16')
-
-    def convert(layer: nn.Module) -> None:
+        return
+    device = model.device
+    for layer in model.decoder.layers:
         if not layer.packed:
             layer.pack()
         for block in (layer.self_attn, layer.mlp):
             for name, linear in [*block.named_children()]:
-                if type(linear) is nn.Linear and _fits(linear, kind, device):
+                if type(linear) is nn.Linear and fits(linear, kind, device):
                     setattr(block, name, SmallLinear(linear, kind))
         if device.type == 'cuda':
             torch.cuda.empty_cache()  # the wide weights, which nothing else fits into
 
-    return convert
 
-
-def _fits(linear: nn.Linear, kind: str, device: torch.device) -> bool:
+def fits(linear: nn.Linear, kind: str, device: torch.device) -> bool:
     """Whether the libraries multiply such sizes; others stay wide."""
     unit = 16 if kind == 'fp8' else 8 if kind == 'int8' and device.type == 'cuda' else 1
     return linear.in_features % unit == linear.out_features % unit == 0

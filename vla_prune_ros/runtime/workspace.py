@@ -24,6 +24,7 @@ from vla_prune_ros.pruning.budget import bucket_step
 from vla_prune_ros.runtime.pinned import Sender
 from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.model import OFTNetwork
+from vla_prune_ros.vla.operations import in_use
 from vla_prune_ros.vla.processor import PixelScale
 from vla_prune_ros.vla.selection import ScoreRequest, SlotCache, TokenLayout
 from vla_prune_ros.vla.side_product import Ids
@@ -76,6 +77,7 @@ class Workspace(Space):
         )
         self.everything = everything
         self.cuts = {0: Live(everything, everything, self._count())}
+        self._stay: dict[int, Tensor] = {}  # cut -> which rows of its source
         self.static = {0: sequence}  # places that recordings read and write
         ranges = 2 * config.llama.n_layers  # of queries and of keys
         self._ranges = torch.zeros(ranges, 3, dtype=torch.long, device=device)
@@ -130,16 +132,21 @@ class Workspace(Space):
         self._text = key
 
     def cut(self, number: int, at: Tensor, ids: Tensor, count: int) -> None:
-        """See `Space.cut`; behind the live rows comes filling."""
+        """See `Space.cut`; here they are only marked, see `rows`."""
         if number not in self.cuts:
-            own = torch.zeros_like(self.everything), torch.zeros_like(self.everything)
-            self.cuts[number] = Live(*own, self._count())
-        own, live = self.cuts[number], len(ids)
-        own.count.fill_(live)
-        own.at[:live].copy_(at)
-        own.ids[:live].copy_(ids)
-        own.at[live:count].zero_()  # any row; finite
-        own.ids[live:count].fill_(self.capacity)
+            self.cuts[number] = Live(at, torch.zeros_like(self.everything), self._count())
+            self._stay[number] = torch.zeros_like(self.everything, dtype=torch.bool)
+        self._stay[number].zero_().index_fill_(0, at, True)
+
+    def rows(self, rows: Rows) -> Tensor:
+        """See `Space.rows`; what a cut left moves to the front, behind it comes filling."""
+        if not rows.picked:
+            return super().rows(rows)
+        source, own = self.states[rows.source][0], self.cuts[rows.cut]
+        stay, ids = (t[: len(source)] for t in (self._stay[rows.cut], self.cuts[rows.cut - 1].ids))
+        assert own.count is not None
+        compact = in_use(source.device).compact
+        return compact(stay, source, ids, own.ids[: rows.count], own.count, self.capacity)[None]
 
     def room(self, live: int, layout: TokenLayout, most: int, exact: bool) -> int:
         """See `Space.room`."""
@@ -148,11 +155,10 @@ class Workspace(Space):
         return most + self._full(layout) - layout.n_visual
 
     def room_for(self, ids: range, layout: TokenLayout) -> int:
-        """See `Space.room_for`; follows from the class of the prompt, not from its length."""
-        full = self._full(layout)
-        if ids == layout.visual:
-            return layout.n_visual
-        return full - layout.n_visual if len(ids) <= full - layout.n_visual else full
+        """See `Space.room_for`; what holds tokens of the prompt grows with its class."""
+        text = layout.text
+        grows = ids.start < text.stop and ids.stop > text.start
+        return len(ids) + (self._full(layout) - layout.length if grows else 0)
 
     def ask(self, requests: Mapping[int, ScoreRequest], layout: TokenLayout) -> dict[int, Wanted]:
         """See `Space.ask`."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from vla_prune_ros.datasets.tabletop import VIEWS
 from vla_prune_ros.sim.base import SimObservation, to_env_action, to_policy_gripper
 from vla_prune_ros.sim.tabletop import TabletopRobot
 from vla_prune_ros.sim.tabletop.expert import expert_action
@@ -25,7 +26,6 @@ from vla_prune_ros.sim.tabletop.tasks import COLOURS, TASKS, TabletopTask
 from vla_prune_ros.vla.pictures import jpeg_round_trip, resize
 
 CHUNK = 8
-VIEWS = ('agentview', 'wrist')
 _SLIP_RATE = 0.012  # per step; a slip commands the wrong gripper state for a few steps
 
 

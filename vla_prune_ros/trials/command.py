@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import json
 import signal
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_prune_ros.command_line import exit_code_of, verb_parser
-from vla_prune_ros.ros.children import slowness
+from vla_prune_ros.ros.children import end_within
 
 END = 60.0  # s from a signal to the end of the process on an idle machine, at most
 # Both families of the tabletop suite and all four colours come first.
@@ -82,7 +81,7 @@ def _interrupt_on(*numbers: int) -> None:
         for n in heard:
             signal.signal(n, signal.SIG_IGN)
         # The exception may come where it is swallowed, or inside a lock that the teardown needs.
-        faulthandler.dump_traceback_later(END * slowness(), exit=True)
+        end_within(END)
         raise KeyboardInterrupt
 
     # What was ignored from the start, as by nohup, stays ignored.

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--warm-up', type=int, default=20, help='more, left out (default: 20)')
     p.add_argument('--rate', type=float, default=20.0, help='observations per second at most')
     p.add_argument('--mode', default='none', help='pruning mode (default: none)')
+    p.add_argument('--audit', action='store_true', help='with the self-audit in idle time')
     p.add_argument('--require', action='store_true', help=f'exit code 1 above {BUDGET:g} ms p95')
     return p
 
@@ -77,9 +78,13 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Start the node, measure by turns, write the tables."""
     isolate(args.domain_id)
     from vla_prune_ros.ros.client import Client
-    from vla_prune_ros.trials.driver import Driver, policy_parameters
+    from vla_prune_ros.trials.driver import Driver, policy_parameters, scenes
 
-    more = (f'pruning.mode:={args.mode}', f'default_instruction:={INSTRUCTION}')
+    more = (
+        f'pruning.mode:={args.mode}',
+        f'default_instruction:={INSTRUCTION}',
+        f'audit.enabled:={str(args.audit).lower()}',
+    )
     with Children(args.out) as children:
         children.start_node('policy_node', policy_parameters(args, *more))
         with Client('vla_driver', children, args.patience, quick=True) as client:
@@ -87,9 +92,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             driver.wait_until_connected()
             ticks = measure(args, driver)
             info = driver.policy.info.latest
+            audits = int(driver.ask(scenes(1, args.size)[0]).stats.get('audit.count', 0))
         good = command.ended_well('overhead', children.stop())
     summary = summarise(ticks[args.warm_up :])
-    write(args, argv, summary, info)
+    write(args, argv, summary, info, audits)
     missed = args.require and summary['added']['p95'] > BUDGET
     return 0 if good and not missed else 1
 
@@ -176,7 +182,11 @@ def table(summary: dict[str, dict[str, float]]) -> str:
 
 
 def write(
-    args: argparse.Namespace, argv: Sequence[str], summary: dict[str, Any], info: dict[str, str]
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    summary: dict[str, Any],
+    info: dict[str, str],
+    audits: int,
 ) -> None:
     """Print the table and write both files."""
     from vla_prune_ros.command_line import command_line, environment
@@ -194,15 +204,17 @@ def write(
         'cores': len(os.sched_getaffinity(0)),
         'policy': {k: v for k, v in info.items() if k != 'checkpoint'},  # the hash tells
         'ticks': args.ticks,
+        'audits': audits,
         'budget_ms': BUDGET,
         'within_budget': within,
         'ms': summary,
     }
+    audited = f' Chunks audited in between: {audits}.' if args.audit else ''
     page = [
         '# What the policy node adds to a direct call',
         f'`{words}`, {args.ticks} observations of two {args.size} x {args.size} pictures, '
         f'mode {args.mode}, {args.threads} thread(s) per model, by turns over DDS and direct. '
-        f'Hardware: {info.get("hardware", "")}. {args.note}'.rstrip(),
+        f'Hardware: {info.get("hardware", "")}.{audited} {args.note}'.rstrip(),
         table(summary),
         verdict,
     ]

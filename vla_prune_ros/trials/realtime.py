@@ -17,8 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from vla_prune_ros.evaluation.statistics import percentiles
 from vla_prune_ros.ros.children import Children, family_seconds, isolate
 from vla_prune_ros.trials import command, demo
 
@@ -191,16 +190,11 @@ def simulation_budget(backend: str, steps: int = 60) -> dict[str, Any]:
         return {
             'period_ms': 1e3 / robot.control_hz,
             'cameras': len(robot.cameras),
-            'physics_ms': percentiles(physics),
-            'pictures_ms': percentiles(pictures),
+            'physics_ms': percentiles(physics, (50, 95)),
+            'pictures_ms': percentiles(pictures, (50, 95)),
         }
     finally:
         robot.close()
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and p95."""
-    return dict(zip(('p50', 'p95'), np.percentile(values, (50, 95)).tolist(), strict=True))
 
 
 def mode_row(mode: str, episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -219,7 +213,7 @@ def mode_row(mode: str, episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         'late': late,
         'starved': sum(e['starved'] for e in episodes),
         'queries': sum(e['queries'] for e in episodes),
-        'inference_ms': percentiles(latencies),
+        'inference_ms': percentiles(latencies, (50, 95)),
         'cores': {
             name: sum(e['cores'].get(name, 0.0) for e in episodes) / len(episodes)
             for name in episodes[0]['cores']

@@ -112,12 +112,15 @@ def _is_inside(name: str, stored: Mapping[str, StoredTensor]) -> bool:
     return any(key.startswith(f'{name}.') for key in stored)
 
 
+Taker = Callable[[nn.Module, str, Tensor], bool]
+
+
 def load_weights(
     model: OFTNetwork,
     directory: str | Path,
     dtype: torch.dtype,
     device: torch.device | str,
-    loaded: Callable[[nn.Module], None] | None = None,
+    take: Taker | None = None,
 ) -> None:
     """Fill a model that was built on the meta device, one tensor at a time.
 
@@ -128,16 +131,13 @@ def load_weights(
         directory: checkpoint directory; never written to.
         dtype: floating-point type of the loaded parameters.
         device: where they go. Unused tensors stay on the CPU in the dtype of the file.
-        loaded: called with each layer of the decoder when it is complete; may change it.
+        take: called with the model, the name of a parameter and the tensor of the file, which is
+            valid within the call; says True if it put the tensor where it belongs by itself.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a tensor or file is not what it must be; the message names it.
     """
-    missing = {
-        f'decoder.layers.{i}': len([*layer.parameters()])
-        for i, layer in enumerate(model.decoder.layers)
-    }
     directory, config = Path(directory), model.config
     stored = stored_tensors(directory)
     for problem in problems_of(model, directory, stored):
@@ -177,11 +177,8 @@ def load_weights(
                     model.unused[key] = tensor.clone()
                 else:
                     name = _internal(key, config)
-                    _assign(model, name, tensor, dtype, device)
-                    layer = '.'.join(name.split('.')[:3])
-                    missing[layer] = missing.get(layer, 0) - 1
-                    if loaded is not None and missing[layer] == 0:
-                        loaded(model.get_submodule(layer))
+                    if take is None or not take(model, name, tensor):
+                        _assign(model, name, tensor, dtype, device)
                 del tensor
 
 

@@ -179,7 +179,9 @@ class DecoderLayer(nn.Module):
     def pack(self) -> None:
         """See `Decoder.pack`."""
         for block in (self.self_attn, self.mlp):
-            weight = torch.cat([linear.weight for linear in block.inward])
+            weight = as_one_matrix(block.inward)
+            if weight is None:
+                weight = torch.cat([linear.weight for linear in block.inward])
             with torch.device('meta'):
                 block.packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
             block.packed.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,10 +1,14 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""One matrix product for several layers that share their input, without new parameters."""
+"""One matrix product for several layers that share their input, without new parameters.
+
+Layers that share their input are named by the `GROUP` of the block that they are in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,43 @@ def lay_side_by_side(linears: Sequence[nn.Linear]) -> None:
     parts = whole.split([linear.out_features for linear in linears])
     for linear, part in zip(linears, parts, strict=True):
         linear.weight = nn.Parameter(part, requires_grad=linear.weight.requires_grad)
+
+
+class SideBySide:
+    """Lays weights side by side while a checkpoint is loaded, so that they are never there twice.
+
+    One of the takers of `checkpoint.load_weights`; the result is that of `Decoder.fuse`.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        self._dtype, self._device = dtype, device
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, name: str, stored: Tensor) -> bool:
+        """Take a weight of a group over; False leaves another tensor to the caller."""
+        found = place_of(model, name)
+        if found is None or found[1] not in getattr(found[0], 'GROUP', ()):
+            return False
+        block, own = found
+        linears = [getattr(block, other) for other in block.GROUP]
+        if linears[0].weight.is_meta:
+            sizes = [linear.out_features for linear in linears]
+            whole = torch.empty(
+                sum(sizes), linears[0].in_features, dtype=self._dtype, device=self._device
+            )
+            for linear, part in zip(linears, whole.split(sizes), strict=True):
+                linear.weight = nn.Parameter(part)
+        getattr(block, own).weight.copy_(stored)
+        return True
+
+
+def place_of(model: nn.Module, name: str) -> tuple[Any, str] | None:
+    """Block and name of the layer whose weight a parameter of a decoder layer is."""
+    parent, _, leaf = name.rpartition('.')
+    if leaf != 'weight' or not name.startswith('decoder.layers.'):
+        return None
+    block, _, own = parent.rpartition('.')
+    return model.get_submodule(block), own
 
 
 def as_one_matrix(linears: Sequence[nn.Linear]) -> Tensor | None:

@@ -77,8 +77,9 @@ class ReadOut(Stage):
 
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """Return actions [B, chunk_len, action_dim] and states [B, n_placeholders, D]."""
+        x = space.rows(self.rows)
         there, _ = space.shown(self.rows.cut, self.rows.count)
-        states = network.read_out(space.rows(self.rows), self.start, there)
+        states = network.read_out(x, self.start, there)
         return [network.action_head(states), states]
 
 

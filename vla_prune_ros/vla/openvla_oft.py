@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from vla_prune_ros.vla.checkpoint import load_weights
+from vla_prune_ros.vla.checkpoint import Taker, load_weights
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.model import OFTNetwork
 
@@ -25,7 +23,7 @@ class OpenVLAOFT(OFTNetwork):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = 'cpu',
         variant: str = '',
-        loaded: Callable[[nn.Module], None] | None = None,
+        take: Taker | None = None,
     ) -> OpenVLAOFT:
         """Load a checkpoint directory in the published layout, strictly and read-only.
 
@@ -34,7 +32,7 @@ class OpenVLAOFT(OFTNetwork):
             dtype: of the weights.
             device: where they go.
             variant: what the files do not say, see `variant.declared`.
-            loaded: called with each layer of the decoder when it is complete; may change it.
+            take: see `load_weights`.
 
         Raises:
             FileNotFoundError: the directory or one of its files is missing.
@@ -43,5 +41,5 @@ class OpenVLAOFT(OFTNetwork):
         config = OpenVLAConfig.from_directory(directory, variant)
         with torch.device('meta'):
             model = cls(config)
-        load_weights(model, directory, dtype, device, loaded)
+        load_weights(model, directory, dtype, device, take)
         return model.eval()

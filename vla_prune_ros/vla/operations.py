@@ -137,26 +137,28 @@ class Operations:
         return marked.flatten(0, -3).any(0) if values.ndim > 2 else marked
 
     def compact(
-        self, keep: Tensor, x: Tensor, ids: Tensor, capacity: int, filling: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, keep: Tensor, x: Tensor, ids: Tensor, out_ids: Tensor, count: Tensor, filling: int
+    ) -> Tensor:
         """Move rows that stay to the front, in their order; no shape depends on how many stay.
 
         Args:
-            keep: bool [n], contiguous; what is beyond the capacity goes.
+            keep: bool [n], contiguous.
             x: states [n, D].
             ids: absolute ids of the rows, int64 [n].
-            capacity: rows of the result, at most n.
-            filling: id of the rows behind those that stay.
+            out_ids: int64 [capacity], takes the ids of those that stay; what is beyond goes.
+            count: int32 [1], takes how many these are.
+            filling: id of the rows behind them.
 
         Returns:
-            x: [capacity, D], zeros behind those that stay.
-            ids: int64 [capacity].
-            count: int32 [1], how many stay.
+            [capacity, D], zeros behind the rows that stay.
         """
-        front = (~keep).to(torch.uint8).argsort(stable=True)[:capacity]
-        count = keep.sum(dtype=torch.int32).clamp_(max=capacity).view(1)
+        capacity = len(out_ids)
+        front = (~keep).to(torch.uint8).argsort(stable=True)
+        front = nn.functional.pad(front, (0, max(0, capacity - len(keep))))[:capacity]
+        count.copy_(keep.sum(dtype=torch.int32).clamp_(max=capacity))
         behind = torch.arange(capacity, device=x.device) >= count
-        return x[front].masked_fill_(behind[:, None], 0), ids[front].where(~behind, filling), count
+        out_ids.copy_(ids[front].masked_fill_(behind, filling))
+        return x[front].masked_fill_(behind[:, None], 0)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None

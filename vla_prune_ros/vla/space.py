@@ -182,7 +182,7 @@ class Space:
         return Ids(every)
 
     def rows(self, rows: Rows) -> Tensor:
-        """States of some rows, [B, count, D]."""
+        """States of some rows, [B, count, D]; only then are `ids` and `shown` about those."""
         source = self.states[rows.source]
         at = self.cuts[rows.cut].at
         return source[:, at[: rows.count]] if rows.picked else source[:, : rows.count]

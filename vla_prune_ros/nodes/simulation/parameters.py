@@ -107,8 +107,8 @@ BRIDGE = (
     ),
     Spec(
         'recorder', '',
-        'interface chunk: name of a node that must hear everything before the first episode '
-        'begins; empty: none',
+        'interface chunk: name of a node that must hear cameras with their camera_info, state, '
+        'executed_actions and action_chunk before the first episode begins; empty: none',
     ),
     Spec('base_frame', 'world', 'frame of ee_pose and of the cameras'),
 )  # fmt: skip

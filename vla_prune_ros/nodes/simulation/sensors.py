@@ -64,15 +64,14 @@ class Sensors:
         return self._joints, self._pose
 
     @property
-    def publishers(self) -> tuple[Publisher, ...]:
-        """Publishers of all that a policy may listen to."""
-        return *self.state, *self._images.values()
+    def recorded(self) -> tuple[Publisher, ...]:
+        """Publishers of all that belongs into a recording."""
+        return *self.state, *self._images.values(), *self._infos.values()
 
     @property
     def all(self) -> tuple[Publisher, ...]:
         """All publishers but that of /tf."""
-        objects = () if self._objects is None else (self._objects,)
-        return *self.publishers, *self._infos.values(), *objects
+        return self.recorded if self._objects is None else (*self.recorded, self._objects)
 
     def publish(self, robot: SimulatedRobot, observation: SimObservation, stamp: int) -> None:
         """Publish everything for one instant."""

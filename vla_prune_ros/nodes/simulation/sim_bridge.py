@@ -128,29 +128,31 @@ class SimBridge(Node):
             self._there_since = 0.0
             self._inform('policy', 'waiting for a policy')
             return False
-        if not self._is_recorded():
-            self._inform('recorder', f'waiting for {self.settings["recorder"]}')
+        if missing := self._unheard():
+            topics = ', '.join(sorted(missing))
+            self._inform('recorder', f'waiting for {self.settings["recorder"]} to hear {topics}')
             return False
         self._there_since = self._there_since or time.monotonic()
         return self._connected(topic) or time.monotonic() > self._there_since + CONNECTING
 
-    def _is_recorded(self) -> bool:
-        """Whether the recorder that was announced hears everything, or once did."""
-        name = self.settings['recorder']
+    def _unheard(self) -> set[str]:
+        """Topics that the recorder that was announced does not hear and never heard all of."""
+        name, missing = self.settings['recorder'], set()
         if name and not self._recorded:
-            own = {p.topic_name for p in (*self._sensors.publishers, self._executed)}
+            own = {p.topic_name for p in (*self._sensors.recorded, self._executed)}
             others = map(self.resolve_topic_name, ('action_chunk', STATISTICS))
-            self._recorded = all(
-                name in {r.node_name for r in self.get_subscriptions_info_by_topic(topic)}
+            missing = {
+                topic
                 for topic in own.union(t for t in others if self.count_publishers(t))
-            )
-        return not name or self._recorded
+                if name not in {r.node_name for r in self.get_subscriptions_info_by_topic(topic)}
+            }
+            self._recorded = not missing
+        return missing
 
     def _connected(self, chunks: str) -> bool:
         """Whether all that a policy listens to reaches it; or the first words could be lost."""
         policies = {_node_of(p) for p in self.get_publishers_info_by_topic(chunks)}
-        publishers = (*self._sensors.publishers, self._instruction, self._executed)
-        for publisher in publishers:
+        for publisher in self._outlets:
             readers = self.get_subscriptions_info_by_topic(publisher.topic_name)
             if publisher.get_subscription_count() < len(readers):
                 return False

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor, int32, uint8
+from torch import Tensor, uint8
 
 
 @triton.jit(do_not_specialize=['filling'])
@@ -31,15 +31,14 @@ def compact_kernel(
 
 
 def compact(
-    keep: Tensor, x: Tensor, ids: Tensor, capacity: int, filling: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep: Tensor, x: Tensor, ids: Tensor, out_ids: Tensor, count: Tensor, filling: int
+) -> Tensor:
     """See `vla.operations.Operations.compact`; numbers of a row are contiguous."""
-    rows, width = x.shape
-    out, out_ids = x.new_empty(capacity, width), ids.new_empty(capacity)
-    count = ids.new_empty(1, dtype=int32)
+    (rows, width), capacity = x.shape, len(out_ids)
+    out = x.new_empty(capacity, width)
     block = triton.next_power_of_2(width)
     compact_kernel[(capacity,)](
         keep.view(uint8), x, ids, out, out_ids, count, rows, capacity, filling, x.stride(0), width,
         ROWS=triton.next_power_of_2(rows), BLOCK=block, num_warps=8 if block >= 2048 else 4,
     )  # fmt: skip
-    return out, out_ids, count
+    return out

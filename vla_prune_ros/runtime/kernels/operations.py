@@ -100,10 +100,10 @@ class TritonOperations(Operations):
         return mark_best(values, counts)
 
     def compact(
-        self, keep: Tensor, x: Tensor, ids: Tensor, capacity: int, filling: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, keep: Tensor, x: Tensor, ids: Tensor, out_ids: Tensor, count: Tensor, filling: int
+    ) -> Tensor:
         """See `Operations.compact`."""
-        return compact(keep, x, ids, capacity, filling)
+        return compact(keep, x, ids, out_ids, count, filling)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, live: Tensor | None

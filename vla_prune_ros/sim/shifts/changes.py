@@ -48,9 +48,13 @@ class Change(Shift):
             return self.axis
         return ''
 
+    def near(self) -> float:
+        """Distance between hand and target, m, at which it is to happen."""
+        return NEAR
+
     def due(self) -> bool:
         """Whether it is to happen now."""
-        return self.world.reach(self.world.scene.target) < NEAR
+        return self.world.reach(self.world.scene.target) < self.near()
 
     def happen(self) -> None:
         """Change the world, or begin to."""
@@ -62,6 +66,19 @@ class Change(Shift):
     def recovered(self) -> bool:
         """The hand is at the target."""
         return self.world.reach(self.world.scene.target) < REACHED
+
+    def move(self, thing: str, way: np.ndarray) -> None:
+        """Set a block elsewhere.
+
+        Args:
+            thing: its name.
+            way: xy, m [2].
+        """
+        scene = self.world.scene
+        pose = scene.pose(thing)
+        pose[:2] += way
+        scene.place(thing, pose)
+        scene.refresh()
 
     def displacement(self) -> np.ndarray:
         """Where a block can go, xy [2] from where it is: the first drawn direction with room.
@@ -100,11 +117,7 @@ class Jump(Change):
 
     def happen(self) -> None:
         """Set it elsewhere."""
-        scene = self.world.scene
-        pose = scene.pose(scene.target)
-        pose[:2] += self.displacement()
-        scene.place(scene.target, pose)
-        scene.refresh()
+        self.move(self.world.scene.target, self.displacement())
 
 
 class Slide(Change):
@@ -124,11 +137,7 @@ class Slide(Change):
         """One of ten strides."""
         if self._left:
             self._left -= 1
-            scene = self.world.scene
-            pose = scene.pose(self._thing)
-            pose[:2] += self._stride
-            scene.place(self._thing, pose)
-            scene.refresh()
+            self.move(self._thing, self._stride)
 
 
 class Push(Change):
@@ -203,22 +212,27 @@ class Plate(Change):
         return bool(np.linalg.norm(offset[:2]) < ON_PLATE)
 
 
-class Swap(Change):
+class _AtDistance(Change):
+    """Happens when the hand is as near as the level says."""
+
+    levels = (0.16, 0.13, 0.10, 0.07, 0.05)
+
+    def near(self) -> float:
+        """That of the level."""
+        return self.severity
+
+
+class Swap(_AtDistance):
     """The target and another block change places."""
 
     axis = 'swap'
     summary = 'target and another block change places when the hand is that near'
-    levels = (0.16, 0.13, 0.10, 0.07, 0.05)
 
     def __init__(self, world: World, level: int) -> None:
         super().__init__(world, level)
         scene = world.scene
         others = sorted(name for name in scene.movable if name != scene.target)
         self._other = others[self.rng.integers(len(others))]
-
-    def due(self) -> bool:
-        """The hand is that near."""
-        return self.world.reach(self.world.scene.target) < self.severity
 
     def happen(self) -> None:
         """Change their places."""
@@ -229,12 +243,11 @@ class Swap(Change):
         scene.refresh()
 
 
-class Instruction(Change):
+class Instruction(_AtDistance):
     """Another block is asked for."""
 
     axis = 'instruction'
     summary = 'another target is asked for when the hand is that near'
-    levels = (0.16, 0.13, 0.10, 0.07, 0.05)
 
     def __init__(self, world: World, level: int) -> None:
         super().__init__(world, level)
@@ -242,10 +255,6 @@ class Instruction(Change):
         family = tasks[world.task].family
         others = [k for k, t in enumerate(tasks) if t.family == family and k != world.task]
         self._task = others[self.rng.integers(len(others))]
-
-    def due(self) -> bool:
-        """The hand is that near."""
-        return self.world.reach(self.world.scene.target) < self.severity
 
     def happen(self) -> None:
         """Ask for it."""
