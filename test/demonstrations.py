@@ -1,13 +1,17 @@
 # Copyright 2026 The vla_prune_ros authors
 # SPDX-License-Identifier: Apache-2.0
-"""Made-up demonstrations and a tiny policy, to train in seconds."""
+"""Made-up demonstrations, a tiny policy to train in seconds, and the command line of its run."""
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from conftest import REPOSITORY
 from tiny import INSTRUCTIONS, tiny_checkpoint
 
 from vla_prune_ros.datasets import DataSet, Episode, make_store
@@ -93,3 +97,26 @@ def tiny_recipe(kind: str = 'oft', name: str = 'house', **changes) -> Recipe:
     """A recipe of four steps of four samples."""
     recipe = replace(RECIPES[kind][name], steps=4, batch_size=4, warmup=0, lora_rank=0)
     return replace(recipe, **changes)
+
+
+COMMAND = ('oft', '--steps', '4', '--batch-size', '4', '--warmup', '0', '--lora-rank', '0')
+
+
+def verb(folder, out, *options, launcher=(sys.executable, '-m')):
+    """The command line of a tiny run on the golden HDF5 file."""
+    data = next((REPOSITORY / 'test/data/training').glob('*_demo.hdf5'))
+    command = [*launcher, 'vla_prune_ros', 'train', *COMMAND, '--start', str(folder / 'start')]
+    command += ['--data', str(data), '--out', str(out), '--stores', str(folder / 'stores')]
+    return [*command, '--log-every', '1', *map(str, options)]
+
+
+def environment():
+    """One thread, no GPU."""
+    return os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+
+
+def assert_equal(a, b):
+    """Two training states have the same weights, bit for bit."""
+    assert a['step'] == b['step']
+    assert all(torch.equal(a['learner'][name], b['learner'][name]) for name in a['learner'])
+    assert all(torch.equal(x, y) for x, y in zip(a['average'], b['average'], strict=True))

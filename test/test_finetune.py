@@ -3,18 +3,14 @@
 """The training loop: the same weights however a run is shared out, and after an interruption."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from demonstrations import made_store, tiny_recipe, tiny_run
+from demonstrations import assert_equal, environment, made_store, tiny_recipe, tiny_run, verb
 
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.training.finetune import finetune
@@ -51,12 +47,6 @@ def assert_same(a, b):
     for (name, weight), ours, theirs in zip(b['learner'].items(), *moments, strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * ours.abs().max() + 1e-9, name
         assert (weight - a['learner'][name]).abs().max() <= 5e-5, name
-
-
-def assert_equal(a, b):
-    assert a['step'] == b['step']
-    assert all(torch.equal(a['learner'][name], b['learner'][name]) for name in a['learner'])
-    assert all(torch.equal(x, y) for x, y in zip(a['average'], b['average'], strict=True))
 
 
 def log_of(run, key='step'):
@@ -117,21 +107,6 @@ def test_everything_that_is_trained_gets_a_gradient(folder, tmp_path, kind, rank
     assert moved == {name for name, p in after.items() if p.requires_grad}
 
 
-COMMAND = ('oft', '--steps', '4', '--batch-size', '4', '--warmup', '0', '--lora-rank', '0')
-
-
-def verb(folder, out, *options, launcher=(sys.executable, '-m')):
-    """The command line of a tiny run on the golden HDF5 file."""
-    data = next((REPOSITORY / 'test/data/training').glob('*_demo.hdf5'))
-    command = [*launcher, 'vla_prune_ros', 'train', *COMMAND, '--start', str(folder / 'start')]
-    command += ['--data', str(data), '--out', str(out), '--stores', str(folder / 'stores')]
-    return [*command, '--log-every', '1', *map(str, options)]
-
-
-def environment():
-    return os.environ | {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-
-
 @pytest.mark.slow
 def test_torchrun_trains_what_one_process_trains(folder, tmp_path):
     pytest.importorskip('h5py', reason='LIBERO files need h5py')
@@ -151,73 +126,6 @@ def test_torchrun_trains_what_one_process_trains(folder, tmp_path):
         torch.load(tmp_path / out / 'latest' / STATE, weights_only=True) for out in ('one', 'two')
     )
     assert_same(one, two)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('kill', [signal.SIGKILL, signal.SIGINT], ids=['SIGKILL', 'SIGINT'])
-def test_a_run_that_was_killed_ends_with_the_same_weights(folder, tmp_path, kill):
-    pytest.importorskip('h5py', reason='LIBERO files need h5py')
-    options = ('--workers', 1, '--steps', 60, '--save-every', 5)
-    straight = tmp_path / 'straight'
-    done = subprocess.run(
-        verb(folder, straight, *options), env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    command, out = verb(folder, tmp_path / 'killed', *options), tmp_path / 'killed'
-    running = subprocess.Popen(
-        command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    while running.poll() is None and len(log_lines(out)) < 12:
-        time.sleep(0.01)
-    running.send_signal(kill)
-    text = running.communicate()[1].decode()
-    reached = max(Folder(out).checkpoints())
-    assert running.returncode == (130 if kill == signal.SIGINT else -kill), text
-    assert 5 <= reached < 60
-    if kill == signal.SIGINT:
-        assert reached >= 12, 'the step was finished and saved'
-        assert 'goes on' in text
-    (out / f'step-{reached + 1:06d}.partial').mkdir()  # as one that was killed while it saved
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    states = (torch.load(d / 'latest' / STATE, weights_only=True) for d in (straight, out))
-    assert_equal(*states)
-    assert [json.loads(line)['step'] for line in log_lines(out)] == [*range(1, 61)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('workers', [1, 2])
-def test_a_power_cut_while_saving_changes_no_weights(folder, tmp_path, workers):
-    """All processes of a run die at once, with a checkpoint half written, again and again."""
-    pytest.importorskip('h5py', reason='LIBERO files need h5py')
-    options = ('--workers', workers, '--steps', 40, '--save-every', 1)
-    straight, out = tmp_path / 'straight', tmp_path / 'cut'
-    run = {'env': environment(), 'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE}
-    done = subprocess.run(verb(folder, straight, *options), **run)
-    assert done.returncode == 0, done.stderr
-    cut = []
-    for _ in range(4):
-        reached = max(Folder(out).checkpoints(), default=0)
-        running = subprocess.Popen(verb(folder, out, *options), start_new_session=True, **run)
-        begun = [f'step-{reached + n:06d}.partial' for n in range(3, 40)]
-        while running.poll() is None and not any((out / name).exists() for name in begun):
-            time.sleep(0.0005)
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
-        running.communicate()
-        cut += [p.name for p in out.glob('step-*.partial')]
-    assert cut, 'no run was cut while it saved'
-    assert max(Folder(out).checkpoints()) < 40
-    done = subprocess.run(verb(folder, out, *options), **run)
-    assert done.returncode == 0, done.stderr
-    assert_equal(*(torch.load(d / 'latest' / STATE, weights_only=True) for d in (straight, out)))
-    assert [json.loads(line)['step'] for line in log_lines(out)] == [*range(1, 41)]
-    assert not list(out.glob('*.partial')), 'what was cut is cleared away'
-
-
-def log_lines(out):
-    path = out / 'log.jsonl'
-    return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.mark.parametrize('kind', ['oft', 'lightvla'])

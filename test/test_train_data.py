@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from datasets_tools import GOLDEN, small, steps_of, write_aloha, write_libero, write_rlds
 from PIL import Image
+from tiny import tiny_checkpoint, variant
 
 from vla_prune_ros import weights
 from vla_prune_ros.training.train import main
+from vla_prune_ros.vla.variant import KEYS
 
 pytest.importorskip('h5py', reason='h5py is not installed')
 
@@ -66,13 +68,24 @@ def test_a_checkpoint_says_what_it_expects(capsys, tmp_path):
         capsys, tmp_path / 'set', tmp_path / 'one', '--checkpoint', checkpoint,
         '--cameras', 'agentview=agentview_rgb',
     )  # fmt: skip
-    assert one[0] == 1 and '1 cameras (agentview), the checkpoint takes 2; name more' in one[1]
+    assert one[0] == 1 and '1 cameras (agentview), the checkpoint takes 2; name them' in one[1]
     write_aloha(tmp_path / 'aloha/episode_0.hdf5')
     code, text, written = look(
         capsys, tmp_path / 'aloha', tmp_path / 'two', '--checkpoint', checkpoint
     )
     assert code == 1 and 'action has 14 numbers, the checkpoint takes 7; name another key' in text
-    assert len(written['unfit']) == 2
+    assert '3 cameras (cam_high, cam_left_wrist, cam_right_wrist), the checkpoint takes 2' in text
+    assert len(written['unfit']) == 3
+    bare = tiny_checkpoint(tmp_path / 'bare', **variant('aloha'))
+    path = bare / 'config.json'
+    said = {k: v for k, v in json.loads(path.read_text()).items() if k not in KEYS}
+    path.write_text(json.dumps(said))
+    options = (tmp_path / 'aloha', tmp_path / 'three', '--chunk', '8', '--checkpoint', str(bare))
+    assert look(capsys, *options, '--variant', 'aloha')[0] == 0, 'as it is declared'
+    for file in bare.glob('*.pt'):
+        file.unlink()
+    code, text, _ = look(capsys, *options)
+    assert code == 0 and f'{bare} has no head: it becomes what' in text
 
 
 def test_every_picture_is_looked_at_if_it_is_wanted(capsys, tmp_path):

@@ -130,3 +130,23 @@ def test_data_that_the_model_cannot_take_is_named(folder):
         batches(folder, config=tiny_config(chunk_len=30))
     with pytest.raises(ValueError, match='held out'):
         batches(folder, held_out=1.0)
+
+
+def test_short_episodes_are_no_part_of_either_half(folder):
+    """Lengths are such that one of the halves has episodes without a chunk only."""
+    made_store(folder, 'short', lengths=(4, 12, 5, 6))
+    long = sum(np.maximum(0, np.array([4, 12, 5, 6]) - 7))
+    seen = []
+    for share in np.linspace(0.05, 0.95, 19):
+        try:
+            data = batches(folder, ('short',), held_out=float(share))
+        except ValueError as error:
+            assert 'as long as a chunk would be held out' in str(error)
+            seen.append('all')
+            continue
+        assert len(data) == long and not list(data.validation(4))
+        seen.append('none')
+    assert set(seen) == {'all', 'none'}
+    made_store(folder, 'shorter', lengths=(4, 5))
+    with pytest.raises(ValueError, match='no episode is as long as a chunk of 8'):
+        batches(folder, ('shorter',), held_out=0.5)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from datasets_tools import write_aloha
 from demonstrations import made_store, tiny_recipe, tiny_run
 from tiny import VARIANTS, inputs, observation, tiny_checkpoint, tiny_config, variant
 
@@ -17,7 +18,9 @@ from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.training.finetune import finetune
 from vla_prune_ros.training.learner import action_losses
 from vla_prune_ros.training.lora import adapters
+from vla_prune_ros.training.memory import memory
 from vla_prune_ros.training.processes import Team
+from vla_prune_ros.training.recipe import RECIPES
 from vla_prune_ros.training.train import main
 from vla_prune_ros.training.trainer import Trainer
 from vla_prune_ros.vla import OpenVLAOFT
@@ -164,6 +167,23 @@ def test_openvla_becomes_every_variant(bare, tmp_path, goal):
         assert main([*command, f'libero,{goal}' if goal.startswith('use') else goal]) == 0
         merged = OpenVLAConfig.from_directory(tmp_path / 'merged')
         assert replace(merged, control_rate=10.0, camera_names=config.camera_names) == config
+
+
+def test_a_dry_run_counts_what_is_to_be_trained(bare, tmp_path, capsys):
+    pytest.importorskip('h5py', reason='ALOHA files need h5py')
+    write_aloha(tmp_path / 'episode_0.hdf5')
+    command = ['oft', '--recipe', 'released', '--start', str(bare), '--data', str(tmp_path)]
+    said = []
+    for goal in ('aloha', 'aloha,film=true'):
+        assert main([*command, '--variant', goal, '--dry-run', '--batch-size', '4']) == 0
+        said.append(capsys.readouterr().out)
+    length = OpenVLAConfig.from_directory(bare, 'libero_tokens').patches_per_view * 3 + 35 + 352
+    assert all(f'3 camera(s), {length} tokens' in text for text in said)
+    numbers = [
+        memory(replace(goal, n_views=3), RECIPES['oft']['released'], 3)
+        for goal in (tiny_config(**VARIANTS['aloha']), tiny_config(**VARIANTS['aloha'], film=True))
+    ]
+    assert numbers[1].trained > numbers[0].trained, 'FiLM is trained whole'
 
 
 @pytest.mark.parametrize(

@@ -102,14 +102,9 @@ def _bench(
             command += ['--size', '7b', '--device', 'cuda', '--dtype', 'bfloat16']
             return [*command, '--image-pipeline', 'device', '--ticks', str(ticks), *more]
         few = ['--size', 'tiny', '--layers', '3', '--threads', '1', '--ticks', '2']
-        return [*command, *few, '--warm-up', '1', *_rehearsed(more)]
+        return [*command, *few, '--warm-up', '1', *more]
 
     return command
-
-
-def _rehearsed(more: tuple[str, ...]) -> list[str]:
-    """What a CPU can do of the arguments: float8 needs a GPU."""
-    return ['int8' if word == 'fp8' else word for word in more]
 
 
 # -- results -----------------------------------------------------------------------------------

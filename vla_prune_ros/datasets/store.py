@@ -132,6 +132,12 @@ class Store:
             return content
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
+    def has_chunk(self, episode: int, chunk: int) -> bool:
+        """Whether an episode has a sample: a label, or a segment as long as a chunk."""
+        entry = self.episodes[episode]
+        segments = entry['segments'] or [(0, entry['frames'])]
+        return bool(entry['labels']) or any(stop - start >= chunk for start, stop in segments)
+
     def samples(self, chunk: int, episodes: Collection[int] | None = None) -> Samples:
         """All samples of some episodes, or of all.
 

@@ -115,12 +115,15 @@ class SmallLinear(nn.Module):
         """Product of states [..., in], which may be quantised already; [..., out]."""
         if isinstance(x, Tensor):
             x = quantised(x, self.states)
-        if self.kind == 'fp8':
+        if self.kind != 'fp8':
+            out = self.ops.linear_small(x.values, x.scales, self.weight, self.scales, x.dtype)
+        elif x.values.is_cuda:
             out = torch._scaled_mm(
                 x.values, self.weight.t(), x.scales, self.scales.t(), out_dtype=x.dtype
             )
-        else:
-            out = self.ops.linear_small(x.values, x.scales, self.weight, self.scales, x.dtype)
+        else:  # the same numbers, for checks: in float32 their products are exact
+            out = x.values.float() @ self.weight.float().t()
+            out = out.mul_(x.scales).mul_(self.scales.t()).to(x.dtype)
         return out.view(*x.shape[:-1], -1)
 
 
@@ -132,14 +135,13 @@ def check_kind(kind: str, device: torch.device, dtype: torch.dtype) -> None:
     """
     if kind not in QUANTIZATIONS:
         raise ValueError(f'unknown quantization {kind!r}; valid: {", ".join(QUANTIZATIONS)}')
-    if kind == 'fp8':
-        if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 9):
+    if kind == 'fp8' and device.type == 'cuda':
+        if torch.cuda.get_device_capability(device) < (8, 9):
             raise ValueError(
-                f'quantization fp8 needs a GPU of compute capability 8.9 or higher, not {device}; '
-                'use int8 or none'
+                'quantization fp8 needs compute capability 8.9 or higher on a GPU; use int8'
             )
         if dtype != torch.bfloat16:
-            raise ValueError('quantization fp8 needs dtype bfloat16')
+            raise ValueError('quantization fp8 needs dtype bfloat16 on a GPU')
 
 
 def quantize(model: OpenVLAOFT, kind: str) -> None:
@@ -151,8 +153,8 @@ def quantize(model: OpenVLAOFT, kind: str) -> None:
     Args:
         model: in its final place and type; afterwards it cannot be saved or trained.
         kind: none; int8: weights and activations in 8 bit integers, the latter by row at run time;
-            fp8: the same in float8 e4m3, on GPUs from compute capability 8.9 on; int4: weights in
-            4 bit integers by groups, activations as with int8.
+            fp8: the same in float8 e4m3, on GPUs from compute capability 8.9 on, on a CPU for
+            checks; int4: weights in 4 bit integers by groups, activations as with int8.
 
     Raises:
         ValueError: unknown kind, or the device cannot do it.

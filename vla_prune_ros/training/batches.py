@@ -98,8 +98,12 @@ class Batches:
         ]
         parts = [self._split(store, False) for store in stores]
         self._samples = [samples for samples in parts if samples is not None]
-        if len(self._samples) < len(parts):
-            raise ValueError('every episode of a data set would be held out')
+        for store, part in zip(stores, parts, strict=True):
+            if part is None:
+                store.samples(config.chunk_len)  # says if it has none at all
+                raise ValueError(
+                    f'{store.path}: every episode that is as long as a chunk would be held out'
+                )
         self._ends = np.cumsum([len(samples) for samples in self._samples])
         self._threads = ThreadPoolExecutor(threads, 'decode')
 
@@ -163,12 +167,15 @@ class Batches:
             )
 
     def _split(self, store: Store, held_out: bool) -> Samples | None:
+        """Samples of one part of the episodes; None if no chunk is in them."""
         chosen = [
             number
             for number, entry in enumerate(store.episodes)
             if (_share(f'{store.name}/{entry["id"]}') < self._held_out) is held_out
         ]
-        return store.samples(self._config.chunk_len, chosen) if chosen else None
+        chunk = self._config.chunk_len
+        chosen = [number for number in chosen if store.has_chunk(number, chunk)]
+        return store.samples(chunk, chosen) if chosen else None
 
     def _batch(
         self,

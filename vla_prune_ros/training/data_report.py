@@ -16,7 +16,7 @@ from vla_prune_ros.datasets import FORMATS, DataSet, open_dataset
 from vla_prune_ros.datasets.looking import Findings, look_at
 from vla_prune_ros.datasets.sheet import save_sheet
 from vla_prune_ros.training.options import add_data_options, read_options
-from vla_prune_ros.training.starting import warnings_of
+from vla_prune_ros.training.starting import start_variant, warnings_of
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.processor import resolve_unnorm_key
 
@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--checkpoint', type=Path, help='compare with what this checkpoint directory expects'
     )
+    parser.add_argument(
+        '--variant', default='', help='what the files of the checkpoint do not say'
+    )
     parser.add_argument('--unnorm-key', help='statistics of the checkpoint, where it has several')
     parser.add_argument(
         '--chunk', type=at_least(1), help='actions per chunk; default: of the checkpoint, or 8'
@@ -50,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def report(args: argparse.Namespace) -> int:
     """Look, print, write; returns the exit code."""
     data = open_dataset(args.path, read_options(args))
-    config = None if args.checkpoint is None else OpenVLAConfig.from_directory(args.checkpoint)
+    config = None if args.checkpoint is None else _expected(args.checkpoint, args.variant)
     chunk = args.chunk or (8 if config is None else config.chunk_len)
     found = look_at(data, chunk, args.every_picture, progress=True)
     unfit = [] if config is None else mismatches(data, found, config)
@@ -79,6 +82,14 @@ def report(args: argparse.Namespace) -> int:
     return 0 if usable else 1
 
 
+def _expected(checkpoint: Path, variant: str) -> OpenVLAConfig | None:
+    """What a checkpoint takes; None if it has no head and becomes what the data is."""
+    if not variant and start_variant(checkpoint, variant, fresh=True):
+        print(f'{checkpoint} has no head: it becomes what train oft --variant declares')
+        return None
+    return OpenVLAConfig.from_directory(checkpoint, variant)
+
+
 def mismatches(data: DataSet, found: Findings, config: OpenVLAConfig) -> list[str]:
     """What a checkpoint expects and the data does not have."""
     texts = []
@@ -91,10 +102,10 @@ def mismatches(data: DataSet, found: Findings, config: OpenVLAConfig) -> list[st
                 f' another key with {cure}'
             )
     views = config.n_views
-    if len(data.cameras) < views:
+    if len(data.cameras) != views:
         texts.append(
             f'{data.path}: {len(data.cameras)} cameras ({", ".join(data.cameras)}), the checkpoint'
-            f' takes {views}; name more with --cameras'
+            f' takes {views}; name them with --cameras'
         )
     return texts
 

@@ -9,17 +9,14 @@ depends on is in the newest checkpoint.
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vla_prune_ros.training.folder import Folder
-from vla_prune_ros.training.processes import Team, run_workers
+from vla_prune_ros.training.processes import Team, run_workers, stopping
 from vla_prune_ros.training.recipe import Recipe
 from vla_prune_ros.training.trainer import Trainer
 
@@ -105,21 +102,6 @@ def finetune(run: Run, progress: bool = True, team: Team | None = None) -> Path:
 
 def _train(team: Team, run: Run, progress: bool) -> None:
     trainer = Trainer(team, run, progress and team.rank == 0)
-    with _asked_to_stop() as asked:
-        trainer.run(asked)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, in the main thread of a process."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(s, lambda *_: asked.set()) for s in signals]
-    try:
-        yield asked
-    finally:
-        for one, handler in zip(signals, before, strict=True):
-            signal.signal(one, handler)
+    with stopping(asked.set):
+        trainer.run(asked)

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException
 
 _PATIENCE = timedelta(hours=1)  # the others wait while the first one merges and writes a model
 
@@ -72,23 +75,53 @@ def torchrun_team(device: str) -> Iterator[Team | None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def stopping(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` at SIGINT and SIGTERM, in the main thread of a process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(s, lambda *_: act()) for s in signals]
+    try:
+        yield
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
+
+
 def run_workers(work: Callable[..., None], workers: int, *arguments: Any) -> None:
     """Call `work(team, *arguments)` in so many CPU processes of one thread each.
 
-    SIGINT goes to all of them; they are waited for, so that they can save.
+    SIGINT and SIGTERM are handed on to all of them; they are waited for, so that they can save.
+
+    Raises:
+        KeyboardInterrupt: such a signal came.
+        RuntimeError: a worker was killed.
     """
+    asked = threading.Event()
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / 'rendezvous').as_uri()
         context = torch.multiprocessing.spawn(
             _worker, (work, workers, meeting, arguments), nprocs=workers, join=False
         )
-        try:
-            while not context.join():
-                pass
-        except KeyboardInterrupt:
-            while not context.join():
-                pass
-            raise
+
+        def hand_on() -> None:
+            asked.set()
+            for process in context.processes:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGINT)
+
+        with stopping(hand_on):
+            try:
+                while not context.join():
+                    pass
+            except ProcessExitedException as error:
+                raise RuntimeError(
+                    f'a worker died ({error}); the same command goes on from the last save'
+                ) from error
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def _worker(
