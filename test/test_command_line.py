@@ -3,6 +3,7 @@
 """What the verbs' command lines share: arguments, endings, one line for every error."""
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -88,3 +89,12 @@ def test_a_crash_in_native_code_says_where_it_was():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode < 0
     assert 'Segmentation fault' in done.stderr and 'in where' in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, '-m', 'vla_prune_ros', 'shifts', 'list']
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, '')

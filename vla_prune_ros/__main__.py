@@ -80,7 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     for name in BEFORE.get(verb, ()):
         importlib.import_module(name).register()
-    return importlib.import_module(VERBS[verb][0]).main(rest) or 0
+    try:
+        code = importlib.import_module(VERBS[verb][0]).main(rest) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read along, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == '__main__':

@@ -104,6 +104,8 @@ def exit_code_of(verb: str, run: Callable[[], int], wrong: int = 1, interrupted:
     """
     try:
         return run()
+    except BrokenPipeError:
+        raise
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f'{verb}: {error}', file=sys.stderr)
         return wrong
