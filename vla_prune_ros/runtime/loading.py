@@ -11,8 +11,7 @@ from vla_prune_ros.runtime.quantization import (
     SmallLinear,
     check_kind,
     fits,
-    quantised,
-    quantised_to_4_bits,
+    small_weight,
 )
 from vla_prune_ros.vla.checkpoint import Taker
 from vla_prune_ros.vla.fusing import SideBySide, place_of
@@ -63,13 +62,10 @@ class Quantising:
         for part in stored.split(_PART):
             wide, rows = part.to(self._device, self._dtype), slice(start, start + len(part))
             start += len(part)
-            if not isinstance(layer, SmallLinear):
-                layer.weight[rows] = wide
-                continue
-            if self._kind == 'int4':
-                layer.weight[rows], layer.scales[rows] = quantised_to_4_bits(wide)
+            if isinstance(layer, SmallLinear):
+                layer.weight[rows], layer.scales[rows] = small_weight(wide, self._kind)
             else:
-                layer.weight[rows], layer.scales[rows] = quantised(wide, self._kind)[:2]
+                layer.weight[rows] = wide
         return True
 
     def _prepare(self, block: nn.Module, own: str) -> None:

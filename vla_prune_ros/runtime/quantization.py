@@ -69,6 +69,11 @@ def quantised_to_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(packed), torch.cat(scales)
 
 
+def small_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Weight and scales of a `SmallLinear`; rows are independent of each other."""
+    return quantised_to_4_bits(weight) if kind == 'int4' else quantised(weight, kind)[:2]
+
+
 def _part_in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     missing = -weight.shape[1] % GROUP
     groups = nn.functional.pad(weight.float(), (0, missing)).unflatten(1, (-1, GROUP))
@@ -107,7 +112,7 @@ class SmallLinear(nn.Module):
         self.kind, self.states = kind, 'fp8' if kind == 'fp8' else 'int8'
         self.in_features, self.out_features = linear.in_features, linear.out_features
         wide = linear.weight.detach()
-        weight, scales = quantised_to_4_bits(wide) if kind == 'int4' else quantised(wide, kind)[:2]
+        weight, scales = small_weight(wide, kind)
         self.register_buffer('weight', weight)
         self.register_buffer('scales', scales)
 

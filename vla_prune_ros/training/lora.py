@@ -23,9 +23,8 @@ from vla_prune_ros.vla.published import unused_shapes
 
 FOLDER = 'lora_adapter'
 HEADS = ('action_head', 'proprio_projector')  # trained whole
-_WORDS = (
-    'action_head.lm_head'  # but this: the language model's own layer, where actions are tokens
-)
+# But this, where actions are tokens: it is the language model's own layer.
+_WORDS = 'action_head.lm_head'
 _CONFIG, _WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _NAMES = (('decoder.', 'language_model.model.'), (_WORDS, 'language_model.lm_head'))
