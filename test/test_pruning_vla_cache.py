@@ -16,7 +16,8 @@ from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import History, Tick, make_selector
 from vla_prune_ros.pruning.cache_schedule import entropy_shares, parse_stages, released_shares
 from vla_prune_ros.pruning.frames import to_patches
-from vla_prune_ros.pruning.vla_cache import PRESETS, CacheState
+from vla_prune_ros.pruning.vla_cache import CacheState
+from vla_prune_ros.pruning.vla_cache_options import PRESETS
 from vla_prune_ros.vla.config import LlamaConfig, OpenVLAConfig
 from vla_prune_ros.vla.processor import pixel_values
 from vla_prune_ros.vla.selection import SlotCache, TokenLayout

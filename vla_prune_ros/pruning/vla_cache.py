@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_prune_ros.pruning.base import BUDGET, Option, PruningMethod, Tick
+from vla_prune_ros.pruning.base import PruningMethod, Tick
 from vla_prune_ros.pruning.budget import bucket_step
 from vla_prune_ros.pruning.cache_schedule import (
     entropy_shares,
@@ -29,9 +29,9 @@ from vla_prune_ros.pruning.cache_schedule import (
     released_shares,
 )
 from vla_prune_ros.pruning.frames import patch_similarity, to_patches
-from vla_prune_ros.pruning.resets import RESETS
-from vla_prune_ros.pruning.scaling import scaled_count, scaled_layer
+from vla_prune_ros.pruning.scaling import scaled_layer
 from vla_prune_ros.pruning.scores import instruction_rows, top_per_view
+from vla_prune_ros.pruning.vla_cache_options import OPTIONS, resolved
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import (
     PassPlan,
@@ -44,22 +44,6 @@ from vla_prune_ros.vla.selection import (
 _SLOT = 'vla_cache'
 _RELEVANCE_LAYER = 15  # of 32, 0-based
 _RELEASED_ROWS = 34  # from the robot state on, whatever the prompt is
-PRESETS: dict[str, dict[str, Any]] = {
-    'default': {
-        'static_k': 150, 'relevance': 'top', 'schedule': 'fixed', 'max_age': 1,
-        'reference': 'writer', 'refresh_below': 0.2, 'released': False,
-    },
-    'paper': {
-        'static_k': 100, 'relevance': 'threshold', 'schedule': 'entropy', 'max_age': 0,
-        'reference': 'previous', 'refresh_below': 0.0, 'released': False,
-    },
-    # Its reference frame is the current one by mistake; here it is the previous one. `released`:
-    # candidates in the order of their ids, at least one of them reused, relevance of fixed rows.
-    'released_oft': {
-        'static_k': 150, 'relevance': 'top', 'schedule': 'released', 'max_age': 0,
-        'reference': 'previous', 'refresh_below': 0.0, 'released': True,
-    },
-}  # fmt: skip
 
 
 @dataclass
@@ -109,48 +93,12 @@ class VLACache(PruningMethod):
     summary = 'VLA-Cache: unchanged patches keep their keys and values'
     budget_kind = 'exact'
     dense_queries = 1
-    options = (
-        BUDGET,
-        *RESETS,
-        Option('preset', str, 'default', 'where options are "preset" or -1', choices=(*PRESETS,)),
-        Option('tau', float, 0.996, 'least similarity of a static patch', -1.0, 1.0),
-        Option('static_k', int, -1, 'most static patches per camera; -1: by preset, scaled', -1),
-        Option(
-            'relevance', str, 'preset', 'which patches are always recomputed: the best, or those '
-            'above a threshold', choices=('preset', 'top', 'threshold'),
-        ),
-        Option('relevant_k', int, -1, 'relevant patches per camera (top); -1: 100 scaled', -1),
-        Option('relevance_threshold', float, 0.5, 'of the relevance scaled to 0..1', 0.0, 1.0),
-        Option('relevance_layer', int, -1, 'layer of the relevance; -1: 15 of 32 scaled', -1),
-        Option(
-            'schedule', str, 'preset', 'share of the candidates reused in each layer: fixed, by '
-            'attention entropy (paper), by entropy as released',
-            choices=('preset', 'fixed', 'entropy', 'released'),
-        ),
-        Option('stages', str, '', 'fixed shares "LAYER:SHARE,..."; empty: the published, scaled'),
-        Option('entropy_gain', float, 1.0, "k' of the entropy schedule", 0.0, 100.0),
-        Option('max_age', int, -1, 'inferences a slot may be old; 0: any, -1: by preset', -1),
-        Option('strict', bool, False, 'dense pass as soon as any slot has reached max_age'),
-        Option('refresh_below', float, -1.0, 'dense pass below this reusable share; -1: preset',
-               -1.0, 1.0),
-        Option(
-            'reference', str, 'preset', 'frame to compare with: the one that wrote the slot, or '
-            'that of the previous inference', choices=('preset', 'writer', 'previous'),
-        ),
-    )  # fmt: skip
+    options = OPTIONS
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
-        opt, patches, depth = self.opt, config.patches_per_view, config.llama.n_layers
-        self.rule = {
-            name: preset if (own := getattr(opt, name, -1)) in ('preset', -1) else own
-            for name, preset in PRESETS[opt.preset].items()
-        }
-        if opt.static_k == -1:
-            self.rule['static_k'] = scaled_count(self.rule['static_k'], patches)
-        self.rule['relevant_k'] = (
-            scaled_count(100, patches) if opt.relevant_k == -1 else opt.relevant_k
-        )
+        opt, depth = self.opt, config.llama.n_layers
+        self.rule = resolved(opt, config.patches_per_view)
         self.relevance_layer = opt.relevance_layer
         if opt.relevance_layer == -1:
             self.relevance_layer = scaled_layer(_RELEVANCE_LAYER, depth)
