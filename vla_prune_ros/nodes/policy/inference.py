@@ -328,10 +328,8 @@ class Inference:
         self.failures += 1
         self.counts['failed'] += 1
         self.last_error = f'{type(error).__name__}: {error}'
-        self._complain(
-            type(error).__name__,
-            f'inference failed ({self.failures} in a row): {self.last_error}',
-        )
+        said = f'inference failed ({self.failures} in a row): {self.last_error}'
+        self._complain(type(error).__name__, said)
         error.__traceback__ = None  # its frames hold the tensors of the pass
         if is_lasting(error):
             self._log.fatal('the GPU gives nothing any more; the process ends to be started again')
