@@ -14,12 +14,13 @@ matplotlib.use('agg')
 from matplotlib import pyplot
 
 
-def heat_map(rows: Sequence[dict], path: Path) -> None:
-    """Success of every entry under every shift, and beside it the difference to dense.
+def heat_map(rows: Sequence[dict], path: Path, difference_title: str) -> None:
+    """Success of every entry under every shift, and beside it the paired difference.
 
     Args:
         rows: from `cells`; what is not there stays white.
         path: a PNG file.
+        difference_title: what the difference is to.
     """
     shifts = list(dict.fromkeys(row['shift'] for row in rows))
     entries = list(dict.fromkeys(row['entry'] for row in rows))
@@ -31,11 +32,11 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
         if 'difference' in row:
             difference[place] = 100 * row['difference']['value']
     size = (3.0 + 1.7 * len(entries), 1.6 + 0.42 * len(shifts))
-    figure, axes = pyplot.subplots(1, 2, figsize=size, sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=size, sharey=True, gridspec_kw={'wspace': 0.05})
     limit = max(20.0, float(np.nanmax(np.abs(difference), initial=0.0)))
     for ax, values, title, look in (
         (axes[0], success, 'success, %', {'cmap': 'viridis', 'vmin': 0, 'vmax': 100}),
-        (axes[1], difference, 'minus dense on the same weights, points',
+        (axes[1], difference, f'{difference_title}, points',
          {'cmap': 'RdBu', 'vmin': -limit, 'vmax': limit}),
     ):  # fmt: skip
         ax.imshow(values, aspect='auto', **look)
@@ -48,6 +49,5 @@ def heat_map(rows: Sequence[dict], path: Path) -> None:
                 text = f'{value:.0f}' if ax is axes[0] else f'{value:+.0f}'
                 colour = 'white' if dark else 'black'
                 ax.text(x, y, text, ha='center', va='center', color=colour, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches='tight')
     pyplot.close(figure)

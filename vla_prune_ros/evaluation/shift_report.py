@@ -35,6 +35,9 @@ def cells(runs: Runs, least: int = 1, against: str = AGAINST[0]) -> list[dict[st
         for name, records in entries.items()
         if shift != PLAIN and len(records) >= least
     }
+    if against == 'base':
+        bases = {name: runs.base(name) for name in runs.options}
+        shifted = {name for name in bases if bases[name] or name in bases.values()}
     rows = []
     for shift, entries in runs.records.items():
         for name, records in entries.items():
@@ -167,7 +170,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     run = {'command': command, 'environment': environment(), **runs.facts}
     write_json(out / 'results.json', {'run': run, 'cells': rows})
-    heat_map(rows, out / 'success.png')
+    heat_map(rows, out / 'success.png', f'minus {against}')
     overview = _overview(rows)
     (out / 'report.md').write_text(_page(run, rows, overview, against), encoding='utf-8')
     return overview
