@@ -30,7 +30,8 @@ def rank_weights(scores: Tensor, n_present: int | Tensor, decay: float) -> Tenso
     order = scores.argsort(descending=True, stable=True)
     ranks = torch.arange(len(scores), device=scores.device)
     if isinstance(n_present, Tensor):
-        k = (-decay / (n_present - 1).clamp(min=1).double()).to(scores.dtype)
+        last = (n_present - 1).clamp(min=1).double()
+        k = (torch.full_like(last, -decay) / last).to(scores.dtype)  # a quotient, rounded once
     else:
         k = -decay / max(1, n_present - 1)
     weights = torch.sigmoid(k * ranks.to(scores.dtype))

@@ -63,7 +63,7 @@ class _Pass:
 
     dense: bool
     rules: dict[int, Union | LayerCut] = field(default_factory=dict)
-    notes: dict[str, Tensor] = field(default_factory=dict)  # see `specprune_rules`
+    notes: dict[str, Any] = field(default_factory=dict)  # see `specprune_rules`
     sizes: dict[str, int | Tensor] = field(default_factory=dict)
 
 
@@ -210,8 +210,8 @@ class SpecPrune(PruningMethod):
         now.notes |= left
         if isinstance(rule, Union):
             return layout.keep(visual_ids(keep))
-        now.sizes[rule.name] = rule.most(count)
-        return layout.keep(visual_ids(keep, rule.most(count)))
+        now.notes[rule.name] = kept = rule.most(count)
+        return layout.keep(visual_ids(keep, kept))
 
     def end(self, tokens: TokenState) -> None:
         """Leave the deep scores to the next query."""
@@ -225,12 +225,11 @@ class SpecPrune(PruningMethod):
             memory.deep = tokens.hidden.new_empty(0, *shape)
             memory.dropped = ~_live(tokens).view(shape)
         notes = now.notes | {**tokens.notes}
-        cut = now.sizes
         for rule in now.rules.values():
             if isinstance(rule, Union):
-                now.sizes = dict(zip(rule.names, notes[SIZES].unbind(), strict=True))
+                now.sizes |= zip(rule.names, notes[SIZES].unbind(), strict=True)
             else:
-                now.sizes[rule.name] = cut.get(rule.name, notes.get(rule.name))
+                now.sizes[rule.name] = notes[rule.name]
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -314,7 +313,7 @@ def _live(tokens: TokenState) -> Tensor:
     """Which visual tokens are there, bool [n_visual]; ids may be followed by those of filling."""
     n, ids = tokens.layout.n_visual, tokens.ids
     there = torch.zeros(n + 1, dtype=torch.bool, device=ids.device)
-    return there.index_fill_(0, ids.where(ids <= n, 0), True)[1:]  # 0 is BOS, and all others
+    return there.index_fill_(0, ids.masked_fill(ids > n, 0), True)[1:]  # 0 is BOS, and all others
 
 
 def _scaled_total(count: int, n_visual: int) -> int:

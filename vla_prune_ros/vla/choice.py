@@ -37,7 +37,7 @@ class Choice(Stage):
         ids, (shown, _) = space.ids(self.rows), space.shown(self.rows.cut, self.rows.count)
         there = torch.ones_like(ids, dtype=torch.bool) if shown is None else shown[0]
         # The place of a visual token among them, from 1; 0: another one, or filling.
-        place = torch.where(there & (ids <= self.n_visual), ids, 0)
+        place = ids.masked_fill(~there | (ids > self.n_visual), 0)
         live = there.new_zeros(self.n_visual + 1).index_fill_(0, place, True)
         keep, left = self.rule.choose(space.notes, space.scores, live[1:])
         stay = nn.functional.pad(keep, (1, 0), value=True)[place] & there
