@@ -75,7 +75,7 @@ def test_coarse_motion_is_one_recording_and_fine_motion_two_with_a_read(
 ):
     net = request.getfixturevalue(net)
     arms, seen = Counted(net, **options), []
-    for query in queries(net.config, 5):
+    for query in queries(net.config, 8):  # the count of a bucket comes twice
         stats, ran, waits = arms.step(query, MOTIONS[motion])
         if not stats['dense']:
             assert stats['motion'] == motion
