@@ -120,9 +120,9 @@ def record_sizes(
         out = run(frames, selector)
         history.close_query(frames)
         passes += 1
-        if counts is None and (most := selector.counted(out.layout)):
+        if counts is None and (bound := selector.counted(out.layout)):
             buckets = bucket_counts(out.layout)
-            largest = min(n for n in buckets if n >= most)
+            largest = min(n for n in buckets if n >= bound)
             new = {n for n in buckets if n <= largest} - counted
             wanted += sorted(new, reverse=True)
             counted |= new

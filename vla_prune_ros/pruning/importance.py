@@ -29,9 +29,10 @@ def rank_weights(scores: Tensor, n_present: int | Tensor, decay: float) -> Tenso
     """
     order = scores.argsort(descending=True, stable=True)
     ranks = torch.arange(len(scores), device=scores.device)
+    k: float | Tensor  # a quotient that is rounded once
     if isinstance(n_present, Tensor):
         last = (n_present - 1).clamp(min=1).double()
-        k = (torch.full_like(last, -decay) / last).to(scores.dtype)  # a quotient, rounded once
+        k = (torch.full_like(last, -decay) / last).to(scores.dtype)
     else:
         k = -decay / max(1, n_present - 1)
     weights = torch.sigmoid(k * ranks.to(scores.dtype))
