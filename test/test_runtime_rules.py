@@ -125,11 +125,11 @@ def test_after_warm_up_every_motion_budget_and_prompt_is_replayed(tmp_path):
         VLAPolicy.from_pretrained(directory, 'specprune', runtime=name)
         for name in ('graphs', 'plain')
     )
-    recorded.warm_up(budgets=(0.25, 0.75))
+    recorded.warm_up(budgets=(0.75,))
     before, stamp, seen = recorded.runtime_stats(), 0.0, set()
     one = recorded.processor.prompt('pick ')[0].shape[1]
     most = recorded._engine._space.prompt_capacity - one + 1
-    for words, budget in product((1, most // 2, most), (0.0, 0.25, 0.75)):
+    for words, budget in product((1, most // 2, most), (0.0, 0.75)):
         for policy in (recorded, plain):
             policy.reset()
             policy.set_budget(budget)
@@ -146,7 +146,7 @@ def test_after_warm_up_every_motion_budget_and_prompt_is_replayed(tmp_path):
             for policy in (recorded, plain):
                 policy.record_executed(actions)
     after = recorded.runtime_stats()
-    assert len(seen) == 2 * 3 * 3
+    assert len(seen) == 2 * 3 * 2
     assert (after['captures'], after['evicted'], after['fallbacks']) == (before['captures'], 0, 0)
 
 
