@@ -31,7 +31,8 @@ def values(**changes):
 
 
 def config(**changes):
-    return PolicyConfig.from_values(values(**{'pruning__mode': 'fastv'} | changes))
+    usual = {'pruning__mode': 'fastv', 'governor__floor': 0.0}
+    return PolicyConfig.from_values(values(**usual | changes))
 
 
 def tick(stamp=0, actions=()):
@@ -167,6 +168,12 @@ def test_actions_count_from_the_observation_that_the_chunk_answers():
     assert play.left == 6
     play.told(tick(18 * PERIOD, [FAST] * 6))
     assert play.left is None
+
+
+def test_as_delivered_it_keeps_the_share_that_still_solved_tasks(directory):
+    floor = values()['governor.floor']
+    bench = Bench(directory, governor__deadline=1e-4, governor__floor=floor)
+    assert bench.ask([FAST] * 8) == floor == CLASSES[2]
 
 
 def test_fine_motion_has_a_floor_of_its_own(directory):

@@ -31,7 +31,7 @@ from vla_prune_ros.vla.tokenizer import build_tokenizer
 
 SETTINGS = {
     'default_instruction': 'wave', 'pruning__mode': 'fastv', 'diagnostic_updater__period': 0.2,
-    'governor__floor_fine': 0.0,
+    'governor__floor': 0.0, 'governor__floor_fine': 0.0,
 }  # fmt: skip
 
 

@@ -197,10 +197,10 @@ def live_runs(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from vla_prune_ros.benchmark.contention import Asker, live, pinned, settling
+    from vla_prune_ros.benchmark.deadline_episodes import chooser_of
     from vla_prune_ros.benchmark.scene import make_queries
     from vla_prune_ros.benchmark.subject import checkpoint_subject
     from vla_prune_ros.policy.calibration import calibrate
-    from vla_prune_ros.policy.governor import Governor
 
     torch.set_num_threads(1)
     core, load = core_of(args), os.getloadavg()[0]
@@ -211,8 +211,7 @@ def live_runs(args: argparse.Namespace) -> dict[str, Any]:
         governor = calibrate(policy, subject.instruction)
         deadline = SLACK * median([ask(1.0)[0] for _ in range(16)])
         for name in ('governor', '1', '0.5'):
-            fresh = Governor(governor.model, governor.rows)
-            chooser = fresh if name == 'governor' else float(name)
+            chooser, _ = chooser_of(name, governor.model, governor.rows)
             steps = live(ask, core, LIVE, deadline, chooser)
             runs[name] = summary(steps, deadline, settling)
             tell(args, f'live, {name}: {100 * runs[name]["missed"]:.0f} % missed')
@@ -260,13 +259,13 @@ def samples_of(args: argparse.Namespace, machine: dict[str, Any]) -> Any:
 def traced(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
     """Many queries with these latencies while the load changes: no passes, no robot."""
     from vla_prune_ros.benchmark.contention import settling, trace
-    from vla_prune_ros.policy.governor import Governor
+    from vla_prune_ros.benchmark.deadline_episodes import chooser_of
 
     samples, model, rows = samples_of(args, machine)
     cells = []
     for lead in TRACE_LEADS:
         for arm in BUDGETS.split(','):
-            chooser = Governor(model, rows) if arm == 'governor' else float(arm)
+            chooser, _ = chooser_of(arm, model, rows)
             steps = trace(samples, rows, TRACE, lead * PERIOD, chooser)
             found = summary(steps, lead * PERIOD, settling)
             found['by_loops'] = {
@@ -290,9 +289,8 @@ def play(
 
     from vla_prune_ros import weights
     from vla_prune_ros.benchmark.contention import settling
-    from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, run_episode
+    from vla_prune_ros.benchmark.deadline_episodes import Load, Machine, chooser_of, run_episode
     from vla_prune_ros.policy import VLAPolicy
-    from vla_prune_ros.policy.governor import Governor
     from vla_prune_ros.sim import make_robot
 
     torch.set_num_threads(1)
@@ -306,9 +304,7 @@ def play(
             for arm in args.budgets.split(','):
                 if (1e3 * lead * PERIOD, arm) in done:
                     continue
-                name, _, least = arm.partition(':')
-                chooser = Governor(model, rows) if name == 'governor' else float(arm)
-                floor = float(least or 0)
+                chooser, floor = chooser_of(arm, model, rows)
                 timing, now, outcomes = Machine(samples, load, seed=7), 0.0, []
                 for k in range(args.episodes):
                     start = k % n_tasks, args.first_state + k // n_tasks

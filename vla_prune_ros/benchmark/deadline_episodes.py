@@ -17,7 +17,7 @@ import numpy as np
 
 from vla_prune_ros.execution.playing import ChunkPlayer, Execution
 from vla_prune_ros.policy import Observation, VLAPolicy
-from vla_prune_ros.policy.governor import Governor
+from vla_prune_ros.policy.governor import Governor, LatencyModel
 from vla_prune_ros.sim import SimulatedRobot, to_env_action
 
 Samples = Mapping[int, Mapping[float, Sequence[float]]]  # loops -> share -> s
@@ -78,6 +78,20 @@ class Machine:
         """Seconds of a query that begins at a time, and the loops beside it."""
         loops = self._load.at(time)
         return float(self._random.choice(self._samples[loops][share])), loops
+
+
+def chooser_of(
+    arm: str, model: LatencyModel, rows: Mapping[float, float]
+) -> tuple[Governor | float, float]:
+    """What chooses the share, and the smallest one allowed.
+
+    Args:
+        arm: 'governor', 'governor:FLOOR' or a fixed share.
+        model: latency that a governor begins with.
+        rows: share -> rows per layer.
+    """
+    name, _, floor = arm.partition(':')
+    return (Governor(model, rows), float(floor or 0)) if name == 'governor' else (float(arm), 0.0)
 
 
 def run_episode(

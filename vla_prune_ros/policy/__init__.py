@@ -3,6 +3,11 @@
 """One observation in, one action chunk out."""
 
 from vla_prune_ros.policy.policy import VLAPolicy
-from vla_prune_ros.policy.types import ActionChunk, Observation, PolicySettings
+from vla_prune_ros.policy.types import (
+    SOME_INSTRUCTION,
+    ActionChunk,
+    Observation,
+    PolicySettings,
+)
 
-__all__ = ['ActionChunk', 'Observation', 'PolicySettings', 'VLAPolicy']
+__all__ = ['SOME_INSTRUCTION', 'ActionChunk', 'Observation', 'PolicySettings', 'VLAPolicy']

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vla_prune_ros.policy.audit import Deviation, Latest, Stoppable
-from vla_prune_ros.policy.types import PolicySettings
+from vla_prune_ros.policy.types import SOME_INSTRUCTION, PolicySettings
 from vla_prune_ros.policy.warm_up import record_sizes
 from vla_prune_ros.pruning import make_selector
 from vla_prune_ros.runtime.engine import GraphEngine, PlainEngine
@@ -20,8 +20,6 @@ from vla_prune_ros.vla import OFTOutput
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.processor import Processor
 from vla_prune_ros.vla.selection import TokenSelector
-
-_SOME = 'pick up the object'  # where no instruction is known
 
 
 class Aside:
@@ -55,7 +53,7 @@ class Aside:
         if not isinstance(engine, GraphEngine):
             self.rehearse(frames, None, instruction)
             return
-        ids, template_tokens = self.processor.prompt(instruction or _SOME)
+        ids, template_tokens = self.processor.prompt(instruction or SOME_INSTRUCTION)
         start, depth = self.settings.readout_start, self.config.llama.n_layers
         engine.record(True)
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_prune_ros.policy.governor import Governor, LatencyModel
+from vla_prune_ros.policy.types import SOME_INSTRUCTION
 from vla_prune_ros.pruning import CLASSES, History, Tick, make_selector
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PASSES = 4  # of every class; the first may record, the fastest counts
 SIDE = 256  # pixels of a camera image
 
 
-def calibrate(policy: VLAPolicy, instruction: str) -> Governor:
+def calibrate(policy: VLAPolicy, instruction: str = SOME_INSTRUCTION) -> Governor:
     """Measure the pruning mode in force at once and return a governor; see `calibration`."""
     passes = calibration(policy, instruction)
     while True:
@@ -32,7 +33,7 @@ def calibrate(policy: VLAPolicy, instruction: str) -> Governor:
 
 def calibration(
     policy: VLAPolicy,
-    instruction: str,
+    instruction: str = SOME_INSTRUCTION,
     classes: Iterable[float] = CLASSES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[None, None, Governor]:

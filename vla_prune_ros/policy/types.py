@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+SOME_INSTRUCTION = 'pick up the object'  # to measure with where none is known
+
 
 @dataclass(frozen=True)
 class Observation:

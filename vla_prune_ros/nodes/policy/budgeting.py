@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from vla_prune_ros.policy.audit import IdleTime, Watch
     from vla_prune_ros.policy.governor import Decision, Governor
 
-SOME = 'pick up the red block'  # instruction to measure with, before there is one
-
 
 class InPlay:
     """How much of the published chunk the robot has left, as its reports say."""
@@ -290,10 +288,11 @@ class Budgeting:
 
     def _begin(self, policy: VLAPolicy, instruction: str) -> None:
         """Take the governor of the mode in force, or begin to measure for one."""
+        from vla_prune_ros.policy import SOME_INSTRUCTION
         from vla_prune_ros.policy.calibration import calibration
         from vla_prune_ros.pruning import CLASSES
 
-        text = instruction or SOME
+        text = instruction or SOME_INSTRUCTION
         options = {k: v for k, v in policy.settings.options.items() if k != 'budget'}
         self._key = policy.settings.mode, tuple(sorted(options.items()))
         if policy.runtime_stats()['runtime'] != 'plain' and self._key not in self._recorded:

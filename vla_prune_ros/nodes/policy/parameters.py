@@ -238,7 +238,7 @@ class PolicyConfig:
         0.0, 10.0, name='governor.reserve', read_only=False,
     )
     governor_floor: float = parameter(
-        0.0, 'smallest share of the visual tokens, whatever the deadline',
+        0.1875, 'smallest share of the visual tokens, whatever the deadline',
         0.0, 1.0, name='governor.floor', read_only=False,
     )
     governor_floor_fine: float = parameter(
