@@ -100,6 +100,7 @@ def test_every_picture_is_looked_at_if_it_is_wanted(capsys, tmp_path):
 
 
 def test_a_checkpoint_that_is_not_there_is_no_checkpoint_without_a_head(capsys, tmp_path):
+    (tmp_path / 'set').mkdir()
     write_libero(tmp_path / 'set/a_demo.hdf5', [small(0)])
     missing = str(tmp_path / 'nowhere')
     code, text, _ = look(capsys, tmp_path / 'set', tmp_path / 'out', '--checkpoint', missing)
@@ -109,6 +110,7 @@ def test_a_checkpoint_that_is_not_there_is_no_checkpoint_without_a_head(capsys, 
 def test_a_folder_that_cannot_be_made_is_said_before_the_data_is_read(
     capsys, tmp_path, monkeypatch
 ):
+    (tmp_path / 'set').mkdir()
     write_libero(tmp_path / 'set/a_demo.hdf5', [small(0)])
     (tmp_path / 'file').touch()
     monkeypatch.setattr(data_report, 'look_at', lambda *_, **__: pytest.fail('was read'))
