@@ -142,7 +142,7 @@ class Bag:
         except (GeneratorExit, BagError):
             raise
         except Exception as error:
-            raise BagError(self._why(error)) from error
+            raise self._refusal(error) from error
 
     def sha256(self) -> str:
         """Digest of the storage files in order."""
