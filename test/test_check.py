@@ -62,7 +62,16 @@ def test_a_tiny_checkpoint_is_in_order_and_the_report_can_be_read_by_programs(
 
 def test_a_directory_that_is_not_there_has_an_exit_code_of_its_own(capsys):
     assert main(['/nowhere/at/all']) == 2
-    assert 'no directory /nowhere/at/all' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'no directory /nowhere/at/all, and no embedded policy (tabletop, ' in said
+
+
+def test_a_report_that_cannot_be_written_is_one_line(checkpoint, tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert main([str(checkpoint), '--json', str(tmp_path / 'file/report.json')]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.endswith('can be used\n')
+    assert captured.err.startswith('check: ') and captured.err.count('\n') == 1
 
 
 def test_suites_follow_from_the_statistics(tmp_path):

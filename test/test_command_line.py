@@ -10,8 +10,15 @@ import sys
 import pytest
 import torch
 
+from vla_prune_ros import __main__
 from vla_prune_ros.benchmark import bench
-from vla_prune_ros.command_line import at_least, exit_code_of, require_device, write_json
+from vla_prune_ros.command_line import (
+    at_least,
+    exit_code_of,
+    listed,
+    require_device,
+    write_json,
+)
 from vla_prune_ros.evaluation import calibrate, evaluate
 from vla_prune_ros.training import train
 
@@ -21,6 +28,21 @@ def test_a_number_below_the_least_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match='from 1 on'):
         at_least(1)(text)
     assert at_least(-3)('-2') == -2
+
+
+def test_a_list_of_numbers_is_read_or_refused_with_an_example():
+    assert listed(int, '0,150')('0,50') == [0, 50]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'a,b' is no list .* such as 0,150"):
+        listed(int, '0,150')('a,b')
+
+
+def test_a_verb_that_is_interrupted_where_it_does_not_expect_it_says_so(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__.importlib, 'import_module', interrupted)
+    assert __main__.main(['check', 'tabletop']) == 130
+    assert capsys.readouterr().err == '\ncheck: interrupted\n'
 
 
 @pytest.mark.parametrize(

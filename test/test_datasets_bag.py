@@ -161,8 +161,9 @@ def test_a_folder_of_bags_is_one_data_set_and_a_damaged_one_is_named(tmp_path):
     file = next((tmp_path / 'monday').glob('*.mcap'))
     file.write_bytes(file.read_bytes()[:-400])
     data = open_dataset(tmp_path)
-    with pytest.raises(DataError, match='monday cannot be read'):
+    with pytest.raises(DataError, match='monday cannot be read') as refused:
         data.read(0)
+    assert 'salvage' not in str(refused.value), 'train has no such option'
     assert len(data.read(1)) == 9
 
 

@@ -201,6 +201,13 @@ def test_a_wrong_command_fails_at_once_and_says_what_is_valid(command, more, mes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('option', ['--episodes', '--trials'])
+def test_no_episode_at_all_is_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parser().parse_args([option, '0'])
+    assert f"{option}: '0' is not a whole number from 1 on" in capsys.readouterr().err
+
+
 def test_modes_may_carry_options_in_the_list():
     text = 'none,specprune:budget=0.25,cut_layers=5,10,alpha=0.4,fastv:rows=all,random'
     entries = make_entries(text, options=['fastv.layers=1'], control='off')

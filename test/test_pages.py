@@ -81,6 +81,12 @@ def test_every_command_exists_with_its_options(page):
             assert re.search(rf'{option}\b', shown), f'{verb} has no {option}: {rest}'
 
 
+def test_the_overview_names_every_verb():
+    table = (REPOSITORY / 'README.md').read_text().split('## What runs')[1].split('\n## ')[0]
+    named = {word.replace('-', '_') for word in re.findall(r'[\w-]+', table)}
+    assert named >= set(VERBS)
+
+
 def test_commands_are_found_on_the_pages():
     found = {verb for page in PAGES for verb, _ in commands(page)}
     assert len(found & set(VERBS)) > 10, found

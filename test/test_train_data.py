@@ -11,9 +11,14 @@ from PIL import Image
 from tiny import tiny_checkpoint, variant
 
 from vla_prune_ros import weights
+<<<<<<< HEAD
 from vla_prune_ros.datasets import Store
 from vla_prune_ros.training.options import _stores
 from vla_prune_ros.training.train import build_parser, main
+=======
+from vla_prune_ros.training import data_report
+from vla_prune_ros.training.train import main
+>>>>>>> docs
 from vla_prune_ros.vla.variant import KEYS
 
 pytest.importorskip('h5py', reason='h5py is not installed')
@@ -98,6 +103,25 @@ def test_every_picture_is_looked_at_if_it_is_wanted(capsys, tmp_path):
     assert look(capsys, folder, tmp_path / 'out')[0] == 0
     code, text, _ = look(capsys, folder, tmp_path / 'out', '--every-picture')
     assert code == 1 and 'train-00000/0, step 5: a picture of wrist cannot be decoded' in text
+
+
+def test_a_checkpoint_that_is_not_there_is_no_checkpoint_without_a_head(capsys, tmp_path):
+    (tmp_path / 'set').mkdir()
+    write_libero(tmp_path / 'set/a_demo.hdf5', [small(0)])
+    missing = str(tmp_path / 'nowhere')
+    code, text, _ = look(capsys, tmp_path / 'set', tmp_path / 'out', '--checkpoint', missing)
+    assert (code, text) == (1, f'train: no config.json in checkpoint directory {missing}\n')
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_data_is_read(
+    capsys, tmp_path, monkeypatch
+):
+    (tmp_path / 'set').mkdir()
+    write_libero(tmp_path / 'set/a_demo.hdf5', [small(0)])
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(data_report, 'look_at', lambda *_, **__: pytest.fail('was read'))
+    code, text, _ = look(capsys, tmp_path / 'set', tmp_path / 'file/out')
+    assert code == 1 and text.startswith('train: ') and str(tmp_path / 'file/out') in text
 
 
 def test_nothing_known_and_wrong_options(capsys, tmp_path):

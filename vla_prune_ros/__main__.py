@@ -84,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = importlib.import_module(VERBS[verb][0]).main(rest) or 0
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:  # while it was imported, or where a verb has nothing to say about it
+        print(f'\n{verb}: interrupted', file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read along, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

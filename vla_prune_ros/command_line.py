@@ -79,6 +79,20 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
+def listed(kind: Callable[[str], Any], example: str) -> Callable[[str], list[Any]]:
+    """Type of an argument: values with commas, `example` for one."""
+
+    def values(text: str) -> list[Any]:
+        try:
+            return [kind(part) for part in text.split(',')]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is no list with commas such as {example}'
+            ) from None
+
+    return values
+
+
 def require_device(name: str) -> None:
     """Check a torch device before anything is loaded.
 

@@ -31,7 +31,15 @@ ON_THE_WAY = 5_000_000_000  # ns between publishing and recording that are made 
 
 
 class BagError(ValueError):
-    """A bag that cannot be used; the text says why and what to do."""
+    """A bag that cannot be used; the text says why.
+
+    Attributes:
+        whole: messages of a damaged one that can be had all the same, with `salvage`.
+    """
+
+    def __init__(self, text: str, whole: int = 0) -> None:
+        super().__init__(text)
+        self.whole = whole
 
 
 class Entry(NamedTuple):
@@ -78,7 +86,7 @@ class Bag:
         except Exception as error:
             self._stack.close()
             if not salvage or not self._mcap:
-                raise BagError(self._why(error)) from error
+                raise self._refusal(error) from error
             self._parts = scans = [_Salvaged(file) for file in self.files]
             self.damage = '; '.join(s.damage for s in scans if s.damage) or str(error)
         self.types: dict[str, str] = {}
@@ -95,14 +103,15 @@ class Bag:
         for path in [self.path] if whole else self.files:
             self._parts.append(_Other(self._stack.enter_context(Reader(path))))
 
-    def _why(self, error: Exception) -> str:
-        text = f'{self.path} cannot be read: {type(error).__name__}: {error}'
+    def _refusal(self, error: Exception) -> BagError:
+        cause = f'{type(error).__name__}: {error}' if str(error) else type(error).__name__
+        text = f'{self.path} cannot be read: {cause}'
         if not self._mcap:
-            return text
+            return BagError(text)
         scans = [_Salvaged(file) for file in self.files]
         found = sum(len(scan.found) for scan in scans)
         damage = '; '.join(scan.damage for scan in scans if scan.damage)
-        return f'{text}\n{damage or "no end"}; {found} messages are whole: use them with --salvage'
+        return BagError(f'{text}\n{damage or "no end"}; {found} messages are whole', found)
 
     def _add(self, part: _Mcap | _Salvaged | _Other) -> None:
         for topic, kind in part.types.items():
@@ -133,7 +142,7 @@ class Bag:
         except (GeneratorExit, BagError):
             raise
         except Exception as error:
-            raise BagError(self._why(error)) from error
+            raise self._refusal(error) from error
 
     def sha256(self) -> str:
         """Digest of the storage files in order."""

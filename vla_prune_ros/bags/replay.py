@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_local()
     elif 'T2' in tiers:
         isolate(None)
+    from vla_prune_ros.bags.files import BagError
     from vla_prune_ros.bags.graph import GraphError
     from vla_prune_ros.bags.plan import ReplayError
     from vla_prune_ros.bags.run import Replay
@@ -130,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'replay: {error}', file=sys.stderr)
         return 2
     except (ReplayError, ChildDiedError, GraphError, OSError, RuntimeError, ValueError) as error:
-        print(f'replay: {error}', file=sys.stderr)
+        cure = ': use them with --salvage' if isinstance(error, BagError) and error.whole else ''
+        print(f'replay: {error}{cure}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\nreplay: interrupted', file=sys.stderr)

@@ -85,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
         '--require-targets', action='store_true', help='exit code 1 if a target is not met'
     )
     p.add_argument('--note', default='', help='a remark for the report, such as: shared machine')
-    p.add_argument('--out', type=Path, default=Path('out/bench'), help='output directory')
+    p.add_argument(
+        '--out',
+        type=Path,
+        default=Path('out/bench'),
+        help='output directory (%(default)s)',
+    )
     return p
 
 

@@ -28,8 +28,8 @@ from vla_prune_ros.command_line import at_least, exit_code_of, verb_parser, writ
 DESCRIPTION = """\
 Check and measure a GPU without anybody beside it: all tests for a GPU, the published size in every
 mode, a profile, products, attention, pictures, prompts, budgets, runtimes and quantisation. Needs
-a checkout and a Python with torch, triton, numpy, safetensors, tokenizers, pillow and pytest; no
-ROS, no simulator, no network. Call it again to go on where it stopped."""
+a checkout and a Python with torch, triton, numpy, safetensors, tokenizers, transformers, pillow,
+opencv and pytest; no ROS, no simulator, no network. Call it again to go on where it stopped."""
 
 EXAMPLES = """\
 examples:

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune_ros.command_line import verb_parser, write_json
+from vla_prune_ros.command_line import exit_code_of, verb_parser, write_json
 from vla_prune_ros.vla.variant import KEYS, PRESETS
 
 DESCRIPTION = """\
 Check a checkpoint directory in the published OpenVLA-OFT layout: names and shapes of all tensors,
 statistics, tokenizer; which suites and pruning modes it fits, the memory it needs, the read-out to
-use. Exit code 0: it can be used; 1: it cannot; 2: there is no such directory."""
+use. Exit code 0: it can be used; 1: it cannot; 2: there is no such directory, or --json cannot be
+written."""
 BLANK_ID, LLAMA_VOCABULARY = 29871, 32064  # the piece that ends every prompt, in Llama 2
 SHOWN = 3  # names of tensors in a message
 
@@ -52,13 +53,23 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
+    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
+    return exit_code_of('check', lambda: check(args), wrong=2)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Look, print, write; returns the exit code.
+
+    Raises:
+        OSError: there is no such directory, or the report cannot be written.
+    """
+    from vla_prune_ros import weights
     from vla_prune_ros.evaluation.rollouts import checkpoint_directory
 
-    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
     directory = checkpoint_directory(args.directory)
     if not directory.is_dir():
-        print(f'check: no directory {directory}', file=sys.stderr)
-        return 2
+        known = ', '.join(weights.available())
+        raise NotADirectoryError(f'no directory {directory}, and no embedded policy ({known})')
     report = check_checkpoint(directory, args.variant)
     print(text(report))
     if args.json:

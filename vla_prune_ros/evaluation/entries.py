@@ -112,7 +112,7 @@ def parse_value(mode: str, key: str, text: str) -> Any:
     """The value of a mode's option from the command line, in the option's own type."""
     options = {option.name: option for option in MODES[mode].options}
     if key not in options:
-        valid = ', '.join(options) or 'none'
+        valid = ', '.join(options) or 'it has no options'
         raise ValueError(f'mode {mode!r} has no option {key!r}; valid: {valid}')
     kind = options[key].type
     try:

@@ -74,11 +74,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     number = p.add_mutually_exclusive_group()
     number.add_argument(
-        '--episodes', type=int, default=50,
+        '--episodes', type=at_least(1), default=50,
         help='episodes of every entry, spread evenly over the tasks (default: 50)',
     )  # fmt: skip
     number.add_argument(
-        '--trials', type=int, metavar='N',
+        '--trials', type=at_least(1), metavar='N',
         help='episodes of every entry and task; 50 is the published LIBERO protocol',
     )  # fmt: skip
     p.add_argument(
@@ -87,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
         ' failure',
     )  # fmt: skip
     p.add_argument('--tasks', help='task names or indices with commas; default: the whole suite')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (default: 0)')
+    p.add_argument(
+        '--first-state', type=at_least(0), default=0, help='first initial state (default: 0)'
+    )
     p.add_argument(
         '--suite', default='tabletop',
         help='tabletop, or libero_spatial, libero_object, libero_goal, libero_10, libero_90'
@@ -99,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         ' default: where LIBERO looks for them',
     )  # fmt: skip
     p.add_argument(
-        '--videos', type=int, metavar='N',
+        '--videos', type=at_least(0), metavar='N',
         help='film up to N failed episodes of every entry (default: 3 on libero, else 0)',
     )  # fmt: skip
     p.add_argument(
@@ -133,7 +135,12 @@ def parser() -> argparse.ArgumentParser:
         '--shift-seed', type=at_least(0), default=0, help='what shifts draw from (default: 0)'
     )
     p.add_argument('--max-steps', type=at_least(1), help="step limit instead of the tasks' own")
-    p.add_argument('--out', type=Path, default=Path('out/evaluation'), help='output directory')
+    p.add_argument(
+        '--out',
+        type=Path,
+        default=Path('out/evaluation'),
+        help='output directory (%(default)s)',
+    )
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     return p
 

@@ -87,7 +87,7 @@ def make_plan(entries: Sequence[Entry], facts: dict, args: argparse.Namespace) -
         raise ValueError('the shift changes nothing in any of these tasks')
     episodes = args.trials * len(tasks) if args.trials is not None else args.episodes
     last = args.first_state + (episodes - 1) // len(tasks)
-    if episodes < 1 or args.first_state < 0 or last >= facts['n_initial_states']:
+    if last >= facts['n_initial_states']:
         raise ValueError(
             f'{episodes} episodes over {len(tasks)} tasks from state {args.first_state} on do'
             f' not fit into the {facts["n_initial_states"]} initial states of each task'

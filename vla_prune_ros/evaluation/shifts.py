@@ -28,8 +28,12 @@ def parser() -> argparse.ArgumentParser:
     verbs = p.add_subparsers(dest='what', required=True, metavar='list|picture|table')
     verbs.add_parser('list', help='axes with the severities of levels 1 to 5')
     picture = verbs.add_parser('picture', help='one picture with every axis at every level')
-    picture.add_argument('--out', type=Path, default=Path('out/shifts.png'), help='PNG file')
-    picture.add_argument('--task', default='put_red_on_plate', help='task that is shown')
+    picture.add_argument(
+        '--out', type=Path, default=Path('out/shifts.png'), help='PNG file (default: %(default)s)'
+    )
+    picture.add_argument(
+        '--task', default='put_red_on_plate', help='task that is shown (default: %(default)s)'
+    )
     picture.add_argument('--state', type=int, default=3, help='initial state (default: 3)')
     table = verbs.add_parser(
         'table', help='success, differences, interactions and recovery over several shifts'
@@ -45,9 +49,11 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument(
         '--against', choices=('dense', 'base'), default='dense',
         help='what entries are compared with: dense on the same weights, or the entry of the same '
-        'mode with the largest part of its options (default: dense)',
+        'mode with the largest part of its options (%(default)s)',
     )  # fmt: skip
-    table.add_argument('--out', type=Path, default=Path('out/shift_table'), help='directory')
+    table.add_argument(
+        '--out', type=Path, default=Path('out/shift_table'), help='directory (%(default)s)'
+    )
     return p
 
 

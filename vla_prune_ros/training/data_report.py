@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--every-picture', action='store_true', help='decode all pictures, not the first ones'
     )
     parser.add_argument(
-        '--out', type=Path, default=Path('out/data'), help='folder of the picture and the numbers'
-    )
+        '--out', type=Path, default=Path('out/data'),
+        help='folder of the picture and the numbers (default: %(default)s)',
+    )  # fmt: skip
     add_data_options(parser)
 
 
@@ -54,6 +55,7 @@ def report(args: argparse.Namespace) -> int:
     """Look, print, write; returns the exit code."""
     data = open_dataset(args.path, read_options(args))
     config = None if args.checkpoint is None else _expected(args.checkpoint, args.variant)
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the work
     chunk = args.chunk or (8 if config is None else config.chunk_len)
     found = look_at(data, chunk, args.every_picture, progress=True)
     unfit = [] if config is None else mismatches(data, found, config)
@@ -86,6 +88,8 @@ def report(args: argparse.Namespace) -> int:
 
 def _expected(checkpoint: Path, variant: str) -> OpenVLAConfig | None:
     """What a checkpoint takes; None if it has no head and becomes what the data is."""
+    if not (checkpoint / 'config.json').is_file():
+        raise FileNotFoundError(f'no config.json in checkpoint directory {checkpoint}')
     if not variant and start_variant(checkpoint, variant, fresh=True):
         print(f'{checkpoint} has no head: it becomes what train oft --variant declares')
         return None

@@ -67,9 +67,17 @@ def add_finetuning(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument(
         '--data', type=Path, nargs='+', required=True, metavar='PATH', help='data sets, mixed'
     )
-    parser.add_argument('--out', type=Path, default=Path('out') / kind, help='checkpoints and log')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('out') / kind,
+        help='checkpoints and log (%(default)s)',
+    )
     parser.add_argument('--stores', type=Path, help='unpacked data; default: in --out')
-    parser.add_argument('--recipe', choices=RECIPES[kind], default='house')
+    parser.add_argument(
+        '--recipe', choices=RECIPES[kind], default='house',
+        help='numbers of the training, see doc/training.md (default: %(default)s)',
+    )  # fmt: skip
     parser.add_argument(
         '--dry-run', action='store_true', help='print the memory that is needed, and end'
     )
@@ -114,12 +122,19 @@ def add_finetuning(parser: argparse.ArgumentParser, kind: str) -> None:
         '--held-out', type=float, default=0.0, metavar='SHARE',
         help='of the episodes, whose L1 is logged with every checkpoint',
     )  # fmt: skip
-    for name in ('accumulate', 'save-every', 'keep', 'log-every'):
-        key = name.replace('-', '_')
-        run.add_argument(f'--{name}', type=at_least(1), default=getattr(default, key))
+    for name, text in (
+        ('accumulate', 'parts that a process computes its share of a batch in'),
+        ('save-every', 'steps between checkpoints'),
+        ('keep', 'checkpoints that stay'),
+        ('log-every', 'steps between lines of the log'),
+    ):
+        value = getattr(default, name.replace('-', '_'))
+        run.add_argument(
+            f'--{name}', type=at_least(1), default=value, help=text + ' (default: %(default)s)'
+        )
     run.add_argument('--workers', type=at_least(1), help='CPU processes; default: as many as fit')
-    run.add_argument('--device', default='cpu', help='cpu or cuda')
-    run.add_argument('--seed', type=int, default=0)
+    run.add_argument('--device', default='cpu', help='cpu or cuda (default: %(default)s)')
+    run.add_argument('--seed', type=int, default=0, help='of all that is drawn (%(default)s)')
     add_data_options(parser)
 
 

@@ -52,23 +52,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     default = Stages(out=Path('out/train'))
     tabletop.add_argument('--out', type=Path, default=default.out, help='working folder')
-    tabletop.add_argument('--episodes', type=at_least(1), default=default.episodes)
-    tabletop.add_argument('--detours', type=at_least(0), default=default.detours)
-    tabletop.add_argument('--steps', type=at_least(1), default=default.steps)
+    for name, least, text in (
+        ('episodes', 1, 'demonstrations that serve one instruction'),
+        ('detours', 0, 'and that begin by serving another one'),
+        ('steps', 1, 'of the first stage'),
+    ):
+        tabletop.add_argument(
+            f'--{name}', type=at_least(least), default=getattr(default, name), help=text
+        )
     tabletop.add_argument(
-        '--rounds',
-        type=_rounds,
-        default=default.rounds,
-        metavar='EPISODES:STEPS,...',
+        '--rounds', type=_rounds, metavar='EPISODES:STEPS,...',
+        default=','.join(f'{episodes}:{steps}' for episodes, steps in default.rounds),
         help='DAgger rounds after the first stage',
-    )
+    )  # fmt: skip
     tabletop.add_argument(
         '--validation', type=at_least(0), default=default.validation,
         help='closed-loop episodes whose success is logged with every checkpoint; 0: none',
     )  # fmt: skip
-    tabletop.add_argument('--workers', type=at_least(1), default=fitting(BATCH))
+    tabletop.add_argument(
+        '--workers', type=at_least(1), default=fitting(BATCH), help='CPU processes'
+    )
     tabletop.add_argument('--device', default=default.device, help='cpu or cuda')
-    tabletop.add_argument('--seed', type=int, default=default.seed)
+    tabletop.add_argument('--seed', type=int, default=default.seed, help='of all that is drawn')
     for kind, text in _FINETUNED.items():
         add_finetuning(stages.add_parser(kind, help=text, description=text), kind)
     data_report.add_arguments(stages.add_parser('data', help=data_report.HELP))
@@ -103,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'trained checkpoint: {done}')
         return 0
 
-    return exit_code_of('train', run, interrupted='the same command goes on from the last save')
+    goes_on = args.what in ('tabletop', *_FINETUNED)
+    kept = 'the same command goes on from the last save' if goes_on else ''
+    return exit_code_of('train', run, interrupted=kept)
 
 
 def _tabletop(args: argparse.Namespace) -> Path:

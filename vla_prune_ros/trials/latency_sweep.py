@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_prune_ros.command_line import listed
 from vla_prune_ros.execution.playing import EXECUTION_MODES
 from vla_prune_ros.ros.children import Children, claim_domain, keep_local
 from vla_prune_ros.trials import command, demo
@@ -44,8 +45,9 @@ def parser() -> argparse.ArgumentParser:
         checkpoint='', device='cpu', out=Path('out/latency'), note='', patience=120.0,
     )  # fmt: skip
     p.add_argument(
-        '--latencies', default='0,50,100,150,200,300,400', help='ms, with commas (%(default)s)'
-    )
+        '--latencies', type=listed(int, '0,150'), default='0,50,100,150,200,300,400',
+        help='ms, with commas (%(default)s)',
+    )  # fmt: skip
     p.add_argument('--executions', default='all', help='"all" or names with commas (all)')
     p.add_argument('--pairs', type=int, default=0, help='pairs of nodes at once; 0: one per core')
     p.add_argument('--pruning', default='none', help='pruning mode (none)')
@@ -192,14 +194,13 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
     unknown = [mode for mode in modes if mode not in EXECUTION_MODES]
     if unknown:
         raise ValueError(f'unknown execution {unknown[0]!r}; valid: {", ".join(EXECUTION_MODES)}')
-    latencies = [int(ms) for ms in args.latencies.split(',')]
     tasks = [task for task in args.tasks.split(',') if task]
-    if min(latencies) < 0 or not tasks or args.episodes < 1:
+    if min(args.latencies) < 0 or not tasks or args.episodes < 1:
         raise ValueError('latencies from 0 on, a task and an episode are needed')
     return [
         Cell(mode, ms, tasks[k % len(tasks)], args.first_state + k // len(tasks))
         for k in range(args.episodes)
-        for ms in dict.fromkeys(latencies)
+        for ms in dict.fromkeys(args.latencies)
         for mode in dict.fromkeys(modes)
     ]
 

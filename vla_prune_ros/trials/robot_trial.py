@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vla_prune_ros.command_line import listed
 from vla_prune_ros.ros.children import Children, isolate
 from vla_prune_ros.trials import command, demo
 from vla_prune_ros.trials.robot_path import Ledger, RobotEpisode
@@ -57,7 +58,10 @@ def parser() -> argparse.ArgumentParser:
         patience=120.0,
     )  # fmt: skip
     p.add_argument('--output', default='all', help='"all" or of chunk, pose, twist (all)')
-    p.add_argument('--latency', default='0', help='s, added to every chunk; with commas (0)')
+    p.add_argument(
+        '--latency', type=listed(float, '0,0.15'), default='0',
+        help='s, added to every chunk; with commas (%(default)s)',
+    )  # fmt: skip
     p.add_argument('--execution', default='open_loop', help='how chunks are played (open_loop)')
     p.add_argument('--lockstep', action='store_true', help='in this process, without ROS')
     return p
@@ -73,14 +77,13 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     outputs = list(OUTPUTS) if args.output == 'all' else args.output.split(',')
     if unknown := [o for o in outputs if o not in OUTPUTS]:
         raise ValueError(f'unknown output {unknown[0]!r}; valid: {", ".join(OUTPUTS)}')
-    latencies = [float(s) for s in args.latency.split(',')]
     tasks = [task for task in args.tasks.split(',') if task]
-    if args.episodes < 1 or not tasks or min(latencies) < 0:
+    if args.episodes < 1 or not tasks or min(args.latency) < 0:
         raise ValueError('an episode, a task and latencies from 0 on are needed')
     plan = [
         (latency, tasks[k % len(tasks)], args.first_state + k // len(tasks))
         for k in range(args.episodes)
-        for latency in latencies
+        for latency in args.latency
     ]
     ledger = Ledger(args.out / LEDGER, _settings(args))
     load = os.getloadavg()[0]
