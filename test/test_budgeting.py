@@ -66,14 +66,14 @@ class Bench:
             self.budgeting.measure(self.policy)
         return changed
 
-    def ask(self, actions=(), waited=0.0, took=0.01):
+    def ask(self, actions=(), waited=0.0, took=0.01, requery=0):
         """One inference; the budget that it had."""
         self.stamp += PERIOD * max(1, len(actions))
         self.budgeting.before(self.policy, self.config, tick(self.stamp, actions), waited)
         budget = self.policy.settings.options['budget']
         chunk = self.policy.step(observation(0, self.stamp / 1e9))
         begun, self.now = self.now, self.now + took
-        answer = SimpleNamespace(chunk=chunk, cold=False, requery=0, offered=begun)
+        answer = SimpleNamespace(chunk=chunk, cold=False, requery=requery, offered=begun)
         self.budgeting.after(answer, self.stamp, begun, True, self.now)
         return budget
 
@@ -156,6 +156,15 @@ def test_the_actions_left_set_the_deadline(directory):
     bench.budgeting.forget()
     bench.ask([FAST] * 5)
     assert bench.budgeting.decision.deadline == 0.04
+
+
+def test_what_comes_behind_an_early_query_is_not_left_to_play(directory):
+    bench = Bench(directory, governor__auto=True, governor__reserve=0.0)
+    bench.ask(requery=5)  # the bridge drops the rest
+    bench.ask([FAST] * 3, requery=5)
+    assert bench.budgeting.decision.deadline == pytest.approx(2 * 0.05)
+    bench.ask([FAST] * 5)
+    assert bench.budgeting.decision.deadline is None
 
 
 def test_actions_count_from_the_observation_that_the_chunk_answers():

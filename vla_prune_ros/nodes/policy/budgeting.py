@@ -199,7 +199,7 @@ class Budgeting:
         if self._governor is not None and not answer.cold:
             self._governor.learn(now - begun, chunk.rows, dense=chunk.dense)
         if left:
-            self._in_play.published(stamp, len(chunk.actions))
+            self._in_play.published(stamp, answer.requery or len(chunk.actions))
         if self._watch is not None and self._idle is not None:
             if chunk.reset_reason:
                 self._watch.reset()
