@@ -226,6 +226,9 @@ def test_the_audit_raises_the_budget_above_its_threshold_and_never_without(direc
     bench.ask()
     bench.budgeting.audit(bench.policy, lambda: False, clock)
     assert bench.ask() == 1.0
+    said = bench.budgeting.values()
+    bench.apply(**settings, audit__response='dense', governor__reserve=0.5)  # not of the audit
+    assert bench.ask() == 1.0 and bench.budgeting.values() == said
 
 
 def test_the_audit_never_asks_for_less_than_the_options_of_the_mode_keep(directory):
@@ -241,6 +244,7 @@ def test_the_audit_never_asks_for_less_than_the_options_of_the_mode_keep(directo
     assert budgets == [0.0, 0.75, 1.0]
     watch = bench.budgeting._watch
     watch.threshold = 2.0  # now far below
+    bench.apply(**settings, audit__threshold=1e-9, governor__reserve=0.5)
     for _ in range(8):
         budgets.append(bench.ask())
         bench.budgeting.audit(bench.policy, lambda: False, clock)
