@@ -132,3 +132,26 @@ def test_what_the_node_published_of_joints_is_compared_too(tmp_path):
         text = audit_report(bag, FeedSettings(), tracks, SimpleNamespace(write=lines.append))
     assert 'audited 1 of these ticks while it ran; largest difference 0.12' in text
     assert lines[-1] == {'type': 'audit', 'published': 1, 'largest': 0.125}
+
+
+def test_a_budget_is_known_without_the_description_of_the_policy(tmp_path):
+    """Of a bag with chunks and statistics alone: what the governor decided is in them."""
+    pytest.importorskip('rclpy', reason='messages need ROS')
+    from bag_tools import write
+
+    from vla_prune_ros.bags.files import Bag
+    from vla_prune_ros.bags.streams import FeedSettings
+    from vla_prune_ros.bags.tracks import recorded_track
+    from vla_prune_ros.ros.messages import chunk_message, values_message
+
+    messages = []
+    for k, (mode, budget) in enumerate((('none', 0.0), ('fastv', 0.375))):
+        said = {'sequence': k, 'mode': mode, 'budget': budget, 'tokens_total': 128}
+        chunk = chunk_message(np.zeros((8, 7)), k, 50_000_000)
+        messages += [
+            ('/action_chunk', k + 1, chunk),
+            ('/vla_policy/inference_stats', k + 1, values_message('s', said, k)),
+        ]
+    with Bag(write(tmp_path / 'bag', messages)) as bag:
+        track = recorded_track(bag, FeedSettings())
+    assert [moment.options for moment in track.moments] == [{}, {'budget': 0.375}]

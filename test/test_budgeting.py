@@ -66,14 +66,14 @@ class Bench:
             self.budgeting.measure(self.policy)
         return changed
 
-    def ask(self, actions=(), waited=0.0, took=0.01):
+    def ask(self, actions=(), waited=0.0, took=0.01, requery=0):
         """One inference; the budget that it had."""
         self.stamp += PERIOD * max(1, len(actions))
         self.budgeting.before(self.policy, self.config, tick(self.stamp, actions), waited)
         budget = self.policy.settings.options['budget']
         chunk = self.policy.step(observation(0, self.stamp / 1e9))
         begun, self.now = self.now, self.now + took
-        answer = SimpleNamespace(chunk=chunk, cold=False, requery=0, offered=begun)
+        answer = SimpleNamespace(chunk=chunk, cold=False, requery=requery, offered=begun)
         self.budgeting.after(answer, self.stamp, begun, True, self.now)
         return budget
 
@@ -158,6 +158,15 @@ def test_the_actions_left_set_the_deadline(directory):
     assert bench.budgeting.decision.deadline == 0.04
 
 
+def test_what_comes_behind_an_early_query_is_not_left_to_play(directory):
+    bench = Bench(directory, governor__auto=True, governor__reserve=0.0)
+    bench.ask(requery=5)  # the bridge drops the rest
+    bench.ask([FAST] * 3, requery=5)
+    assert bench.budgeting.decision.deadline == pytest.approx(2 * 0.05)
+    bench.ask([FAST] * 5)
+    assert bench.budgeting.decision.deadline is None
+
+
 def test_actions_count_from_the_observation_that_the_chunk_answers():
     play = InPlay()
     assert play.left is None
@@ -217,6 +226,9 @@ def test_the_audit_raises_the_budget_above_its_threshold_and_never_without(direc
     bench.ask()
     bench.budgeting.audit(bench.policy, lambda: False, clock)
     assert bench.ask() == 1.0
+    said = bench.budgeting.values()
+    bench.apply(**settings, audit__response='dense', governor__reserve=0.5)  # not of the audit
+    assert bench.ask() == 1.0 and bench.budgeting.values() == said
 
 
 def test_the_audit_never_asks_for_less_than_the_options_of_the_mode_keep(directory):
@@ -232,6 +244,7 @@ def test_the_audit_never_asks_for_less_than_the_options_of_the_mode_keep(directo
     assert budgets == [0.0, 0.75, 1.0]
     watch = bench.budgeting._watch
     watch.threshold = 2.0  # now far below
+    bench.apply(**settings, audit__threshold=1e-9, governor__reserve=0.5)
     for _ in range(8):
         budgets.append(bench.ask())
         bench.budgeting.audit(bench.policy, lambda: False, clock)

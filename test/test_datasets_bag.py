@@ -198,3 +198,20 @@ def test_the_golden_bag_needs_no_ros():
     assert done.returncode == 0, done.stderr
     frames, rate = done.stdout.split()
     assert int(frames) > 20 and float(rate) == 20.0
+
+
+def test_a_topic_that_was_silent_when_the_clock_went_back_belongs_to_the_new_time(tmp_path):
+    script, first, second = Script(), small(2), small(5, 13)
+    script.say('lift the cup')
+    script.play(first)
+    for _ in range(60):  # nobody drives any more
+        script.observe(first, 0)
+        script.stamp += PERIOD
+    script.stamp = START  # the simulation begins anew, and still nobody drives
+    for _ in range(40):
+        script.observe(second, 0)
+        script.stamp += PERIOD
+    script.play(second)
+    one, two = open_dataset(script.write(tmp_path))
+    expect(one, first)
+    expect(two, second)

@@ -11,7 +11,7 @@ from datasets_tools import GOLDEN, LENGTHS, pixels, png, small, steps_of, write_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_prune_ros.datasets import DataError, ReadOptions, open_dataset
+from vla_prune_ros.datasets import DataError, ReadOptions, Store, make_store, open_dataset
 from vla_prune_ros.datasets.statistics import statistics
 from vla_prune_ros.datasets.tfrecord import parse_example
 
@@ -204,3 +204,16 @@ def test_odd_records_are_named(tmp_path, change, message):
     path = write_rlds(tmp_path / 'set', [change(steps_of(small(0)))])
     with pytest.raises(DataError, match=message):
         open_dataset(path).read(0)
+
+
+def test_a_store_stops_at_a_picture_that_was_cut_off(tmp_path):
+    cut = steps_of(small(0))
+    cut['steps/observation/wrist_image'][5] = cut['steps/observation/wrist_image'][5][:-9]
+    data = open_dataset(write_rlds(tmp_path / 'set', [cut, steps_of(small(2))]))
+    with pytest.raises(DataError, match='train-00000/0, step 5: a picture of wrist cannot be dec'):
+        make_store(data, tmp_path / 'store', progress=False)
+    said = []
+    make_store(data, tmp_path / 'other', skip_damaged=True, progress=False, warn=said.append)
+    assert len(said) == 1 and 'step 5: a picture of wrist' in said[0]
+    with Store(tmp_path / 'other') as store:
+        assert [entry['id'] for entry in store.episodes] == ['train-00000/1']

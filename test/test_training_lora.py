@@ -148,6 +148,8 @@ def test_the_authors_adapters_are_read_and_merged_with_their_heads(tmp_path, cap
     ('change', 'message'),
     [
         ({'use_dora': True}, 'use_dora True is not supported'),
+        ({'lora_bias': True}, 'lora_bias True is not supported'),
+        ({'init_lora_weights': 'pissa'}, "init_lora_weights 'pissa' is not supported"),
         ({'peft_type': 'IA3'}, "kind 'IA3', not LORA"),
         ({'r': 5}, r'the model needs \[5'),
     ],

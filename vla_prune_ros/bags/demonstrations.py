@@ -11,7 +11,6 @@ the room `datasets`, which stands below this one and cannot know it.
 from __future__ import annotations
 
 import struct
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -238,19 +237,17 @@ class BagSet(DataSet):
         """Numbers, and when which frame was published; pictures stay where they are."""
         recordings = [Recording()]
         cameras = {topic: camera for camera, topic in topics.cameras.items()}
-        newest: dict[str, int] = {}  # topic -> stamp
-        turns: dict[str, int] = defaultdict(int)  # topic -> how often its clock went back
+        clocks = _Clocks()
         instruction = self._options.instruction
         for entry in bag.messages({*cameras, *filter(None, topics[1:])}):
             if entry.topic == topics.instruction:
                 instruction = ' '.join(_message(bag, entry).data.split()) or instruction
                 continue
             stamp = _stamp(entry.data)
-            turns[entry.topic] += stamp < newest.get(entry.topic, stamp) - REWIND
-            newest[entry.topic] = stamp
-            while len(recordings) <= turns[entry.topic]:
+            turn = clocks.turn(entry.topic, stamp)
+            if turn == len(recordings):
                 recordings.append(Recording())
-            now = recordings[turns[entry.topic]]
+            now = recordings[turn]
             if entry.topic in cameras:
                 now.frames[cameras[entry.topic]].setdefault(stamp, entry.time)
                 now.said.setdefault(stamp, instruction)
@@ -268,6 +265,31 @@ class BagSet(DataSet):
                 if values.get('state') == 'done':
                     now.ended[stamp] = values.get('success') == 'true'
         return recordings
+
+
+class _Clocks:
+    """How often the clock had gone back when a message was stamped.
+
+    It is seen in the stamps of one topic, as topics overtake each other. One that was silent
+    meanwhile belongs to the latest time that its stamp is near to.
+    """
+
+    def __init__(self) -> None:
+        self._newest: list[int] = []  # stamp of each time
+        self._last: dict[str, tuple[int, int]] = {}  # topic -> turn and stamp
+
+    def turn(self, topic: str, stamp: int) -> int:
+        """Of the next message of a topic."""
+        first, last = self._last.get(topic, (0, stamp))
+        first += stamp < last - REWIND
+        if first == len(self._newest):
+            self._newest.append(stamp)
+        apart = {k: abs(self._newest[k] - stamp) for k in range(first, len(self._newest))}
+        near = [k for k, distance in apart.items() if distance <= REWIND]
+        found = near[-1] if near else min(apart, key=lambda k: apart[k])
+        self._newest[found] = max(self._newest[found], stamp)
+        self._last[topic] = found, stamp
+        return found
 
 
 def _find(bag: Bag, name: str) -> str:

@@ -226,7 +226,7 @@ def _moment(
                 if key.startswith(prefix) and not _is_retired(key, value)
             }
             break
-    if budget is not None and 'budget' in options:
+    if budget is not None and ('budget' in options or float(budget)):
         options['budget'] = float(budget)
     return Moment(mode, options, output.reset_reason in FRESH, sha256)
 

@@ -194,7 +194,7 @@ class LerobotSet(DataSet):
                     step=step,
                     **place,
                 )
-            yield as_jpeg(data, turn, step=step, **place)
+            yield as_jpeg(data, key, turn, step=step, **place)
 
 
 def _no_convention(found: set[float]) -> tuple[str, str]:

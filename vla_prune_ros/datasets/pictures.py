@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vla_prune_ros.datasets.base import DataError, Picture
-from vla_prune_ros.vla.pictures import encode_jpeg
+from vla_prune_ros.vla.pictures import decode_jpeg, encode_jpeg
 
 JPEG = b'\xff\xd8'
 
@@ -51,24 +51,34 @@ def check_frame(frame: Any, **place: Any) -> np.ndarray:
     return frame
 
 
-def as_jpeg(data: bytes, turn: int = 0, **place: Any) -> bytes:
+def as_jpeg(data: bytes, camera: str, turn: int = 0, **place: Any) -> bytes:
     """An encoded picture as upright JPEG: bytes as they are, if they are a JPEG and upright.
 
     Raises:
-        DataError: they are no RGB picture.
+        DataError: they are no RGB picture, or not a whole one.
     """
     if data[:2] == JPEG and not turn:
+        try:
+            decode_jpeg(data)
+        except ValueError as error:
+            raise DataError(
+                what=f'a picture of {camera} cannot be decoded: {error}',
+                cure='copy the file again, or leave the episode out',
+                **place,
+            ) from error
         return data
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
-            what=f'{len(data)} bytes are no whole picture: {error}', cure='copy it again', **place
+            what=f'{camera}: {len(data)} bytes are no whole picture: {error}',
+            cure='copy it again',
+            **place,
         ) from error
     if picture.mode != 'RGB':
         raise DataError(
-            what=f'a picture has the mode {picture.mode}, not RGB',
+            what=f'a picture of {camera} has the mode {picture.mode}, not RGB',
             cure='name a colour camera with --cameras',
             **place,
         )

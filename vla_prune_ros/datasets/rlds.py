@@ -129,9 +129,12 @@ class RldsSet(DataSet):
         instructions, segments = self._said(values.get(_INSTRUCTION), steps, place)
         turn = self._options.rotate or 0
 
-        def pictures(key: str) -> Frames:
+        def pictures(name: str, key: str) -> Frames:
             frames = get(_OBSERVATION + key)
-            return Frames(len(frames), lambda: (as_jpeg(f, turn, **place) for f in frames))
+            return Frames(
+                len(frames),
+                lambda: (as_jpeg(f, name, turn, step=k, **place) for k, f in enumerate(frames)),
+            )
 
         return checked(
             Episode(
@@ -140,7 +143,7 @@ class RldsSet(DataSet):
                 instructions=instructions,
                 actions=converted(actions, self._gripper, **place),
                 proprio=proprio,
-                pictures={name: pictures(key) for name, key in self._cameras.items()},
+                pictures={name: pictures(name, key) for name, key in self._cameras.items()},
                 segments=segments,
             )
         )

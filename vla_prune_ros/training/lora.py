@@ -211,6 +211,9 @@ def _check(content: dict[str, Any], folder: Path) -> None:
         ('use_dora', (False, None)),
         ('use_rslora', (False, None)),
         ('bias', ('none',)),
+        ('lora_bias', (False, None)),
+        ('fan_in_fan_out', (False, None)),
+        ('init_lora_weights', (True, False, 'gaussian', None)),  # others change the base, too
         ('rank_pattern', ({}, None)),
         ('alpha_pattern', ({}, None)),
         ('modules_to_save', (None, [])),

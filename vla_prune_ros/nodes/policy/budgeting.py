@@ -72,6 +72,7 @@ class Budgeting:
         self.decision: Decision | None = None
         self._in_play = InPlay()
         self._watch: Watch | None = None
+        self._watched: tuple = ()  # parameters that it goes by
         self._idle: IdleTime | None = None
         self._due = False  # the latest chunk is to be audited
         self._played, self._share = 0, 1.0  # of it: actions to play, visual tokens kept
@@ -83,6 +84,7 @@ class Budgeting:
     def load(self) -> None:
         """Another policy: what was measured does not count any more."""
         self._applied = self._governor = self.decision = self._passes = None
+        self._watched = ()
         self._governors.clear()
         self._recorded.clear()
         self.forget()
@@ -113,10 +115,10 @@ class Budgeting:
             return False
         known, self._applied = self._applied, wanted  # even if it fails: not again at every tick
         before = self.info()
-        if known is None or known[0] != config.budgeting:
-            self._apply_audit(config)
+        self._apply_audit(config)
         self._governor = self.decision = self._passes = None
-        self._usual = 0.0
+        if known is None or known[1] != config.pruning:
+            self._usual = 0.0
         if (config.governed or config.watched) and policy.budget_kind == 'none':
             mode = policy.settings.mode
             raise ValueError(f'pruning mode {mode!r} has no budget with these options')
@@ -199,7 +201,7 @@ class Budgeting:
         if self._governor is not None and not answer.cold:
             self._governor.learn(now - begun, chunk.rows, dense=chunk.dense)
         if left:
-            self._in_play.published(stamp, len(chunk.actions))
+            self._in_play.published(stamp, answer.requery or len(chunk.actions))
         if self._watch is not None and self._idle is not None:
             if chunk.reset_reason:
                 self._watch.reset()
@@ -290,6 +292,10 @@ class Budgeting:
     def _apply_audit(self, config: PolicyConfig) -> None:
         from vla_prune_ros.policy.audit import IdleTime, Watch
 
+        wanted = config.audit_enabled, config.audit_threshold, config.audit_response
+        if wanted == self._watched:
+            return
+        self._watched = wanted
         self._watch = self._idle = None
         self._due = False
         if config.audit_enabled:
