@@ -11,14 +11,10 @@ from PIL import Image
 from tiny import tiny_checkpoint, variant
 
 from vla_prune_ros import weights
-<<<<<<< HEAD
 from vla_prune_ros.datasets import Store
+from vla_prune_ros.training import data_report
 from vla_prune_ros.training.options import _stores
 from vla_prune_ros.training.train import build_parser, main
-=======
-from vla_prune_ros.training import data_report
-from vla_prune_ros.training.train import main
->>>>>>> docs
 from vla_prune_ros.vla.variant import KEYS
 
 pytest.importorskip('h5py', reason='h5py is not installed')
