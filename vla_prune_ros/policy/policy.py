@@ -299,14 +299,11 @@ class VLAPolicy(Aside):
         if (rehearsal := self._selector.rehearsal) is not None:
             engine(frames, ids, proprio, rehearsal)
             timer.mark('rehearsal')
+        start = self.settings.readout_start
         out = engine(
-            frames,
-            ids,
-            proprio,
-            self._selector,
-            self.settings.readout_start,
+            frames, ids, proprio, self._selector, start,
             lambda stage: timer.mark(_STAGE_OF.get(stage, stage)),
-        )
+        )  # fmt: skip
         numbers = self._selector.numbers
         waiting = {name: n for name, n in numbers.items() if isinstance(n, Tensor)}
         normalised, entered, *counted = self._home(
