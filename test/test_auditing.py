@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,3 +108,27 @@ def test_evaluate_audits_without_changing_an_episode(shared, tmp_path, capsys):
     (row,) = json.loads((audited / 'results.json').read_text())['entries']
     assert row['audit']['deviation']['translation'] > 0
     assert 'What pruning changed' in (audited / 'report.md').read_text()
+
+
+def test_what_the_node_published_of_joints_is_compared_too(tmp_path):
+    pytest.importorskip('rclpy', reason='messages need ROS')
+    from bag_tools import write
+
+    from vla_prune_ros.bags.auditing import audit_report
+    from vla_prune_ros.bags.compare import TickOutput
+    from vla_prune_ros.bags.files import Bag
+    from vla_prune_ros.bags.streams import FeedSettings
+    from vla_prune_ros.bags.tracks import Track
+    from vla_prune_ros.ros.messages import values_message
+
+    said = {'audit.stamp': 7, 'audit.actions': 0.25, 'audit.overall': 0.5}
+    topic, lines = '/vla_policy/inference_stats', []
+    path = write(tmp_path / 'bag', [(topic, 9, values_message('s', said, 9))])
+    found = {'actions': 0.25, 'overall': 0.375}
+    kept, actions = np.arange(3), np.zeros((25, 14))
+    output = TickOutput(7, 'fastv', actions, kept, 3, '', {}, '', found)
+    with Bag(path) as bag:
+        tracks = {'recorded': Track('recorded', (output,))}
+        text = audit_report(bag, FeedSettings(), tracks, SimpleNamespace(write=lines.append))
+    assert 'audited 1 of these ticks while it ran; largest difference 0.12' in text
+    assert lines[-1] == {'type': 'audit', 'published': 1, 'largest': 0.125}

@@ -176,6 +176,12 @@ def test_as_delivered_it_keeps_the_share_that_still_solved_tasks(directory):
     assert bench.ask([FAST] * 8) == floor == CLASSES[2]
 
 
+def test_joint_positions_are_no_motion(tmp_path):
+    directory = tiny_checkpoint(tmp_path, action_kind='joint_positions')
+    bench = Bench(directory, governor__deadline=1e-4, governor__floor_fine=0.5)
+    assert [bench.ask([SLOW] * 8) for _ in range(2)] == [CLASSES[0]] * 2
+
+
 def test_fine_motion_has_a_floor_of_its_own(directory):
     bench = Bench(directory, governor__deadline=1e-4, governor__floor_fine=0.5)
     assert bench.ask([FAST] * 8) == CLASSES[0]
@@ -211,6 +217,32 @@ def test_the_audit_raises_the_budget_above_its_threshold_and_never_without(direc
     bench.ask()
     bench.budgeting.audit(bench.policy, lambda: False, clock)
     assert bench.ask() == 1.0
+
+
+def test_the_audit_never_asks_for_less_than_the_options_of_the_mode_keep(directory):
+    clock = lambda: 0.0  # noqa: E731
+    settings = {'audit__enabled': True, 'pruning__fastv__keep': 8}  # of 16
+    bench = Bench(directory)
+    bench.policy.set_pruning('fastv', keep=8)
+    bench.apply(**settings, audit__threshold=1e-9)  # always above
+    budgets = []
+    for _ in range(3):
+        budgets.append(bench.ask())
+        bench.budgeting.audit(bench.policy, lambda: False, clock)
+    assert budgets == [0.0, 0.75, 1.0]
+    watch = bench.budgeting._watch
+    watch.threshold = 2.0  # now far below
+    for _ in range(8):
+        budgets.append(bench.ask())
+        bench.budgeting.audit(bench.policy, lambda: False, clock)
+    assert budgets[3:] == [1.0, 0.75, *[0.0] * 6] and watch.floor == 0.0
+
+
+def test_an_audit_of_a_mode_whose_options_leave_no_budget_is_refused(directory):
+    with pytest.raises(ValueError, match="mode 'vla_cache' has no budget with these options"):
+        policy = VLAPolicy.from_pretrained(directory, 'vla_cache', stages='1:0')
+        chosen = config(pruning__mode='vla_cache', audit__enabled=True, audit__threshold=0.1)
+        Budgeting(None).apply(policy, chosen, INSTRUCTIONS[0])
 
 
 def test_an_audit_that_is_given_up_is_counted(directory):

@@ -4,12 +4,21 @@
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 from conftest import HERE
 
-from vla_prune_ros.datasets import FORMATS, DataError, Episode, ReadOptions, open_dataset
+from vla_prune_ros.datasets import (
+    FORMATS,
+    DataError,
+    Episode,
+    ReadOptions,
+    Store,
+    make_store,
+    open_dataset,
+)
 from vla_prune_ros.datasets.checks import checked
 from vla_prune_ros.datasets.gripper import guess, to_policy
 
@@ -157,6 +166,23 @@ def test_a_damaged_episode_of_the_tabletop_is_named(tabletop, tmp_path):
     np.savez(tmp_path / 'episode_000003.npz', **rest)
     with pytest.raises(DataError, match=r'has no instructions; delete it and collect again'):
         open_dataset(tmp_path).read(0)
+
+
+def test_damaged_pictures_of_the_tabletop_are_named_and_can_be_left_out(tabletop, tmp_path):
+    shutil.copytree(tabletop, tmp_path / 'set')
+    file = tmp_path / 'set/a/episode_000000.npz'
+    with zipfile.ZipFile(file) as members:
+        place = members.getinfo('images.npy').header_offset + 200
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0xFF
+    file.write_bytes(content)
+    data = open_dataset(tmp_path / 'set')
+    with pytest.raises(DataError, match=r'episode_000000.npz: cannot be read: .*collect again'):
+        make_store(data, tmp_path / 'store', progress=False)
+    shutil.rmtree(tmp_path / 'store.partial')
+    make_store(data, tmp_path / 'store', skip_damaged=True, progress=False, warn=lambda text: None)
+    with Store(tmp_path / 'store') as store:
+        assert [entry['id'] for entry in store.episodes] == ['b/episode_000005']
 
 
 # -- LIBERO ------------------------------------------------------------------------------------

@@ -205,6 +205,60 @@ def test_versions_and_conventions_that_are_not_known(tmp_path):
     assert grippers.tolist() == [1, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'fps': 0}, 'fps is 0'),
+        ({'features': None}, 'incomplete'),
+        ({'features': {'action': {'shape': [7]}}}, "incomplete: KeyError\\('dtype'\\)"),
+    ],
+)
+def test_an_info_that_cannot_be_is_named(tmp_path, change, message):
+    file = write_lerobot(tmp_path / 'mine', 'v2.1', True) / 'meta/info.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DataError, match=f'info.json: {message}'):
+        open_dataset(tmp_path / 'mine')
+    file.write_bytes(b'\xff\xfe')
+    with pytest.raises(DataError, match=r'info.json: no JSON'):
+        open_dataset(tmp_path / 'mine')
+
+
+def test_lists_are_cut_at_the_ends_of_lines_only(tmp_path):
+    """As jsonlines writes them: every other character as it is."""
+    folder, texts = write_lerobot(tmp_path / 'mine', 'v2.1', True), ['lift\u2028it', 'put\x85it']
+    lines = (json.dumps({'task_index': k, 'task': t}) for k, t in enumerate(texts))
+    file = folder / 'meta/tasks.jsonl'
+    file.write_text('\n'.join(line.encode().decode('unicode-escape') for line in lines) + '\n\n')
+    data = open_dataset(folder)
+    assert {data.read(k).instructions for k in range(3)} == {(text,) for text in texts}
+    file.write_bytes(b'{"task_index": 0, "task": "\xff"}')
+    with pytest.raises(DataError, match=r'tasks.jsonl: line 1 is no JSON'):
+        open_dataset(folder)
+    file.write_text('{"task": "lift it"}')
+    with pytest.raises(DataError, match=r"no list of tasks: KeyError\('task_index'\)"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize('version', ['v2.1', 'v3.0'])
+def test_an_episode_without_a_step_is_named(tmp_path, version):
+    folder = write_lerobot(tmp_path / 'mine', version, True)
+    if version == 'v3.0':
+        from pyarrow import parquet
+
+        file = folder / 'meta/episodes/chunk-000/file-000.parquet'
+        lines = parquet.read_table(file).to_pydict()
+        lines['length'][0] = 0
+        write_table(file, lines)
+    else:
+        (folder / 'meta/episodes.jsonl').write_text(
+            '{"episode_index": 0, "length": 0}\n{"episode_index": 1, "length": 4}'
+        )
+    data = open_dataset(folder)
+    with pytest.raises(DataError, match='episode 0: meta/ says that it has no step; leave it out'):
+        data.read(0)
+    assert len(data.read(1)) == LENGTHS[1]
+
+
 def test_cameras_are_guessed_or_named(tmp_path):
     folder = write_lerobot(tmp_path / 'mine', 'v2.1', True)
     with pytest.raises(DataError, match=r'no x; there are: observation.images.front'):

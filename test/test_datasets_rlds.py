@@ -172,3 +172,35 @@ def test_keys_that_are_not_there_are_named(made):
 def test_no_bytes_get_past_the_parser_unseen(data):
     with contextlib.suppress(KeyError, ValueError):
         parse_example(data)
+
+
+def test_what_is_done_is_what_every_step_says(tmp_path):
+    values = steps_of(small(0))
+    values['steps/language_instruction'] = [b'lift it'] * 4 + [b'drop it'] * 5
+    episode = open_dataset(write_rlds(tmp_path / 'two', [values])).read(0)
+    assert episode.instructions == ('lift it', 'drop it')
+    assert episode.segments == ((0, 4), (4, 9))
+    assert episode.starts(5).tolist() == [4]
+
+
+@pytest.mark.parametrize('texts', [None, [b' '] * 9, []], ids=str)
+def test_a_missing_instruction_can_be_given(tmp_path, texts):
+    values = steps_of(small(0)) | {'steps/language_instruction': texts}
+    path = write_rlds(tmp_path / 'set', [{k: v for k, v in values.items() if v is not None}])
+    with pytest.raises(DataError, match='no instruction; give one with --instruction'):
+        open_dataset(path).read(0)
+    episode = open_dataset(path, ReadOptions(instruction='lift it')).read(0)
+    assert (episode.instructions, episode.segments) == (('lift it',), ())
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda v: {k: x[:0] for k, x in v.items()}, 'train-00000/0: there is no step'),
+        (lambda v: v | {'steps/language_instruction': [b'\xff'] * 9}, 'instruction is no UTF-8'),
+    ],
+)
+def test_odd_records_are_named(tmp_path, change, message):
+    path = write_rlds(tmp_path / 'set', [change(steps_of(small(0)))])
+    with pytest.raises(DataError, match=message):
+        open_dataset(path).read(0)

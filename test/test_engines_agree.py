@@ -15,6 +15,7 @@ from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.pruning import CLASSES
 from vla_prune_ros.runtime.engine import GraphEngine, PlainEngine
 from vla_prune_ros.runtime.workspace import Joined, See, bucket_counts
+from vla_prune_ros.vla.choice import Choice
 from vla_prune_ros.vla.model import ReadOut
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, SlotCache, TokenLayout
 from vla_prune_ros.vla.space import Stage
@@ -288,7 +289,7 @@ def test_passes_of_every_kind_agree_in_long_runs(passes):
 
 # -- by construction ---------------------------------------------------------------------------
 def test_a_stage_is_one_frozen_value_and_its_work_captures_nothing():
-    kinds = {Segment, ReadOut, See, Joined}
+    kinds = {Segment, Choice, ReadOut, See, Joined}
     assert {*Stage.__subclasses__()} >= kinds
     for kind in kinds:
         assert is_dataclass(kind) and kind.__dataclass_params__.frozen

@@ -15,7 +15,7 @@ from demonstrations import assert_equal, environment, made_store, tiny_recipe, t
 from vla_prune_ros.policy import VLAPolicy
 from vla_prune_ros.training.finetune import finetune
 from vla_prune_ros.training.folder import STATE, Folder
-from vla_prune_ros.training.processes import Team
+from vla_prune_ros.training.processes import Team, run_workers
 from vla_prune_ros.training.trainer import Trainer
 from vla_prune_ros.vla import OpenVLAOFT
 
@@ -145,6 +145,48 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(alone, tmp_path, kind):
     assert log_of(again) == [1, 2, 3, 4] and log_of(again, 'action') == log_of(run, 'action')
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_its_log_anew(folder, tmp_path):
+    run = replace(tiny_run(folder), output=tmp_path)
+    (tmp_path / 'log.jsonl').write_text('{"step": 1, "action": 9.9}\n{"step": 2, "act')
+    finetune(run, progress=False)
+    assert log_of(run) == [1, 2, 3, 4]
+
+
+def refuse(team, text):
+    raise ValueError(text)
+
+
+def break_down(team):
+    raise AttributeError('of the program')
+
+
+def test_what_a_worker_cannot_use_is_said_in_one_line():
+    with pytest.raises(RuntimeError, match=r'^2 cameras: name them$'):
+        run_workers(refuse, 1, '2 cameras: name them')
+    with pytest.raises(Exception, match=r'(?s)Traceback.*break_down.*of the program'):
+        run_workers(break_down, 1)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'learning_rate': -1e-3},
+        {'learning_rate': float('nan')},
+        {'ema': 1.5},
+        {'ema': -0.5},
+        {'clip': -1.0},
+        {'weight_decay': float('inf')},
+        {'warmup': -1},
+        {'lora_rank': -1},
+        {'steps': 0},
+    ],
+    ids=str,
+)
+def test_a_recipe_that_would_unlearn_is_refused(change):
+    with pytest.raises(ValueError, match=f'^{next(iter(change))} '):
+        tiny_recipe(**change)
+
+
 def test_a_finished_run_stays_finished(alone):
     run, weights = alone['oft']
     assert_equal(weights, trained(run))
@@ -158,6 +200,7 @@ def test_a_finished_run_stays_finished(alone):
         ({'lightvla': True}, 'lightvla'),
         ({'recipe': tiny_recipe(learning_rate=1e-5)}, 'learning_rate'),
         ({'held_out': 0.5}, 'held_out'),
+        ({'unnorm_key': 'tabletop'}, 'unnorm_key'),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(folder, tmp_path, change, named):

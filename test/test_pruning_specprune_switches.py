@@ -9,7 +9,8 @@ from rig import SIZES, Rig, deep_model, model, moves, visual
 from tiny import tiny_config
 
 from vla_prune_ros.pruning import make_selector
-from vla_prune_ros.pruning.importance import Importance, rank_weights
+from vla_prune_ros.pruning.importance import Importance, most_important, rank_weights
+from vla_prune_ros.pruning.scores import visual_ids
 from vla_prune_ros.vla.selection import LayerScores
 
 SLOW, FAST = moves(8, (0, 0, -0.1)), moves(8, (0.8, 0, 0))
@@ -81,10 +82,11 @@ def test_entropy_weighs_layers_against_each_other():
         return LayerScores(probs, torch.tensor([True]), here, torch.tensor(entropy))
 
     for confidence, best in ((True, 1), (False, 3)):
-        gathered = Importance(torch.zeros(3), 0.2, 1e-6, 5.3, confidence)
-        gathered.update(layer([0.5, 0.2, 0.1], 1.0), 3)
-        gathered.update(layer([0.1, 0.2, 0.5], 3.0), 3)
-        assert gathered.best(torch.arange(1, 4), 1).tolist() == [best]
+        gathered = Importance(0.2, 1e-6, 5.3, confidence)
+        values = gathered.after(torch.zeros(3), layer([0.5, 0.2, 0.1], 1.0), 3)
+        values = gathered.after(values, layer([0.1, 0.2, 0.5], 3.0), 3)
+        marked = most_important(values, torch.ones(3, dtype=torch.bool), 1)
+        assert visual_ids(marked).tolist() == [best]
 
 
 def test_rank_weights_fall_a_hundredfold_and_sum_to_one():

@@ -283,7 +283,7 @@ class HostWaits(TorchDispatchMode):
         ('efficient_vla', 0),
         ('lightvla keep', 0),
         ('lightvla', 1),  # how many patches were chosen
-        ('specprune', 1),  # how many patches are in the union
+        ('specprune', 0),  # in fine motion 1, see test_runtime_rules.py
         ('vla_cache', 1),  # how many can be reused
     ],
 )

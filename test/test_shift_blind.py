@@ -15,7 +15,8 @@ import torch
 pytest.importorskip('vla_prune_ros.sim.tabletop', reason='MuJoCo is not installed')
 
 from vla_prune_ros.evaluation.rollouts import Entry, Episode, Session, Setup
-from vla_prune_ros.evaluation.shift_report import Runs, cells
+from vla_prune_ros.evaluation.shift_report import cells
+from vla_prune_ros.evaluation.shift_runs import Runs
 from vla_prune_ros.pruning import MODES, PruningMethod
 from vla_prune_ros.pruning.overlay import patch_of_pixel
 from vla_prune_ros.vla.selection import PassPlan

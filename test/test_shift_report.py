@@ -14,7 +14,8 @@ import pytest
 
 from vla_prune_ros.evaluation import shifts
 from vla_prune_ros.evaluation.rollouts import Entry, Episode, EpisodeRecord
-from vla_prune_ros.evaluation.shift_report import cells, read_runs, write_report
+from vla_prune_ros.evaluation.shift_report import cells, write_report
+from vla_prune_ros.evaluation.shift_runs import read_runs
 from vla_prune_ros.evaluation.shift_statistics import holm, interaction, median_with_never
 
 FACTS = {'sha256': 'w', 'suite': 'tabletop', 'device': 'cpu', 'dtype': 'float32', 'seed': 7}
@@ -118,6 +119,25 @@ def test_every_entry_is_compared_with_dense_on_its_own_weights(runs):
     assert 'interaction' not in rows['none', 'blind']
     # differences: blind and lightvla in both worlds, p 1, 1, 1 and 1/16
     assert blind['difference']['p_holm'] == pytest.approx(4 / 16)
+
+
+def test_an_option_is_compared_with_the_same_mode_without_it(tmp_path):
+    """Against the base: the entry with most of an entry's options, on the same weights."""
+    few, more = {'budget': 0.25}, {'budget': 0.25, 'reset_grip': True}
+    foreign = Entry('elsewhere', 'scout', more, 'l', 'x')
+    folder = write(tmp_path / 'jump', [
+        *outcomes(NONE, '1111'), *outcomes(Entry('s', 'scout'), '1110'),
+        *outcomes(Entry('s.25', 'scout', few), '1100'), *outcomes(foreign, '0000'),
+        *outcomes(Entry('s.25 grip', 'scout', more), '1111'),
+    ], shift='jump:4')  # fmt: skip
+    rows = {row['entry']: row for row in cells(read_runs([folder]), against='base')}
+    assert rows['s.25 grip']['difference']['value'] == pytest.approx(2 / 4)
+    assert rows['s.25']['difference']['value'] == pytest.approx(-1 / 4)
+    assert all('difference' not in rows[name] for name in ('none', 's', 'elsewhere'))
+    out = tmp_path / 'table'
+    assert shifts.main(['table', str(folder), '--against', 'base', '--out', str(out)]) == 0
+    page = (out / 'report.md').read_text()
+    assert 'minus base' in page and 'dense' not in page
 
 
 def test_times_and_kept_patches_after_a_change(runs):

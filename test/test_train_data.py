@@ -11,8 +11,10 @@ from PIL import Image
 from tiny import tiny_checkpoint, variant
 
 from vla_prune_ros import weights
+from vla_prune_ros.datasets import Store
 from vla_prune_ros.training import data_report
-from vla_prune_ros.training.train import main
+from vla_prune_ros.training.options import _stores
+from vla_prune_ros.training.train import build_parser, main
 from vla_prune_ros.vla.variant import KEYS
 
 pytest.importorskip('h5py', reason='h5py is not installed')
@@ -126,3 +128,32 @@ def test_nothing_known_and_wrong_options(capsys, tmp_path):
     )
     assert code == 1 and 'the gripper goes from -1 to 1, which is not the convention poli' in text
     assert 'say which one with --gripper' in text
+
+
+def test_another_rate_and_a_state_that_nobody_takes(capsys, tmp_path):
+    (tmp_path / 'set').mkdir()
+    write_libero(tmp_path / 'set/a_demo.hdf5', [small(0)])
+    start = tiny_checkpoint(tmp_path / 'start', proprio_dim=0, control_rate=10.0)
+    statistics = start / 'dataset_statistics.json'
+    known = json.loads(statistics.read_text())
+    for entry in known.values():
+        entry['proprio'] = {key: [0.0] * 5 for key in entry['action'] if key != 'mask'}
+    statistics.write_text(json.dumps(known))
+    code, text, _ = look(capsys, tmp_path / 'set', tmp_path / 'out', '--checkpoint', str(start))
+    assert code == 0, text
+    assert 'warning: set: actions at 20 Hz, those of the policy are at 10 Hz' in text
+    code, text, _ = look(
+        capsys, tmp_path / 'set', tmp_path / 'two', '--checkpoint', str(start), '--rate', '10'
+    )
+    assert code == 0 and 'Hz, those of' not in text
+
+
+def test_data_sets_with_names_that_begin_alike_get_stores_of_their_own(tmp_path):
+    for name, number in (('put_1', 0), ('put', 2)):
+        (tmp_path / name).mkdir()
+        write_libero(tmp_path / name / 'lift_the_cup_demo.hdf5', [small(number)])
+    paths = [str(tmp_path / 'put_1'), str(tmp_path / 'put'), str(tmp_path / 'put')]
+    args = ['oft', '--start', str(tmp_path), '--out', str(tmp_path / 'out'), '--data', *paths]
+    stores = _stores(build_parser().parse_args(args), None)
+    assert [path.name for path in stores] == ['put_1', 'put', 'put_2']
+    assert [Store(path).name for path in stores] == ['put_1', 'put', 'put']

@@ -20,7 +20,7 @@ from vla_prune_ros.bags.tracks import RECORDED, Track
 from vla_prune_ros.evaluation.auditing import OVERALL, audit_row, audit_table
 from vla_prune_ros.ros.messages import MessageError, to_ns, values_from
 
-GROUPS = ('translation', 'rotation', 'gripper', OVERALL)
+GROUPS = ('translation', 'rotation', 'gripper', 'actions', OVERALL)  # of an arm, of other actions
 
 
 def audit_report(bag: Bag, settings: FeedSettings, tracks: Mapping[str, Track], lines: Any) -> str:
@@ -49,9 +49,9 @@ def audit_report(bag: Bag, settings: FeedSettings, tracks: Mapping[str, Track], 
     if RECORDED in tracks and published:
         own = {output.stamp: output.audit for output in tracks[RECORDED].outputs}
         apart = [
-            max(abs(own[stamp][group] - theirs[group]) for group in GROUPS)
+            max(abs(own[stamp][group] - value) for group, value in theirs.items())
             for stamp, theirs in published.items()
-            if stamp in own
+            if own.get(stamp, {}).keys() == theirs.keys()
         ]
         if apart:
             lines.write({'type': 'audit', 'published': len(apart), 'largest': max(apart)})
@@ -67,8 +67,8 @@ def recorded_audits(bag: Bag, settings: FeedSettings) -> dict[int, dict[str, flo
     found = {}
     for _, values in _said(bag, settings, 'vla_policy/inference_stats'):
         if 'audit.stamp' in values:
-            groups = {group: float(values.get(f'audit.{group}', 'nan')) for group in GROUPS}
-            found[int(values['audit.stamp'])] = groups
+            said = ((group, values.get(f'audit.{group}')) for group in GROUPS)
+            found[int(values['audit.stamp'])] = {g: float(v) for g, v in said if v is not None}
     return found
 
 

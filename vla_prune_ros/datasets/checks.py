@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,22 @@ def converted(actions: np.ndarray, convention: str, **place: Any) -> np.ndarray:
         return to_policy(actions, convention)
     except ValueError as error:
         raise DataError(what=str(error), cure='say which one with --gripper', **place) from error
+
+
+def said(
+    texts: Sequence[str], instead: str
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Instructions of an episode, and the steps (first, end) that each is for, if it has several.
+
+    Args:
+        texts: the instruction at every step.
+        instead: of blank ones.
+    """
+    texts = [text if text.strip() else instead for text in texts]
+    changes = [k for k in range(1, len(texts)) if texts[k] != texts[k - 1]]
+    bounds = [0, *changes, len(texts)]
+    segments = tuple(pairwise(bounds)) if changes else ()
+    return tuple(texts[k] for k in bounds[:-1]), segments
 
 
 def checked(episode: Episode) -> Episode:

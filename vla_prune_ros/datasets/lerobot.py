@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from vla_prune_ros.datasets import lerobot_meta, video
 from vla_prune_ros.datasets.base import DataError, DataSet, Episode, Picture, ReadOptions
 from vla_prune_ros.datasets.cameras import guess_cameras
-from vla_prune_ros.datasets.checks import checked, converted
+from vla_prune_ros.datasets.checks import checked, converted, said
 from vla_prune_ros.datasets.gripper import GRIPPERS, guess
 from vla_prune_ros.datasets.lerobot_meta import INFO, Entry, Info
 from vla_prune_ros.datasets.parquet import read_columns, read_structs
@@ -144,21 +143,17 @@ class LerobotSet(DataSet):
 
     def _said(self, tasks: np.ndarray, place: Any) -> tuple[tuple[str, ...], tuple]:
         """Instructions, and the steps that each is for, if there are several."""
-        changes = np.flatnonzero(np.diff(tasks)) + 1
-        bounds = [0, *(int(c) for c in changes), len(tasks)]
         texts = []
-        for first in bounds[:-1]:
-            text = self._tasks.get(int(tasks[first]))
-            if text is None:
+        for step, task in enumerate(tasks.tolist()):
+            if task not in self._tasks:
                 raise DataError(
-                    what=f'task {tasks[first]} is not among the tasks of the data set',
+                    what=f'task {task} is not among the tasks of the data set',
                     cure='download meta/ again',
-                    step=first,
+                    step=step,
                     **place,
                 )
-            texts.append(text or self._options.instruction)
-        segments = tuple(pairwise(bounds)) if len(texts) > 1 else ()
-        return tuple(texts), segments
+            texts.append(self._tasks[task])
+        return said(texts, self._options.instruction)
 
     def _convention(self) -> str:
         """Of the gripper: as said, or as the whole data set leaves no doubt about."""

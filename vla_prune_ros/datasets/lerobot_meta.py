@@ -57,23 +57,29 @@ class Info:
         file = root / INFO
         check_file(file)
         try:
-            info = json.loads(file.read_text(encoding='utf-8'))
+            info = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise DataError(file, f'no JSON: {error}', 'download it again') from error
+        try:
             version = str(info['codebase_version'])
             if version not in VERSIONS:
                 cure = _CONVERT if version.startswith('v1') else f'known: {", ".join(VERSIONS)}'
                 raise DataError(file, f'codebase_version {version} is not known', cure)
-            return cls(
+            found = cls(
                 version,
                 float(info['fps']),
                 int(info.get('chunks_size', 1000)),
                 info['data_path'],
                 info.get('video_path') or '',
-                info['features'],
+                {key: {'dtype': kind['dtype'], **kind} for key, kind in info['features'].items()},
             )
-        except (AttributeError, KeyError, TypeError) as error:
+        except DataError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(file, f'incomplete: {error!r}', 'download it again') from error
-        except json.JSONDecodeError as error:
-            raise DataError(file, f'no JSON: {error}', 'download it again') from error
+        if not found.fps > 0:
+            raise DataError(file, f'fps is {found.fps:g}', 'write the rate of the rows into it')
+        return found
 
     @property
     def is_v3(self) -> bool:
@@ -96,7 +102,10 @@ class Info:
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     check_file(file)
-    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(), start=1):
+    # Not splitlines: it would cut texts at characters such as U+2028.
+    for number, line in enumerate(file.read_bytes().split(b'\n'), start=1):
+        if not line.strip():
+            continue
         try:
             yield json.loads(line)
         except ValueError as error:
@@ -105,12 +114,14 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 
 def read_tasks(root: Path, info: Info) -> dict[int, str]:
     """Number of a task -> instruction."""
-    if not info.is_v3:
-        return {t['task_index']: t['task'] for t in _lines(root / 'meta/tasks.jsonl')}
-    file = root / 'meta/tasks.parquet'
-    rows = read_rows(file)
+    file = root / ('meta/tasks.parquet' if info.is_v3 else 'meta/tasks.jsonl')
+    rows = read_rows(file) if info.is_v3 else _lines(file)
     # The text is the index of a pandas table, which has this name if it had none.
-    return {t['task_index']: t.get('task', t.get('__index_level_0__', '')) for t in rows}
+    index = '__index_level_0__'
+    try:
+        return {t['task_index']: str(t.get('task', t.get(index)) or '') for t in rows}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(file, f'no list of tasks: {error!r}', 'download it again') from error
 
 
 def read_episodes(root: Path, info: Info, cameras: Iterable[str]) -> list[Entry]:
@@ -124,7 +135,7 @@ def read_episodes(root: Path, info: Info, cameras: Iterable[str]) -> list[Entry]
         raise DataError(root / INFO, 'no video_path, but cameras are videos', 'download it again')
     try:
         entries = _many_per_file(root, info, videos) if info.is_v3 else _own(root, info, videos)
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise DataError(
             root / 'meta', f'the list of episodes lacks {error}', 'download it again'
         ) from error

@@ -74,6 +74,8 @@ def _batches(
             cure=f'there are: {", ".join(data.schema_arrow.names)}',
             **place,
         )
+    if length < 1:
+        raise DataError(what='meta/ says that it has no step', cure='leave it out', **place)
     rows = data.metadata.num_rows
     if rows < first + length:
         raise DataError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from vla_prune_ros.datasets.base import DataError, DataSet, Episode, ReadOptions
 from vla_prune_ros.datasets.cameras import guess_cameras
-from vla_prune_ros.datasets.checks import check_file, checked, converted
+from vla_prune_ros.datasets.checks import check_file, checked, converted, said
 from vla_prune_ros.datasets.gripper import GRIPPERS
 from vla_prune_ros.datasets.pictures import Frames, as_jpeg
 from vla_prune_ros.datasets.tfrecord import Record, index_records, parse_example, read_record
@@ -21,6 +21,7 @@ from vla_prune_ros.datasets.tfrecord import Record, index_records, parse_example
 RATE_OF_LIBERO = 20.0  # Hz
 _VERSION = r'\d+\.\d+\.\d+'
 _OBSERVATION = 'steps/observation/'
+_INSTRUCTION = 'steps/language_instruction'
 
 
 def detect(path: Path) -> str | None:
@@ -95,7 +96,7 @@ class RldsSet(DataSet):
         place: dict[str, Any] = {'file': entry.file, 'episode': entry.id}
         try:
             values = parse_example(read_record(entry.file, entry.record, entry.id))
-        except (KeyError, ValueError) as error:
+        except (KeyError, OverflowError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(what=f'cannot be read: {error}', cure='copy it again', **place) from (
@@ -109,9 +110,13 @@ class RldsSet(DataSet):
                 )
             return values[key]
 
+        steps = len(get('steps/is_last'))
+        if not steps:
+            raise DataError(what='there is no step', cure='leave the episode out', **place)
+
         def table(key: str) -> np.ndarray:
-            numbers, steps = get(key), len(get('steps/is_last'))
-            if len(numbers) % max(steps, 1):
+            numbers = get(key)
+            if len(numbers) % steps:
                 what = f'{key} has {len(numbers)} numbers for {steps} steps'
                 raise DataError(what=what, cure='leave the episode out', **place)
             return numbers.reshape(steps, -1)
@@ -121,7 +126,7 @@ class RldsSet(DataSet):
         proprio = None
         if self._options.state or state in self._keys:
             proprio = table(_OBSERVATION + state)
-        texts = [text.decode() for text in get('steps/language_instruction')]
+        instructions, segments = self._said(values.get(_INSTRUCTION), steps, place)
         turn = self._options.rotate or 0
 
         def pictures(key: str) -> Frames:
@@ -132,12 +137,24 @@ class RldsSet(DataSet):
             Episode(
                 id=entry.id,
                 file=entry.file,
-                instructions=((texts or [''])[0] or self._options.instruction,),
+                instructions=instructions,
                 actions=converted(actions, self._gripper, **place),
                 proprio=proprio,
                 pictures={name: pictures(key) for name, key in self._cameras.items()},
+                segments=segments,
             )
         )
+
+    def _said(self, texts: Any, steps: int, place: dict[str, Any]) -> tuple:
+        """Instructions, and the steps that each is for, if there are several."""
+        if texts is None or len(texts) != steps:
+            texts = list(texts or [b''])[:1] * steps
+        try:
+            return said([text.decode() for text in texts], self._options.instruction)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                what=f'the instruction is no UTF-8: {error}', cure='copy it again', **place
+            ) from error
 
     def mask(self, width: int) -> list[bool]:
         """Two arms: everything is normalised (OpenVLA-OFT, oxe/materialize.py)."""

@@ -24,6 +24,7 @@ RATE = 20.0  # Hz
 PATTERN = 'episode_*.npz'
 _OF_A_FRAME = ('block_pixels', 'plate_pixels')
 _OF_A_LABEL = ('task', 'relative')
+_DAMAGE = (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 def detect(path: Path) -> str | None:
@@ -64,10 +65,8 @@ class TabletopSet(DataSet):
         try:
             with np.load(file) as data:
                 arrays = {name: data[name] for name in data.files if name != 'images'}
-        except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(file, f'cannot be read: {error}', 'delete it and collect again') from (
-                error
-            )
+        except _DAMAGE as error:
+            raise _damaged(file, error) from error
         needed = {'proprio', 'actions', 'instructions', *_OF_A_FRAME, *_OF_A_LABEL}
         if missing := sorted(needed - arrays.keys()):
             raise DataError(file, f'has no {", ".join(missing)}', 'delete it and collect again')
@@ -94,7 +93,15 @@ class TabletopSet(DataSet):
 
     def _pictures(self, file: Path, view: int, steps: int) -> Frames:
         def frames() -> Iterator[Picture]:
-            with np.load(file) as data:
-                yield from data['images'][:, view]
+            try:
+                with np.load(file) as data:
+                    images = data['images'][:, view]
+            except (*_DAMAGE, IndexError) as error:
+                raise _damaged(file, error) from error
+            yield from images
 
         return Frames(steps, frames)
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(file, f'cannot be read: {error}', 'delete it and collect again')

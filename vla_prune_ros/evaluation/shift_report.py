@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,91 +13,21 @@ import numpy as np
 
 from vla_prune_ros.command_line import environment, environment_line, write_json
 from vla_prune_ros.evaluation.rollouts import EpisodeRecord
+from vla_prune_ros.evaluation.shift_runs import AGAINST, PLAIN, Runs, State, read_runs
 from vla_prune_ros.evaluation.shift_statistics import holm, interaction, median_with_never
 from vla_prune_ros.evaluation.statistics import PairedComparison, wilson_interval
 from vla_prune_ros.evaluation.summary import table
 from vla_prune_ros.sim.shifts import RECOVERED
 
-PLAIN = 'none'  # name of the suite as it is, where a shift is named
 TARGET, GOAL = 'instructed block', 'plate'
-State = tuple[int, int]  # task, initial state
 _ENDS = (RECOVERED, 'uncover')  # events that are no changes
 
 
-@dataclass
-class Runs:
-    """Records by shift and entry, and what they have in common.
-
-    Attributes:
-        records: shift -> name of an entry -> (task, initial state) -> its record.
-        weights: name of an entry -> digest of its weights, '' for those of the run.
-        modes: name of an entry -> its mode.
-        facts: the fingerprint of the runs, without the shift.
-        seeds: shift -> what it drew from.
-    """
-
-    records: dict[str, dict[str, dict[State, EpisodeRecord]]] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
-    modes: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-
-    def dense(self, name: str) -> str | None:
-        """The entry without pruning on the same weights; None if there is none or it is this."""
-        for other, mode in self.modes.items():
-            if mode == 'none' and self.weights[other] == self.weights[name]:
-                return other if other != name else None
-        return None
-
-
-def read_runs(directories: Sequence[Path]) -> Runs:
-    """Read the episodes of several output directories of `evaluate`.
-
-    Several may be of one shift, with other entries or episodes; an episode that is in two of them
-    counts once.
-
-    Raises:
-        ValueError: a directory holds no evaluation, or runs that cannot be compared.
-    """
-    runs = Runs()
-    for directory in directories:
-        path = directory / 'episodes.jsonl'
-        if not path.is_file():
-            raise ValueError(f'{directory} holds no evaluation: there is no {path.name}')
-        first, *lines = path.read_text(encoding='utf-8').splitlines()
-        facts = json.loads(first)['run']
-        shift = facts.pop('shift', '') or PLAIN
-        seed = facts.pop('shift_seed', 0)
-        if runs.seeds.setdefault(shift, seed) != seed:
-            raise ValueError(f'{directory} cannot be compared: other shift_seed')
-        if runs.facts and facts != runs.facts:
-            differ = sorted(k for k in {*facts, *runs.facts} if facts.get(k) != runs.facts.get(k))
-            raise ValueError(f'{directory} cannot be compared: other {", ".join(differ)}')
-        runs.facts = facts
-        runs.records.setdefault(shift, {})
-        for line in lines:
-            record = EpisodeRecord.from_json(json.loads(line))
-            _add(runs, shift, record)
-    return runs
-
-
-def _add(runs: Runs, shift: str, record: EpisodeRecord) -> None:
-    entry, episode = record.episode.entry, record.episode
-    if record.error:
-        return
-    if runs.weights.setdefault(entry.name, entry.sha256) != entry.sha256:
-        raise ValueError(f'entry {entry.name!r} ran on several weights')
-    if runs.modes.setdefault(entry.name, entry.mode) != entry.mode:
-        raise ValueError(f'entry {entry.name!r} is several modes')
-    states = runs.records[shift].setdefault(entry.name, {})
-    states[episode.task, episode.state] = record
-
-
-def cells(runs: Runs, least: int = 1) -> list[dict[str, Any]]:
+def cells(runs: Runs, least: int = 1, against: str = AGAINST[0]) -> list[dict[str, Any]]:
     """One row for every shift and entry with enough episodes, with p-values adjusted by Holm.
 
-    One family are all differences to dense, another all interactions. What ran in the suite only
-    is left out, if anything ran under a shift.
+    One family are all differences, another all interactions. What ran in the suite only is left
+    out, if anything ran under a shift; so is, against the base, what has none and is none.
     """
     shifted = {
         name
@@ -113,12 +41,12 @@ def cells(runs: Runs, least: int = 1) -> list[dict[str, Any]]:
             if len(records) < least or (shifted and name not in shifted):
                 continue
             row = {'shift': shift, 'entry': name, **_cell([*records.values()])}
-            dense = runs.dense(name)
-            if dense and dense in entries:
-                row |= _against(records, entries[dense])
+            other = runs.reference(name, against)
+            if other and other in entries:
+                row |= _against(records, entries[other])
                 plain = runs.records.get(PLAIN, {})
-                if shift != PLAIN and name in plain and dense in plain:
-                    row |= _interaction((records, entries[dense], plain[name], plain[dense]))
+                if shift != PLAIN and name in plain and other in plain:
+                    row |= _interaction((records, entries[other], plain[name], plain[other]))
             rows.append(row)
     for what in ('difference', 'interaction'):
         of_this = [row for row in rows if what in row]
@@ -218,7 +146,13 @@ def _finite(value: float) -> float | str | None:
     return value if math.isfinite(value) else 'never' if math.isinf(value) else None
 
 
-def write_report(directories: Sequence[Path], out: Path, command: str, least: int = 1) -> str:
+def write_report(
+    directories: Sequence[Path],
+    out: Path,
+    command: str,
+    least: int = 1,
+    against: str = AGAINST[0],
+) -> str:
     """Write report.md, results.json and success.png; returns the table of success.
 
     Raises:
@@ -227,7 +161,7 @@ def write_report(directories: Sequence[Path], out: Path, command: str, least: in
     from vla_prune_ros.evaluation.shift_plots import heat_map
 
     runs = read_runs(directories)
-    rows = cells(runs, least)
+    rows = cells(runs, least, against)
     if not rows:
         raise ValueError(f'no cell has {least} episodes')
     out.mkdir(parents=True, exist_ok=True)
@@ -235,7 +169,7 @@ def write_report(directories: Sequence[Path], out: Path, command: str, least: in
     write_json(out / 'results.json', {'run': run, 'cells': rows})
     heat_map(rows, out / 'success.png')
     overview = _overview(rows)
-    (out / 'report.md').write_text(_page(run, rows, overview), encoding='utf-8')
+    (out / 'report.md').write_text(_page(run, rows, overview, against), encoding='utf-8')
     return overview
 
 
@@ -254,7 +188,11 @@ def _overview(rows: Sequence[dict]) -> str:
     return table(['success, % (episodes)', *entries], lines)
 
 
-def _page(run: dict, rows: Sequence[dict], overview: str) -> str:
+def _page(run: dict, rows: Sequence[dict], overview: str, against: str) -> str:
+    other = {
+        'dense': 'dense on the same weights',
+        'base': 'the entry of the same mode with the largest part of its options',
+    }[against]
     success = [
         [r['shift'], r['entry'], r['episodes'], _percent(r), _points(r, 'difference'),
          _points(r, 'interaction')]
@@ -283,11 +221,11 @@ def _page(run: dict, rows: Sequence[dict], overview: str) -> str:
         '', overview, '', '![Success of every entry under every shift](success.png)', '',
         '## Success, and what the shift has to do with it', '',
         '95 % intervals: Wilson for success, Newcombe (method 10) for the paired difference to'
-        ' dense on the same weights, paired bootstrap for the interaction, which is that'
+        f' {other}, paired bootstrap for the interaction, which is that'
         ' difference minus the same one in the unshifted suite, over the initial states that all'
         ' four have. p by McNemar (exact) and by a sign-flip test; behind the arrow adjusted by'
         ' Holm, once over all differences and once over all interactions on this page.', '',
-        table(['shift', 'entry', 'episodes', 'success, %', 'minus dense, points',
+        table(['shift', 'entry', 'episodes', 'success, %', f'minus {against}, points',
                'interaction, points'], success),
         '', '## Motion', '',
         'Means over successful episodes: control steps to completion, way of the hand, root mean'

@@ -47,10 +47,12 @@ def parser() -> argparse.ArgumentParser:
         help='leave out cells of fewer episodes (default: 1)',
     )  # fmt: skip
     table.add_argument(
-        '--out',
-        type=Path,
-        default=Path('out/shift_table'),
-        help='directory (%(default)s)',
+        '--against', choices=('dense', 'base'), default='dense',
+        help='what entries are compared with: dense on the same weights, or the entry of the same '
+        'mode with the largest part of its options (default: dense)',
+    )  # fmt: skip
+    table.add_argument(
+        '--out', type=Path, default=Path('out/shift_table'), help='directory (%(default)s)'
     )
     return p
 
@@ -95,6 +97,7 @@ def _picture(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _table(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from vla_prune_ros.evaluation.shift_report import write_report
 
-    print(write_report(args.runs, args.out, command_line(argv, 'shifts'), args.least))
+    command = command_line(argv, 'shifts')
+    print(write_report(args.runs, args.out, command, args.least, args.against))
     print(f'\nwritten: {args.out / "report.md"}, results.json, success.png')
     return 0

@@ -309,9 +309,10 @@ class VLAPolicy(Aside):
         )
         numbers = self._selector.numbers
         waiting = {name: n for name, n in numbers.items() if isinstance(n, Tensor)}
-        normalised, kept, *counted = self._home(
-            out.actions[0].double(), out.kept, *waiting.values()
+        normalised, entered, *counted = self._home(
+            out.actions[0].double(), out.entered, *waiting.values()
         )
+        kept = entered[(entered > 0) & (entered <= out.layout.n_visual)]
         numbers.update((name, n.item()) for name, n in zip(waiting, counted, strict=True))
         if not np.isfinite(normalised).all():
             raise RuntimeError('the network produced actions that are not finite')

@@ -28,8 +28,8 @@ class Forced(SelectorProxy):
 
     Attributes:
         counts: at the first cut, where later ones leave what they would leave of as many; or at
-            all cuts, which are then the only ones (see `PruningMethod.sizes`). None leaves the
-            selector alone.
+            all cuts, which are then the only ones (see `PruningMethod.sizes`). Where rules decide,
+            what the host takes for their count. None leaves the selector alone.
     """
 
     def __init__(self, inner: TokenSelector, counts: int | Mapping[int, int] | None) -> None:
@@ -40,14 +40,22 @@ class Forced(SelectorProxy):
     def open_ended(self) -> bool:
         """Whether the plan has a cut whose count depends on the data."""
         plan = self.plan
-        return bool(plan.points) and not (plan.repeats or plan.most or plan.varies)
+        fixed = plan.repeats or plan.most or plan.varies or plan.rules
+        return bool(plan.points) and not fixed
+
+    def counted(self, layout: TokenLayout) -> int:
+        """The most that the host may count behind a rule; 0 where it does not."""
+        plan = self.plan
+        return max((plan.rules[point].most(layout.n_visual) for point in plan.counted), default=0)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """See `TokenSelector.begin`."""
-        plan = super().begin(layout, embeddings)
+        self.plan = plan = self.inner.begin(layout, embeddings)
         if isinstance(self.counts, Mapping):
-            self.plan = plan = replace(plan, points=frozenset(self.counts), most=self.counts)
-        return plan
+            self.plan = replace(plan, points=frozenset(self.counts), most=self.counts)
+        elif self.counts is not None and plan.counted:
+            self.plan = replace(plan, counted=dict.fromkeys(plan.counted, self.counts))
+        return self.plan
 
     def select(self, point: int, tokens: TokenState) -> Tensor | None:
         """See `TokenSelector.select`."""
@@ -80,7 +88,9 @@ def record_sizes(
 ) -> int:
     """Run a mode on noise: as it is, then with the largest and least count of every bucket.
 
-    Counts of later cuts follow from that of the first, and grow with it.
+    Counts of later cuts follow from that of the first, and grow with it. Where the host counts
+    what a rule left, one of every bucket will do, as later cuts follow from the bucket. A mode may
+    do something else when the robot moves slowly (`PruningMethod.follows_motion`).
 
     Args:
         run: a pass of the network over policy images.
@@ -95,7 +105,7 @@ def record_sizes(
     history, noise = History(), np.random.default_rng(0)
     natural = method.dense_queries + method.cycle + 1
     wanted: list[int | Mapping[int, int] | None] = [None] * natural
-    passes = 0
+    passes, counted = 0, set[int]()
     shares = [*budgets] if method.budget_kind != 'none' else []
     while wanted or shares:
         if not wanted:
@@ -110,8 +120,17 @@ def record_sizes(
         out = run(frames, selector)
         history.close_query(frames)
         passes += 1
+        if counts is None and (bound := selector.counted(out.layout)):
+            buckets = bucket_counts(out.layout)
+            largest = min(n for n in buckets if n >= bound)
+            new = {n for n in buckets if n <= largest} - counted
+            wanted += sorted(new, reverse=True)
+            counted |= new
         if passes != natural:
             continue
+        if method.follows_motion:
+            history.record_executed(np.zeros((1, method.config.action_dim)))
+            wanted.append(None)
         if sizes := method.sizes(out.layout):
             wanted += sizes
         elif selector.open_ended:

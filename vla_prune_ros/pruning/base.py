@@ -112,6 +112,8 @@ class PruningMethod:
 
     `plans_ahead`: see `TokenSelector`.
 
+    `follows_motion`: what it does also depends on how fast the robot moves.
+
     `note` says what a reader of results must know about the mode on this checkpoint; often ''.
     """
 
@@ -123,6 +125,7 @@ class PruningMethod:
     cycle: int = 1
     plans_ahead: bool = False
     every_frame: bool = False  # reads the frames between two queries, too
+    follows_motion: bool = False
     note: str = ''
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:

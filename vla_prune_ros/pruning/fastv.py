@@ -66,7 +66,7 @@ class FastV(PruningMethod):
             'last': range(layout.eos, layout.length),
             'all': range(layout.length),
         }[self.opt.rows]
-        request = ScoreRequest(rows, layout.visual)
+        request = ScoreRequest(rows, layout.visual, mean=True)
         return PassPlan(frozenset({self.layers}), {self.layers - 1: request}, repeats=True)
 
     def select(self, point: int, tokens: TokenState) -> Tensor:

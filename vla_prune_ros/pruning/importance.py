@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token importance gathered over layers: rank and entropy weights, moving average.
 
-Source: SpecPrune-VLA (arXiv 2509.05614), layer-level pruning.
+Source: SpecPrune-VLA (arXiv 2509.05614), layer-level pruning. Numbers of tokens may be on the
+device, int64 of no dimension; the result is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from vla_prune_ros.vla.selection import LayerScores
 
 
-def rank_weights(scores: Tensor, n_present: int, decay: float) -> Tensor:
+def rank_weights(scores: Tensor, n_present: int | Tensor, decay: float) -> Tensor:
     """Weights that fall with the rank of a score: sigmoid(-k * rank), sum 1.
 
     Args:
@@ -28,37 +29,55 @@ def rank_weights(scores: Tensor, n_present: int, decay: float) -> Tensor:
     """
     order = scores.argsort(descending=True, stable=True)
     ranks = torch.arange(len(scores), device=scores.device)
-    weights = torch.sigmoid(-decay / max(1, n_present - 1) * ranks.to(scores.dtype))
+    k: float | Tensor  # a quotient that is rounded once
+    if isinstance(n_present, Tensor):
+        last = (n_present - 1).clamp(min=1).double()
+        k = (torch.full_like(last, -decay) / last).to(scores.dtype)
+    else:
+        k = -decay / max(1, n_present - 1)
+    weights = torch.sigmoid(k * ranks.to(scores.dtype))
     weights = weights.masked_fill(ranks >= n_present, 0.0)
     return torch.empty_like(weights).index_copy_(0, order, weights / weights.sum())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Importance:
     """Moving average S_l = (1 - beta) S_(l-1) + beta * rank weight * confidence.
 
     Attributes:
-        values: S by visual token, float32 [n_visual]; starts at 0.
         beta: share of the newest layer.
         eps: added to the entropy.
         decay: see `rank_weights`.
         confidence: weigh a layer by 1 / (mean attention entropy + eps); else every layer by 1.
     """
 
-    values: Tensor
     beta: float
     eps: float
     decay: float
     confidence: bool
 
-    def update(self, scores: LayerScores, n_present: int) -> None:
-        """Take in one layer; its columns are all visual tokens, `n_present` of them live."""
+    def after(self, values: Tensor, scores: LayerScores, n_present: int | Tensor) -> Tensor:
+        """Take in one layer.
+
+        Args:
+            values: S by visual token so far, float32 [n_visual]; 0 before the first layer.
+            scores: of the layer; its columns are all visual tokens.
+            n_present: how many of them are live.
+        """
         weights = rank_weights(scores.received(), n_present, self.decay)
         if self.confidence:
             weights = weights / (scores.entropy + self.eps)
-        self.values = (1 - self.beta) * self.values + self.beta * weights
+        return (1 - self.beta) * values + self.beta * weights
 
-    def best(self, live: Tensor, count: int) -> Tensor:
-        """Return the ids of the `count` most important of some visual tokens, int64 [count]."""
-        order = self.values[live - 1].argsort(descending=True, stable=True)
-        return live[order[:count]]
+
+def most_important(values: Tensor, live: Tensor, count: int | Tensor) -> Tensor:
+    """Mark the `count` most important of the live tokens; equal ones in the order of their ids.
+
+    Args:
+        values: [n_visual].
+        live: bool [n_visual].
+        count: at most as many as are live.
+    """
+    order = values.masked_fill(~live, -torch.inf).argsort(descending=True, stable=True)
+    first = torch.arange(len(live), device=live.device) < count
+    return torch.empty_like(live).index_copy_(0, order, first)

@@ -59,9 +59,13 @@ def best_ids(values: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat(best)
 
 
-def visual_ids(mask: Tensor) -> Tensor:
-    """Absolute ids of the marked patches, ascending, int64; mask bool [views, patches].
+def visual_ids(mask: Tensor, count: int | None = None) -> Tensor:
+    """Absolute ids of the marked patches, ascending, int64.
 
-    Looks at the data: one device sync.
+    Args:
+        mask: bool [views, patches] or [n_visual].
+        count: how many are marked; without it, one device sync.
     """
-    return mask.flatten().nonzero().flatten() + 1
+    if count is None:
+        return mask.flatten().nonzero().flatten() + 1
+    return torch.nonzero_static(mask.flatten(), size=count).flatten() + 1

@@ -24,17 +24,17 @@ from torch import Tensor
 from vla_prune_ros.pruning.base import PruningMethod, Tick
 from vla_prune_ros.pruning.budget import camera_quotas
 from vla_prune_ros.pruning.controller import SpeedController, Thresholds
-from vla_prune_ros.pruning.frames import patch_similarity, to_patches
 from vla_prune_ros.pruning.history import History
 from vla_prune_ros.pruning.importance import Importance
 from vla_prune_ros.pruning.scaling import scale_layers, scaled_count, whole_numbers
-from vla_prune_ros.pruning.scores import instruction_rows, top_per_view, visual_ids
+from vla_prune_ros.pruning.scores import instruction_rows, visual_ids
 from vla_prune_ros.pruning.specprune_options import (
     OPTIONS,
     Budgets,
     budgets,
     fitting,
 )
+from vla_prune_ros.pruning.specprune_rules import SIZES, LayerCut, Union
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.selection import PassPlan, ScoreRequest, TokenLayout, TokenState
 
@@ -62,9 +62,8 @@ class _Pass:
     """What one query needs between its cut points."""
 
     dense: bool
-    budget: Budgets
-    importance: Importance | None
-    dynamic: Tensor | None = None  # bool [views, patches]
+    rules: dict[int, Union | LayerCut] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # see `specprune_rules`
     sizes: dict[str, int | Tensor] = field(default_factory=dict)
 
 
@@ -76,6 +75,7 @@ class SpecPrune(PruningMethod):
     options = OPTIONS
     budget_kind = 'bound'
     dense_queries = 1
+    plans_ahead = True
 
     def __init__(self, config: OpenVLAConfig, **values: Any) -> None:
         super().__init__(config, **values)
@@ -101,6 +101,7 @@ class SpecPrune(PruningMethod):
         )
         # Thresholds and distances are in steps of the end effector.
         self.follows_hand = config.action_kind == 'delta_pose'
+        self.follows_motion = opt.controller and self.follows_hand
         if not self.follows_hand:
             self.note = (
                 'the actions are joint positions: budgets are always the coarse ones, and the '
@@ -166,44 +167,55 @@ class SpecPrune(PruningMethod):
         return max(1, steps)
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
-        """Plan the pass; compare the frames on the device of the model."""
+        """Plan the pass."""
         opt, memory, shape = self.opt, self._memory, (layout.n_views, layout.patches_per_view)
         dense = memory.deep is None or memory.deep.shape[1:] != shape
-        device = embeddings.device
-        importance = None
-        if self.cuts and not dense:
-            zeros = torch.zeros(layout.n_visual, device=device)
-            importance = Importance(
-                zeros, opt.beta, opt.eps, opt.rank_decay, opt.confidence_weighting
-            )
-        now = _Pass(dense, self._budgets(layout), importance)
-        now.sizes['kept'] = layout.n_visual
-        self._pass = now
+        now = self._pass = _Pass(dense)
         rows = instruction_rows(layout, self._template_tokens)
-        requests = {layer: ScoreRequest(rows, layout.visual) for layer in self.global_layers}
+        requests = {
+            layer: ScoreRequest(rows, layout.visual, mean=True) for layer in self.global_layers
+        }
         if dense:
+            now.sizes['kept'] = layout.n_visual
             return PassPlan(scores=requests)
+        now.rules = self._rules(layout, self._budgets(layout))
+        union, device = now.rules[self.full_layers], embeddings.device
+        now.notes = {'deep': memory.deep, 'dropped': memory.dropped}
         if self._frames is not None:
-            now.dynamic = self._changed(now.budget.changed, device)
-        weighted = importance is not None and opt.confidence_weighting
+            pictures = (torch.as_tensor(frames).to(device) for frames in self._frames)
+            now.notes |= zip(('current', 'reference'), pictures, strict=True)
+        weighted = union.importance is not None and opt.confidence_weighting
         scored = {*self.cuts}
-        if opt.use_local or importance is not None:
+        if opt.use_local or union.importance is not None:
             scored |= {*range(self.full_layers)}
         requests |= {
-            layer: ScoreRequest(rows, layout.visual, entropy=weighted) for layer in scored
+            layer: ScoreRequest(rows, layout.visual, entropy=weighted, mean=True)
+            for layer in scored
         }
-        points = {self.full_layers, *(layer + 1 for layer in self.cuts)}
-        return PassPlan(frozenset(points), requests)
+        # More than half of all rows cost more than to wait for their number.
+        counts = union.most(layout.n_visual) > layout.n_visual // 2
+        return PassPlan(
+            frozenset(now.rules),
+            requests,
+            rules=now.rules,
+            notes=dict(now.notes),
+            counted={self.full_layers: None} if counts else {},
+        )
 
     def select(self, point: int, tokens: TokenState) -> Tensor:
         """Make the one cut to the union of the sets, or a small one in a deeper layer."""
-        if point == self.full_layers:
-            return self._union(tokens)
-        return self._layer_cut(point - 1, tokens)
+        now, layout = self._pass, tokens.layout
+        rule, count = now.rules[point], len(tokens.ids) - (layout.length - layout.n_visual)
+        keep, left = rule.choose(now.notes, tokens.scores, _live(tokens), count)
+        now.notes |= left
+        if isinstance(rule, Union):
+            return layout.keep(visual_ids(keep))
+        now.notes[rule.name] = kept = rule.most(count)
+        return layout.keep(visual_ids(keep, kept))
 
     def end(self, tokens: TokenState) -> None:
         """Leave the deep scores to the next query."""
-        layout, memory = tokens.layout, self._memory
+        layout, memory, now = tokens.layout, self._memory, self._pass
         shape = (layout.n_views, layout.patches_per_view)
         deep = [tokens.scores[layer].received() for layer in self.global_layers]
         if deep:
@@ -211,8 +223,13 @@ class SpecPrune(PruningMethod):
             memory.dropped = memory.deep.isneginf().all(0)
         else:
             memory.deep = tokens.hidden.new_empty(0, *shape)
-            memory.dropped = torch.ones(shape, dtype=torch.bool, device=tokens.ids.device)
-            memory.dropped.view(-1).index_fill_(0, _visual(tokens) - 1, False)
+            memory.dropped = ~_live(tokens).view(shape)
+        notes = now.notes | {**tokens.notes}
+        for rule in now.rules.values():
+            if isinstance(rule, Union):
+                now.sizes |= zip(rule.names, notes[SIZES].unbind(), strict=True)
+            else:
+                now.sizes[rule.name] = notes[rule.name]
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -241,7 +258,7 @@ class SpecPrune(PruningMethod):
     def _follow(self, history: History) -> _Memory:
         self._slots = history.slots
         memory = self._memory
-        if self.opt.controller and self.follows_hand:
+        if self.follows_motion:
             memory.controller.follow([*history.executed], history.step, self.thresholds)
         return memory
 
@@ -261,65 +278,42 @@ class SpecPrune(PruningMethod):
         """Tokens of each view that the budget in force admits."""
         return camera_quotas(self.most_tokens(layout), layout.n_views, layout.patches_per_view)
 
-    def _changed(self, count: int, device: torch.device) -> Tensor:
-        """V_dynamic: the least similar patches of each view, bool [views, patches]."""
-        size = self.config.featurizer.patch_size
-        current, reference = (to_patches(f, size).to(device) for f in self._frames)
-        similarity = patch_similarity(current, reference)
-        change = (-similarity).masked_fill(similarity >= self.opt.tau, -torch.inf)
-        return top_per_view(change, count)
-
-    def _recalled(self, deep: Tensor, count: int) -> Tensor:
-        """V_global from the deep scores of the last query, bool [views, patches]."""
-        if self.opt.global_merge == 'union':
-            return top_per_view(deep, count)
-        # Who was cut between the layers received nothing in the later one.
-        mean = deep.clamp(min=0.0).mean(0).masked_fill(deep.isneginf().all(0), -torch.inf)
-        return top_per_view(mean, count)
-
-    def _union(self, tokens: TokenState) -> Tensor:
-        layout, memory, now = tokens.layout, self._memory, self._pass
-        shape = (layout.n_views, layout.patches_per_view)
-        scores = {layer: s for layer, s in tokens.scores.items() if layer < self.full_layers}
-        received = {layer: s.received().view(shape) for layer, s in scores.items()}
-        nothing = torch.zeros(shape, dtype=torch.bool, device=tokens.ids.device)
-        local, recalled, changed = nothing, nothing, nothing
-        if self.opt.use_local:
-            local = top_per_view(torch.stack([*received.values()]), now.budget.local)
-        if self.opt.use_global:
-            recalled = self._recalled(memory.deep, now.budget.recalled)
-        if now.dynamic is not None:
-            changed = now.dynamic
-        keep = local | recalled | changed
-        if self.budget:  # a share too small for one token of each list, or a remainder of it
-            votes = local.float() + recalled.float() + changed.float()
-            keep = top_per_view(votes.masked_fill(~keep, -torch.inf), self._quotas(layout))
-        if now.importance is not None:
-            for layer in range(self.full_layers):
-                now.importance.update(scores[layer], layout.n_visual)
-        visual = visual_ids(keep)
-        sizes = {'local': local, 'global': recalled, 'dynamic': changed}
-        sizes['returned'] = keep & memory.dropped
-        sizes |= {f'kept_view_{view}': mask for view, mask in enumerate(keep)}
-        now.sizes = {name: mask.sum() for name, mask in sizes.items()}
-        now.sizes['kept'] = len(visual)
-        return layout.keep(visual)
-
-    def _layer_cut(self, layer: int, tokens: TokenState) -> Tensor:
-        live, layout, now = _visual(tokens), tokens.layout, self._pass
-        now.importance.update(tokens.scores[layer], len(live))
-        floor = _scaled_total(self.opt.min_tokens, layout.n_visual)
-        count = len(live)
-        for _ in range(self.cuts[layer]):
-            count -= max(0, min(int(self.opt.cut_share * count + 1e-9), count - floor))
-        now.sizes[f'kept_after_layer_{layer}'] = count
-        return layout.keep(now.importance.best(live, count))
+    def _rules(self, layout: TokenLayout, budget: Budgets) -> dict[int, Union | LayerCut]:
+        """The cuts of a query that is not dense, by their points."""
+        opt, first = self.opt, self.full_layers
+        importance = None
+        if self.cuts:
+            weights = (opt.beta, opt.eps, opt.rank_decay, opt.confidence_weighting)
+            importance = Importance(*weights)
+        rules: dict[int, Union | LayerCut] = {
+            first: Union(
+                point=first,
+                shape=(layout.n_views, layout.patches_per_view),
+                budget=budget,
+                local=opt.use_local,
+                recalled=len(self.global_layers),
+                mean=opt.global_merge == 'mean',
+                patch_size=0 if self._frames is None else self.config.featurizer.patch_size,
+                tau=opt.tau,
+                quotas=tuple(self._quotas(layout)) if self.budget else None,
+                importance=importance,
+            )
+        }
+        if importance is None:
+            return rules
+        floor, after = _scaled_total(opt.min_tokens, layout.n_visual), first
+        for layer, times in sorted(self.cuts.items()):
+            n, share = layout.n_visual, opt.cut_share
+            rules[layer + 1] = LayerCut(layer, after, n, times, share, floor, importance)
+            after = layer + 1
+        return rules
 
 
-def _visual(tokens: TokenState) -> Tensor:
-    """Ids of the live visual tokens; BOS is in front and the rest behind, all protected."""
-    behind = tokens.layout.length - tokens.layout.n_visual - 1
-    return tokens.ids[1 : len(tokens.ids) - behind]
+def _live(tokens: TokenState) -> Tensor:
+    """Which visual tokens are there, bool [n_visual]; ids may be followed by those of filling."""
+    n, ids = tokens.layout.n_visual, tokens.ids
+    there = torch.zeros(n + 1, dtype=torch.bool, device=ids.device)
+    return there.index_fill_(0, ids.masked_fill(ids > n, 0), True)[1:]  # 0 is BOS, and all others
 
 
 def _scaled_total(count: int, n_visual: int) -> int:

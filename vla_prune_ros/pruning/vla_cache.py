@@ -286,7 +286,8 @@ class VLACache(PruningMethod):
             layers = range(self.relevance_layer, self.relevance_layer + 1)
         elif schedule == 'released':  # its entropies are those of complete attention maps
             rows = columns = range(layout.length)
-        return {layer: ScoreRequest(rows, columns, schedule == 'entropy') for layer in layers}
+        entropy, mean = schedule == 'entropy', schedule != 'released'
+        return {layer: ScoreRequest(rows, columns, entropy, mean) for layer in layers}
 
     def _plan(self, state: CacheState, patches: Tensor, layout: TokenLayout) -> dict[int, Tensor]:
         """Return the visual rows (0-based) that stay live from each layer on; {} is dense."""

@@ -26,6 +26,7 @@ from vla_prune_ros.vla.decoder import rope_table
 from vla_prune_ros.vla.model import OFTNetwork
 from vla_prune_ros.vla.operations import in_use
 from vla_prune_ros.vla.processor import PixelScale
+from vla_prune_ros.vla.rules import Note
 from vla_prune_ros.vla.selection import ScoreRequest, SlotCache, TokenLayout
 from vla_prune_ros.vla.side_product import Ids
 from vla_prune_ros.vla.space import Live, Rows, Space, Stage, Wanted
@@ -78,6 +79,7 @@ class Workspace(Space):
         self.everything = everything
         self.cuts = {0: Live(everything, everything, self._count())}
         self._stay: dict[int, Tensor] = {}  # cut -> which rows of its source
+        self._notes: dict[Note, Tensor] = {}
         self.static = {0: sequence}  # places that recordings read and write
         ranges = 2 * config.llama.n_layers  # of queries and of keys
         self._ranges = torch.zeros(ranges, 3, dtype=torch.long, device=device)
@@ -133,10 +135,23 @@ class Workspace(Space):
 
     def cut(self, number: int, at: Tensor, ids: Tensor, count: int) -> None:
         """See `Space.cut`; here they are only marked, see `rows`."""
-        if number not in self.cuts:
-            self.cuts[number] = Live(at, torch.zeros_like(self.everything), self._count())
-            self._stay[number] = torch.zeros_like(self.everything, dtype=torch.bool)
-        self._stay[number].zero_().index_fill_(0, at, True)
+        self.stay(number).zero_().index_fill_(0, at, True)
+
+    def stay(self, number: int) -> Tensor:
+        """See `Space.stay`."""
+        if number not in self._stay:
+            everything = self.everything
+            self.cuts[number] = Live(everything, torch.zeros_like(everything), self._count())
+            self._stay[number] = torch.zeros_like(everything, dtype=torch.bool)
+        return self._stay[number]
+
+    def note(self, note: Note) -> Tensor:
+        """See `Space.note`; what recordings know by its address stays, whatever comes later."""
+        if note not in self._notes:
+            device = self.everything.device
+            self._notes[note] = torch.zeros(note.shape, dtype=note.dtype, device=device)
+        self.notes[note.name] = self._notes[note]
+        return self._notes[note]
 
     def rows(self, rows: Rows) -> Tensor:
         """See `Space.rows`; what a cut left moves to the front, behind it comes filling."""
@@ -236,7 +251,7 @@ class Joined(Stage):
     def work(self, network: nn.Module, space: Space) -> list[Tensor]:
         """See `Stage.work`."""
         inner = copy.copy(space)
-        inner.states = {**space.static}
+        inner.states, inner.scores = {**space.static}, {}
         results = [result for stage in self.stages for result in stage.work(network, inner)]
         if (rows := self.last) is not None:
             space.place(rows.source)[:, : rows.count].copy_(inner.states[rows.source])

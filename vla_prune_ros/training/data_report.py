@@ -16,7 +16,7 @@ from vla_prune_ros.datasets import FORMATS, DataSet, open_dataset
 from vla_prune_ros.datasets.looking import Findings, look_at
 from vla_prune_ros.datasets.sheet import save_sheet
 from vla_prune_ros.training.options import add_data_options, read_options
-from vla_prune_ros.training.starting import start_variant, warnings_of
+from vla_prune_ros.training.starting import rate_warnings, start_variant, warnings_of
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.processor import resolve_unnorm_key
 
@@ -59,6 +59,8 @@ def report(args: argparse.Namespace) -> int:
     chunk = args.chunk or (8 if config is None else config.chunk_len)
     found = look_at(data, chunk, args.every_picture, progress=True)
     unfit = [] if config is None else mismatches(data, found, config)
+    if config is not None:
+        found.warnings += rate_warnings(data.name, data.rate, config.control_rate)
     if config is not None and found.statistics is not None and not unfit:
         key = resolve_unnorm_key(config.norm_stats, args.unnorm_key) if config.norm_stats else ''
         if key:

@@ -187,8 +187,8 @@ def _stores(args: argparse.Namespace, team: Team | None) -> tuple[Path, ...]:
     folder, paths = args.stores or args.out / 'data', []
     for path in args.data:
         data = open_dataset(path, options)
-        again = sum(p.name.startswith(data.name) for p in paths)
-        paths.append(folder / (f'{data.name}_{again}' if again else data.name))
+        names = (data.name, *(f'{data.name}_{k}' for k in range(1, len(args.data))))
+        paths.append(next(folder / name for name in names if folder / name not in paths))
         for note in data.notes if first else ():
             print(f'train: {data.name}: {note}')
         if first:

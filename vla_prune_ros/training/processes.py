@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import tempfile
@@ -17,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+_SAID = (ImportError, OSError, RuntimeError, ValueError)  # in one line; others are of the program
 _PATIENCE = timedelta(hours=1)  # the others wait while the first one merges and writes a model
 
 
@@ -97,7 +99,7 @@ def run_workers(work: Callable[..., None], workers: int, *arguments: Any) -> Non
 
     Raises:
         KeyboardInterrupt: such a signal came.
-        RuntimeError: a worker was killed.
+        RuntimeError: a worker was killed, or ended in an error that is said in a line.
     """
     asked = threading.Event()
     with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +122,11 @@ def run_workers(work: Callable[..., None], workers: int, *arguments: Any) -> Non
                 raise RuntimeError(
                     f'a worker died ({error}); the same command goes on from the last save'
                 ) from error
+            except ProcessRaisedException as error:
+                kind, _, text = error.msg.strip().rpartition('\n')[2].partition(': ')
+                if not issubclass(getattr(builtins, kind, Exception), _SAID):
+                    raise
+                raise RuntimeError(text) from error
     if asked.is_set():
         raise KeyboardInterrupt
 

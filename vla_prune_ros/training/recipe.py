@@ -68,11 +68,17 @@ class Recipe:
                 raise ValueError(
                     f'unknown {name} {getattr(self, name)!r}; valid: {", ".join(valid)}'
                 )
-        if self.lora_rank is not None and self.lora_rank < 0:
-            raise ValueError(f'a LoRA rank of {self.lora_rank} is below 0')
         for name in ('steps', 'batch_size'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} {getattr(self, name)} is below 1')
+        for name in ('warmup', 'decay_at', 'weight_decay', 'clip', 'lora_rank'):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:  # NaN fails
+                raise ValueError(f'{name} {value} is not a number from 0 on')
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f'learning_rate {self.learning_rate} is not a number above 0')
+        if not 0 <= self.ema < 1:
+            raise ValueError(f'ema {self.ema} is not in 0 to below 1')
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

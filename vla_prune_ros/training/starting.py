@@ -196,6 +196,8 @@ def warnings_of(
             continue
         low, high = (np.asarray(known[kind][edge]) for edge in BOUNDS[kind_of_bounds])
         ours = [np.asarray(statistics[kind][edge]) for edge in BOUNDS[kind_of_bounds]]
+        if ours[0].shape != low.shape:
+            continue  # a state that nobody takes, else it would have been refused
         room = _BEYOND * (high - low)
         outside = (ours[0] < low - room) | (ours[1] > high + room)
         mask = known[kind].get('mask', [True] * len(low))
@@ -206,3 +208,19 @@ def warnings_of(
                 " data's"
             )
     return found
+
+
+def rate_warnings(name: str, rate: float | None, trained: float) -> list[str]:
+    """That the actions of a data set are not as far apart in time as those of the policy.
+
+    Args:
+        name: of the data set.
+        rate: of its actions, Hz; None if unknown.
+        trained: of the policy's, Hz; 0 if unknown.
+    """
+    if not rate or not trained or abs(rate - trained) <= 1e-3 * trained:
+        return []
+    return [
+        f'{name}: actions at {rate:g} Hz, those of the policy are at {trained:g} Hz: they mean'
+        ' another speed; if the files are wrong, --rate corrects them'
+    ]

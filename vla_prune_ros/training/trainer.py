@@ -8,7 +8,7 @@ import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -26,7 +26,12 @@ from vla_prune_ros.training.folder import STATE, Folder
 from vla_prune_ros.training.learner import Learner, parameter_groups
 from vla_prune_ros.training.lora import adapters, merged, save_adapters
 from vla_prune_ros.training.processes import Team
-from vla_prune_ros.training.starting import start_model, statistics_of, warnings_of
+from vla_prune_ros.training.starting import (
+    rate_warnings,
+    start_model,
+    statistics_of,
+    warnings_of,
+)
 from vla_prune_ros.training.validation import closed_loop_success
 from vla_prune_ros.vla.checkpoint import save_pretrained
 from vla_prune_ros.vla.tokenizer import PromptTokenizer
@@ -61,12 +66,8 @@ class Trainer:
         )  # fmt: skip
         self._folder = Folder(run.output)
         self._identity = self._identify(stores)
-        if team.rank == 0 and not recipe.fresh_heads:
-            for store, known in zip(stores, statistics, strict=True):
-                for warning in warnings_of(
-                    store.name, store.statistics, known, model.config.normalisation
-                ):
-                    print(f'train: {warning}', file=sys.stderr)
+        if team.rank == 0:
+            self._warn(stores, statistics)
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self.learner, recipe), lr=0.0, betas=recipe.betas, fused=True
         )
@@ -82,6 +83,16 @@ class Trainer:
         if team.size > 1:
             self._wrapped = DistributedDataParallel(self.learner, gradient_as_bucket_view=True)
 
+    def _warn(self, stores: Sequence[Store], statistics: Sequence[Mapping[str, Any]]) -> None:
+        """Say where the data is not what the heads know."""
+        config = self.learner.model.config
+        for store, known in zip(stores, statistics, strict=True):
+            found = rate_warnings(store.name, store.rate, config.control_rate)
+            if not self._run.recipe.fresh_heads:
+                found += warnings_of(store.name, store.statistics, known, config.normalisation)
+            for warning in found:
+                print(f'train: {warning}', file=sys.stderr)
+
     def _identify(self, stores: Sequence[Store]) -> dict[str, Any]:
         """What must be equal for a state to be resumed; not how the work is shared out."""
         run = self._run
@@ -91,6 +102,7 @@ class Trainer:
             'data': [f'{store.name} {store.source}' for store in stores],
             'start': _listing(run.start),
             'variant': run.variant,
+            'unnorm_key': run.unnorm_key,
             'chunk': run.chunk,
             'adapter': '' if run.adapter is None else _listing(run.adapter),
             'lightvla': run.lightvla,
@@ -102,6 +114,8 @@ class Trainer:
     def _resume(self) -> int:
         state = self._folder.state(self._identity, self._team.device)
         if state is None:
+            if self._team.rank == 0:
+                self._folder.cut_log(0)
             self._begin_grounding()
             return 0
         self.learner.load_state_dict(self.learner.state_dict() | state['learner'])

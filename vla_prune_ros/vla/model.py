@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vla_prune_ros.vla.config import OpenVLAConfig
 from vla_prune_ros.vla.decoder import Decoder
 from vla_prune_ros.vla.heads import ProprioProjector, make_head
-from vla_prune_ros.vla.selection import TokenLayout, TokenSelector
+from vla_prune_ros.vla.selection import SelectorProxy, TokenLayout, TokenSelector
 from vla_prune_ros.vla.space import Mark, Rows, Run, Space, Stage, directly, unmarked
 from vla_prune_ros.vla.vision import Modulation, VisionBackbone, VisionProjector
 
@@ -44,8 +44,9 @@ class OFTOutput:
         actions: normalised, [B, chunk_len, action_dim].
         readout: states given to the head, after the final norm, [B, n_placeholders, D].
         embeddings: assembled sequence before any selection, [B, n, D].
-        kept: absolute ids of the visual tokens that entered the last layer, ascending, int64.
-        position_ids: position ids of the rows that left the last layer, int64 [m].
+        entered: absolute ids of the rows that entered the last layer, ascending, int64; where
+            their number is known to the device only, ids that are no token's follow.
+        left: of the rows that left it, likewise.
         layout: the complete sequence.
         rows: rows computed per layer, the mean over all layers; those that only fill up a
             recorded stage count, too, as they take time.
@@ -55,11 +56,21 @@ class OFTOutput:
     actions: Tensor
     readout: Tensor
     embeddings: Tensor
-    kept: Tensor
-    position_ids: Tensor
+    entered: Tensor
+    left: Tensor
     layout: TokenLayout
     rows: float
     dense: bool
+
+    @property
+    def kept(self) -> Tensor:
+        """Ids of the visual tokens that entered the last layer, int64; may wait for the device."""
+        return self.entered[(self.entered > 0) & (self.entered <= self.layout.n_visual)]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Position ids of the rows that left the last layer, int64 [m]; may wait likewise."""
+        return self.left[self.left < self.layout.length]
 
 
 @dataclass(frozen=True)
@@ -273,6 +284,9 @@ class OFTNetwork(nn.Module):
             _check_start(start, live, slots)
             return ReadOut(rows, start)
 
+        if selector is not None and -start > layout.length - layout.n_visual:
+            selector = SelectorProxy(selector)  # it has to say how far back there are rows
+
         decoded = self.decoder(
             space,
             selector=selector,
@@ -284,15 +298,13 @@ class OFTNetwork(nn.Module):
             behind=behind,
         )
         actions, readout = decoded.results
-        # The tail behind the visual tokens and BOS are always there: no device sync needed.
-        n_kept = len(decoded.entered) - (layout.length - layout.n_visual)
         computed = sum(len(part.layers) * part.rows.count for part in decoded.segments)
         return OFTOutput(
             actions=actions,
             readout=readout,
             embeddings=space.states[0][:, : layout.length],
-            kept=decoded.entered[1 : 1 + n_kept],
-            position_ids=decoded.ids,
+            entered=decoded.entered,
+            left=decoded.ids,
             layout=layout,
             rows=computed / len(self.decoder.layers),
             dense=decoded.dense,

@@ -10,11 +10,14 @@ integers k in 0..n_layers and mean "before layer k" (0: before the decoder, k: a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vla_prune_ros.vla.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,13 @@ class ScoreRequest:
         rows: query ids, ascending.
         columns: key ids, ascending.
         entropy: also report the mean entropy of the rows' distributions over all keys.
+        mean: only what `LayerScores.received` says leaves the layer, as one row of one head.
     """
 
     rows: range
     columns: range
     entropy: bool = False
+    mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class LayerScores:
     longer there hold -inf, so no step here depends on the data (CUDA graphs, no device sync).
 
     Attributes:
-        probs: [heads, rows, columns].
+        probs: [heads, rows, columns]; [1, 1, columns] where only the mean was requested.
         row_present, column_present: bool, whether the id was live (or supplied by a cache).
         entropy: mean over heads and present rows in nats, scalar, or None if not requested.
     """
@@ -132,6 +137,8 @@ class LayerScores:
 
     def received(self) -> Tensor:
         """Mean over heads and present rows: what each column gets; [columns], absent = -inf."""
+        if self.probs.shape[:2] == (1, 1):
+            return self.probs[0, 0]  # absent columns are -inf already
         probs = self.probs.masked_fill(~self.row_present[:, None], 0.0)
         mean = probs.mean(0).sum(0) / self.row_present.sum()
         return mean.masked_fill(~self.column_present, -torch.inf)
@@ -226,6 +233,13 @@ class PassPlan:
         most: cut point -> visual tokens that it may leave at most, where passes of different
             counts share one of a few such numbers, which together stand for one piece of work.
         varies: hardly any pass is like another, so that recording it would not pay.
+        rules: what decides at cut points, all of them or none, where stages are run together:
+            then it is a stage like others, and `select` is not asked.
+        notes: tensors that the rules read, by name; those of other shapes, types or names make
+            other recordings.
+        counted: cut points with a rule behind which the host reads how many visual tokens are
+            left, so that the rows that follow are no more than a bucket of it; else they are as
+            many as the rule may leave. A number is taken for the count instead (rehearsals).
     """
 
     points: frozenset[int] = frozenset()
@@ -236,6 +250,9 @@ class PassPlan:
     blind: bool = False
     most: Mapping[int, int] = field(default_factory=dict)
     varies: bool = False
+    rules: Mapping[int, Rule] = field(default_factory=dict)
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: Mapping[int, int | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -247,12 +264,16 @@ class TokenState:
         ids: absolute ids of the live rows, ascending, int64 [m].
         hidden: state of the live rows at this point, [m, D].
         scores: requested scores of the layers run so far in this pass.
+        notes: what rules left in this pass. Where they did, the number of live rows may be known
+            to the device only: then ids and states are followed by filling, whose ids are no
+            token's.
     """
 
     layout: TokenLayout
     ids: Tensor
     hidden: Tensor
     scores: dict[int, LayerScores]
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TokenSelector(Protocol):
@@ -275,9 +296,11 @@ class TokenSelector(Protocol):
 class SelectorProxy:
     """Passes everything on to a selector: the base of what watches one or interferes with it.
 
+    It is asked at every cut, so rules of the selector do not act.
+
     Attributes:
         inner: the selector.
-        plan: its plan of the latest pass.
+        plan: its plan of the latest pass, without rules.
     """
 
     def __init__(self, inner: TokenSelector) -> None:
@@ -290,7 +313,7 @@ class SelectorProxy:
 
     def begin(self, layout: TokenLayout, embeddings: Tensor) -> PassPlan:
         """See `TokenSelector.begin`."""
-        self.plan = self.inner.begin(layout, embeddings)
+        self.plan = replace(self.inner.begin(layout, embeddings), rules={}, counted={})
         return self.plan
 
     def select(self, point: int, tokens: TokenState) -> Tensor | None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vla_prune_ros.vla.selection import LayerScores
+
 
 class Ids(NamedTuple):
     """Absolute ids that are asked for.
@@ -39,6 +41,7 @@ def side_product(
     to: tuple[Ids, Tensor],
     shown: Tensor | None = None,
     entropy: bool = False,
+    mean: bool = False,
 ) -> list[Tensor]:
     """Explicit attention of a few rows, beside the fused kernel.
 
@@ -49,6 +52,7 @@ def side_product(
         to: the columns wanted, and the absolute ids of the keys, ascending, int64 [keys].
         shown: bool [1, keys], False hides a key; None shows all.
         entropy: wanted, too.
+        mean: see `ScoreRequest`.
 
     Returns:
         The fields of `LayerScores`, entropy only if it was requested.
@@ -60,11 +64,14 @@ def side_product(
         logits = logits.masked_fill(~shown, -torch.inf)
     probs = logits.softmax(-1)  # [heads, rows, keys]
     picked = probs[..., column_at].masked_fill(~(row_there[:, None] & column_there), -torch.inf)
+    found = [picked, row_there, column_there]
+    if mean:
+        received = LayerScores(*found).received()
+        found = [received[None, None], row_there.any(0, keepdim=True), column_there]
     if not entropy:
-        return [picked, row_there, column_there]
+        return found
     each = torch.special.entr(probs).sum(-1).mean(0)  # [rows]
-    mean = each.masked_fill(~row_there, 0.0).sum() / row_there.sum()
-    return [picked, row_there, column_there, mean]
+    return [*found, each.masked_fill(~row_there, 0.0).sum() / row_there.sum()]
 
 
 def _locate(wanted: Ids, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vla_prune_ros.vla.selection import ScoreRequest, SlotCache, TokenLayout
+from vla_prune_ros.vla.rules import Note
+from vla_prune_ros.vla.selection import LayerScores, ScoreRequest, SlotCache, TokenLayout
 from vla_prune_ros.vla.side_product import Ids
 
 
@@ -53,6 +54,7 @@ class Wanted:
         columns: number of the key ids.
         n_columns: how many there may be.
         entropy: see `ScoreRequest`.
+        mean: see there.
     """
 
     rows: int
@@ -60,6 +62,7 @@ class Wanted:
     columns: int
     n_columns: int
     entropy: bool
+    mean: bool
 
 
 @dataclass
@@ -120,6 +123,8 @@ class Space:
         everything: 0, 1, 2, ...
         cuts: the live rows behind each cut of the pass; at 0 those of the sequence.
         caches: slot caches by number.
+        notes: of the pass, see `PassPlan`.
+        scores: of layers that were run since the last cut, if only the mean is requested.
     """
 
     joins = False
@@ -130,6 +135,8 @@ class Space:
         self.everything = torch.arange(sequence.shape[1], device=sequence.device)
         self.cuts = {0: Live(self.everything, self.everything)}
         self.caches: dict[int, SlotCache] = {}
+        self.notes: dict[str, Tensor] = {}
+        self.scores: dict[int, LayerScores] = {}
         self._asked: list[range] = []
 
     def put(self, place: int, x: Tensor) -> None:
@@ -151,6 +158,17 @@ class Space:
         """
         return live
 
+    def stay(self, number: int) -> Tensor:
+        """Which rows of its source a cut keeps: room for a rule's answer, bool [rows].
+
+        Only where stages are joined.
+        """
+        raise NotImplementedError
+
+    def note(self, note: Note) -> Tensor:
+        """Room for a note in this pass; only where stages are joined."""
+        raise NotImplementedError
+
     def adopt(self, cache: SlotCache) -> int:
         """Take a cache in and return its number."""
         self.caches = {0: cache}
@@ -167,6 +185,7 @@ class Space:
                 number[q.columns],
                 self.room_for(q.columns, layout),
                 q.entropy,
+                q.mean,
             )
             for layer, q in requests.items()
         }

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vla_prune_ros.vla.choice import Choice
 from vla_prune_ros.vla.operations import add
+from vla_prune_ros.vla.rules import Note, Rule
 from vla_prune_ros.vla.selection import (
     LayerScores,
     PassPlan,
@@ -71,7 +73,10 @@ class Segment(Stage):
             if want is not None:
                 of = (space.asked(want.rows, want.n_rows), ids)
                 to = (space.asked(want.columns, want.n_columns), key_ids)
-                found += side_product(q[0], k[0], of, to, shown, want.entropy)
+                scores = side_product(q[0], k[0], of, to, shown, want.entropy, want.mean)
+                found += scores
+                if want.mean:
+                    space.scores[index] = LayerScores(*scores)
             x, delta = layer.leave(x, q, k, v, bias, live)
         space.put(rows.after.source, add(x, delta))
         return found
@@ -83,8 +88,9 @@ class DecoderOutput:
 
     Attributes:
         hidden: states after the last layer, before the final norm, [B, m, D].
-        ids: absolute ids of these rows, int64 [m].
-        entered: absolute ids of the rows that entered the last layer, int64.
+        ids: absolute ids of these rows, int64 [m]. Where a rule decided and nobody counted, they
+            and the states are followed by filling, see `TokenState`.
+        entered: absolute ids of the rows that entered the last layer, int64, likewise.
         segments: what was run.
         dense: every token went through every layer.
         results: of the stage behind the last layer.
@@ -145,7 +151,8 @@ def walk(
         run: how stages are run.
         mark: see there.
         before: stages in front of the first layer.
-        behind: makes the stage behind the last one from its rows and the number of live ones.
+        behind: makes the stage behind the last one from its rows and the number of live ones, or
+            the least there may be.
     """
     decoder: Decoder = network.decoder  # type: ignore[assignment]
     depth, queue = len(decoder.layers), _Queue(network, space, run, mark)
@@ -153,6 +160,8 @@ def walk(
     scores: dict[int, LayerScores] = {}
     segments: list[Segment] = []
     wanted: dict[int, Wanted] = {}
+    rules: Mapping[int, Rule] = {}
+    notes: tuple[Note, ...] = ()
     for stage in before:
         queue.add(stage, lambda _: None)
     if selector is not None:
@@ -168,22 +177,31 @@ def walk(
         wanted = space.ask(plan.scores, layout)
         if plan.cache is not None:
             number = space.adopt(plan.cache)
+        if space.joins:
+            rules, notes = plan.rules, _put(space, plan.notes if plan.rules else {})
     full = length if layout is None else space.room(length, layout, layout.n_visual, True)
     rows, ids = Rows(full), space.everything[:length]
     entered, position, dense, cuts = ids, 0, not plan.skip_layers, 0
+    live: int | None = length  # None: only the device knows
 
     for bound in sorted({*plan.points, depth}):
         if bound > position:
             layers = tuple(i for i in range(position, bound) if i not in plan.skip_layers)
             if plan.cache is not None:
-                plan.cache.book(layers, len(ids))
+                plan.cache.book(layers, live)
             asked = tuple((i, wanted[i]) for i in layers if i in wanted)
             slots = 0 if number is None else full
             segments.append(Segment(layers, rows, asked, number, slots))
             queue.add(segments[-1], _into(scores, {i: plan.scores[i] for i, _ in asked}))
-            dense = dense and len(ids) == length
+            dense = dense and live == length
             entered, position, rows = ids, bound, rows.after
         if bound not in plan.points:
+            continue
+        if bound in rules:
+            cuts += 1
+            choice = Choice(rules[bound], notes, layout.n_visual, rows, cuts)
+            live, rows = _decided(queue, space, choice, live, layout, plan.counted, bound)
+            ids = space.ids(rows)[:live]
             continue
         if plan.blind:
             state = TokenState(layout, ids, space.states[0][0, :0], {})
@@ -197,6 +215,8 @@ def walk(
         check_kept(kept, ids, layout)
         visual = len(kept) - (layout.length - layout.n_visual)
         most = plan.most.get(bound, visual)
+        if bound in plan.rules:  # where nobody counts they are as many rows as it says
+            most = plan.rules[bound].most(len(ids) - (layout.length - layout.n_visual))
         if most < visual:
             raise ValueError(f'a selector left {visual} visual tokens and promised {most} at most')
         exact = plan.repeats or bound in plan.most
@@ -207,17 +227,54 @@ def walk(
             rows, count=space.room(len(kept), layout, most, exact), cut=cuts, picked=True
         )
         space.cut(cuts, torch.searchsorted(ids, kept), kept, rows.count)
-        ids = kept
+        ids, live = kept, len(kept)
     results: list[Tensor] = []
     if behind is not None:
-        queue.add(behind(rows, len(ids)), results.extend)
+        least = layout.length - layout.n_visual if live is None else live
+        queue.add(behind(rows, least), results.extend)
     queue.flush()
     hidden = space.rows(rows)[:, : len(ids)]
     if selector is not None:
         mark('decoder')
-        selector.end(TokenState(layout, ids, hidden[0], scores))
+        left = space.notes if rules else {}
+        selector.end(TokenState(layout, ids, hidden[0], scores, left))
         mark('select')
     return DecoderOutput(hidden, ids, entered, tuple(segments), dense, results)
+
+
+def _put(space: Space, given: Mapping[str, Tensor]) -> tuple[Note, ...]:
+    """Put the notes of a plan into their places; returns what these are."""
+    space.notes = {}
+    notes = tuple(Note(name, tuple(t.shape), t.dtype) for name, t in given.items())
+    for note in notes:
+        space.note(note).copy_(given[note.name])
+    return notes
+
+
+def _decided(
+    queue: _Queue,
+    space: Space,
+    choice: Choice,
+    live: int | None,
+    layout: TokenLayout,
+    counted: Mapping[int, int | None],
+    point: int,
+) -> tuple[int | None, Rows]:
+    """Let a rule decide; returns how many rows are live behind it, if that is known, and these."""
+    rule, rows, others = choice.rule, choice.rows, layout.length - layout.n_visual
+    spare = space.room(layout.length, layout, layout.n_visual, True) - layout.n_visual
+    before, count = rows.count - spare, []
+    choice.written(space)  # all of it is there before it is recorded
+    queue.add(choice, lambda found: count.append(next(found)))
+    most, exact = min(before, rule.most(before)), True
+    live = others + rule.most(live - others) if rule.exact and live is not None else None
+    if point in counted:
+        queue.flush()
+        visual = counted[point]
+        most = int(count[0]) - others if visual is None else visual
+        exact, live = False, others + most
+    room = space.room(others + most, layout, most, exact)
+    return live, replace(rows, count=room, cut=choice.number, picked=True)
 
 
 def _into(
@@ -228,7 +285,7 @@ def _into(
     def take(found: Iterator[Tensor]) -> None:
         for layer, request in requests.items():
             probs, rows, columns, *entropy = islice(found, 3 + request.entropy)
-            n, m = len(request.rows), len(request.columns)
+            n, m = 1 if request.mean else len(request.rows), len(request.columns)
             scores[layer] = LayerScores(probs[:, :n, :m], rows[:n], columns[:m], *entropy)
 
     return take
@@ -247,6 +304,10 @@ def check_plan(plan: PassPlan, layout: TokenLayout, depth: int) -> None:
         raise ValueError(f'layers {sorted(layers)} are not within 0..{depth - 1}')
     if unscored := sorted({*plan.scores} & plan.skip_layers):
         raise ValueError(f'scores are requested from skipped layers {unscored}')
+    if plan.rules and (plan.rules.keys() != plan.points or plan.cache is not None):
+        raise ValueError('rules decide at all cut points or none, and not with a cache')
+    if not plan.counted.keys() <= plan.rules.keys():
+        raise ValueError(f'no rule decides at {sorted(plan.counted)}, so there is none to count')
     if plan.cache is not None and plan.cache.length != layout.length:
         raise ValueError(
             f'the cache has {plan.cache.length} slots, the sequence {layout.length} tokens'

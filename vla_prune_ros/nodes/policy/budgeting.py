@@ -75,6 +75,7 @@ class Budgeting:
         self._idle: IdleTime | None = None
         self._due = False  # the latest chunk is to be audited
         self._played, self._share = 0, 1.0  # of it: actions to play, visual tokens kept
+        self._usual = 0.0  # share that the mode keeps by its own options; 0: not seen yet
         self._stamp = self._audited = 0  # ns, of it, and of the one audited last
         self._given_up = 0
         self._took = 0.0
@@ -115,6 +116,10 @@ class Budgeting:
         if known is None or known[0] != config.budgeting:
             self._apply_audit(config)
         self._governor = self.decision = self._passes = None
+        self._usual = 0.0
+        if (config.governed or config.watched) and policy.budget_kind == 'none':
+            mode = policy.settings.mode
+            raise ValueError(f'pruning mode {mode!r} has no budget with these options')
         if config.governed:
             self._begin(policy, instruction)
         return self.info() != before
@@ -158,8 +163,9 @@ class Budgeting:
             waited: seconds since the observation was complete.
         """
         self._in_play.told(tick)
+        moves = policy.config.action_kind == 'delta_pose'  # of joint positions nobody knows
         for event in tick.events():
-            if isinstance(event, np.ndarray):
+            if moves and isinstance(event, np.ndarray):
                 self._steps += len(event)
                 self._motion.follow(list(event), self._steps, self._thresholds)
         own = config.pruning_options.get('budget')
@@ -167,6 +173,8 @@ class Budgeting:
             return
         wanted = self._watch.floor if self._watch is not None else 0.0
         share = max(own, wanted)
+        if not own and wanted <= self._usual:
+            share = own  # which is more than what the audit asks for
         if self._governor is not None:
             fine = config.governor_floor_fine if self._motion.fine else 0.0
             deadline = self._deadline(config)
@@ -199,6 +207,8 @@ class Budgeting:
             self._idle.answered(now)
             self._due = left
             self._played, self._share = answer.requery, len(chunk.kept) / chunk.n_visual
+            if not (chunk.dense or chunk.stats.get('budget')):
+                self._usual = self._share
             self._stamp = stamp
 
     # -- audit ----------------------------------------------------------------------------------

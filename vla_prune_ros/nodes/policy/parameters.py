@@ -242,7 +242,7 @@ class PolicyConfig:
         0.0, 1.0, name='governor.floor', read_only=False,
     )
     governor_floor_fine: float = parameter(
-        0.25, 'smallest share in fine motion: slow, and not upwards',
+        0.25, 'smallest share in fine motion: deltas that are slow, and not upwards',
         0.0, 1.0, name='governor.floor_fine', read_only=False,
     )
     audit_enabled: bool = parameter(
