@@ -153,6 +153,38 @@ def test_wrong_arguments_and_other_latencies_are_refused(tmp_path, capsys):
     assert 'latencies of random' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('wrong', 'said'),
+    [
+        ('--budgets foo', "'foo' is no list"),
+        ('--budgets 0.25,2', "'0.25,2' is no list"),
+        ('--budgets governor:x', "'governor:x' is no list"),
+        ('--leads 4,x', 'not a whole number from 1 on'),
+        ('--loads -1', 'not a whole number from 0 on'),
+        ('--mode none', 'modes with a budget are specprune, '),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_it_is_measured(wrong, said, tmp_path, capsys):
+    try:
+        code = deadline.main([*wrong.split(), '--out', str(tmp_path / 'out')])
+    except SystemExit as end:
+        code = end.code
+    assert code in (1, 2) and said in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('other', 'kept'),
+    [('', 1), ('--mode scout', 0), ('--first-state 8', 0), ('--faster 5', 0), ('--episodes 2', 0)],
+)
+def test_cells_of_another_comparison_are_not_taken_over(other, kept, tmp_path):
+    episodes = {'faster': 1.0, 'first_state': 0, 'cells': [{'episodes': 16}]}
+    content = {'machine': {'mode': 'fastv'}, 'episodes': episodes}
+    (tmp_path / 'results.json').write_text(json.dumps(content))
+    args = deadline.parser().parse_args([*other.split(), '--out', str(tmp_path)])
+    assert len(deadline.finished(args)) == kept
+
+
 @pytest.mark.slow
 def test_the_trial_runs_and_writes_page_and_pictures(tmp_path, capsys):
     out = tmp_path / 'out'

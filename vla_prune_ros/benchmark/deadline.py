@@ -18,82 +18,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_prune_ros.command_line import (
-    at_least,
-    command_line,
-    environment,
-    exit_code_of,
-    verb_parser,
-    write_json,
-)
+from vla_prune_ros.benchmark.deadline_options import BUDGETS, parser
+from vla_prune_ros.command_line import command_line, environment, exit_code_of, write_json
 
 if TYPE_CHECKING:
     from vla_prune_ros.benchmark.contention import Step
 
-DESCRIPTION = """\
-Does a budget that follows the deadline do better than fixed ones when other work comes and goes?
-Measures a model on one core beside real busy loops, then plays closed-loop episodes of the
-embedded policy with these latencies. Writes results.json, deadline.md and pictures."""
-EXAMPLES = """\
-examples:
-  deadline --measure --out out/deadline           the machine alone: some minutes, keep it idle
-  deadline --latencies out/deadline/results.json --out out/deadline           the episodes
-  deadline --mode specprune --leads 2,4,6 --episodes 32"""
 JSON = 'results.json'
 TRACE = (*((0, 60), (1, 60), (0, 60), (3, 60)) * 2, (0, 60))
-BUDGETS = 'governor,0.0625,0.25,0.5,1'
 TRACE_LEADS = (2, 4, 6, 8)
 LIVE = ((0, 10), (1, 16), (0, 20), (3, 10), (0, 20))  # busy loops and queries
 EPISODES = ((0, 4.0), (1, 4.0), (0, 4.0), (3, 4.0))  # busy loops and seconds
 SLACK = 1.35  # deadline of the live runs in dense queries on the quiet core
 PERIOD = 0.05  # s of the tabletop
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = verb_parser('deadline', DESCRIPTION, EXAMPLES)
-    p.add_argument('--mode', default='fastv', help='pruning mode with a budget (default: fastv)')
-    p.add_argument('--size', default='small', help='model whose latency counts (default: small)')
-    p.add_argument(
-        '--trace', action='store_true',
-        help='take the processor time of a pass for its time on a quiet core, and n loops for a'
-        ' factor of n + 1: for a machine that has other work',
-    )  # fmt: skip
-    p.add_argument(
-        '--live', default='tabletop', metavar='DIR',
-        help='checkpoint of the live runs beside real busy loops (default: the embedded policy)',
-    )  # fmt: skip
-    p.add_argument('--core', type=int, help='core for model and loops (default: the last one)')
-    p.add_argument('--loads', default='0,1,3', help='busy loops to sample beside (%(default)s)')
-    p.add_argument('--samples', type=at_least(2), default=6, help='of every class and load (6)')
-    p.add_argument('--measure', action='store_true', help='only this; no episodes')
-    p.add_argument(
-        '--latencies', type=Path,
-        help='results.json with samples taken earlier; with --measure the live runs are new',
-    )  # fmt: skip
-    p.add_argument(
-        '--faster', type=float, default=1.0,
-        help='episodes: of a machine so many times as fast, as a chunk lasts 0.4 s (default: 1)',
-    )  # fmt: skip
-    p.add_argument(
-        '--leads', default='2,4,6,8',
-        help='deadlines in control steps of 50 ms: a chunk is asked for when so many actions are'
-        ' left (%(default)s)',
-    )  # fmt: skip
-    p.add_argument(
-        '--budgets', default=BUDGETS,
-        help='what to compare: governor, governor:FLOOR (governor.floor), and fixed shares'
-        ' (%(default)s)',
-    )  # fmt: skip
-    p.add_argument('--episodes', type=at_least(1), default=16, help='of every cell (16)')
-    p.add_argument('--first-state', type=int, default=0, help='first initial state (0)')
-    p.add_argument('--note', default='', help='a sentence for the page, such as what else ran')
-    p.add_argument('--out', type=Path, default=Path('out/deadline'), help='output directory')
-    p.add_argument('--quiet', action='store_true', help='no progress')
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measure, or read what was measured; play; write."""
     from vla_prune_ros.benchmark import deadline_report as report
+    from vla_prune_ros.benchmark.deadline_options import check_mode
 
+    check_mode(args.mode)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.latencies:
         machine = json.loads(args.latencies.read_text(encoding='utf-8'))['machine']
@@ -126,6 +67,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             'environment': environment(),
             'phases': EPISODES,
             'faster': args.faster,
+            'first_state': args.first_state,
             'cells': cells,
         }
         for cell in play(args, machine, [(c['deadline_ms'], c['arm']) for c in cells]):
@@ -141,8 +83,10 @@ def finished(args: argparse.Namespace) -> list[dict[str, Any]]:
     path = args.out / JSON
     known = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     episodes = known.get('episodes') or {'cells': [], 'faster': 0}
-    same = episodes['faster'] == args.faster
-    return [c for c in episodes['cells'] if same and c['episodes'] == args.episodes]
+    theirs = known['machine']['mode'] if known else '', episodes.get('first_state', 0)
+    if (args.mode, args.first_state) != theirs or episodes['faster'] != args.faster:
+        return []
+    return [c for c in episodes['cells'] if c['episodes'] == args.episodes]
 
 
 def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
@@ -160,7 +104,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     frames, queries = make_queries('auto', 8)
     clock = time.process_time if args.trace else time.perf_counter
     ask = Asker(subject.policy(args.mode), queries, subject.instruction, clock)
-    loads = [int(n) for n in args.loads.split(',')]
+    loads = args.loads
     samples = {}
     with pinned(core):
         quiet, rows = sample(ask, args.samples)
@@ -264,7 +208,7 @@ def traced(args: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
     samples, model, rows = samples_of(args, machine)
     cells = []
     for lead in TRACE_LEADS:
-        for arm in BUDGETS.split(','):
+        for arm in BUDGETS:
             chooser, _ = chooser_of(arm, model, rows)
             steps = trace(samples, rows, TRACE, lead * PERIOD, chooser)
             found = summary(steps, lead * PERIOD, settling)
@@ -300,8 +244,8 @@ def play(
     robot = make_robot('tabletop')
     try:
         n_tasks = len(robot.tasks)
-        for lead in map(int, args.leads.split(',')):
-            for arm in args.budgets.split(','):
+        for lead in args.leads:
+            for arm in args.budgets:
                 if (1e3 * lead * PERIOD, arm) in done:
                     continue
                 chooser, floor = chooser_of(arm, model, rows)
