@@ -67,6 +67,8 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 class StandIn:
     """Answers with zeros; its history is a list of what it was told since the last reset."""
 
+    config = SimpleNamespace(action_kind='delta_pose')
+
     def __init__(self) -> None:
         self.wants_frames = True
         self.history: list[float] = []
