@@ -45,7 +45,9 @@ class Receiver:
 
     def __call__(self, *tensors: Tensor) -> list[np.ndarray]:
         """Wait for tensors of that device and return copies on the host."""
-        flat = torch.cat([t.flatten().contiguous().view(torch.uint8) for t in tensors])
+        # Copies, as one element of any stride counts as contiguous and cannot be viewed as bytes.
+        each = [t.flatten().clone(memory_format=torch.contiguous_format) for t in tensors]
+        flat = torch.cat([tensor.view(torch.uint8) for tensor in each])
         if len(flat) > len(self._host):
             self._host = torch.empty(2 * len(flat), dtype=torch.uint8, pin_memory=self._cuda)
         self._host[: len(flat)].copy_(flat, non_blocking=True)
